@@ -1,0 +1,62 @@
+# `make demo` and `make test` are all a new user needs; CONTRIBUTING.md explains the rest.
+PYTHON   ?= python3
+VENV     ?= .venv
+# What `pip install` gets where no torch >= 2.10 is installed. PyTorch keeps wheels for the CPU alone, far smaller, at an index of their own:
+#     make test TORCH='torch --index-url <the address that pytorch.org gives for CPU>'
+TORCH    ?= torch==2.13.0
+# Added to every `pip install`.
+PIP_ARGS ?=
+DEMO_DIR ?= reports/demo
+DEMO_ARGS ?=
+TESTS    ?= tests
+BIN      := $(VENV)/bin
+PIP      := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
+SOURCES  := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*)
+
+.PHONY: all demo test bench lint format cpptest clean
+.DELETE_ON_ERROR:
+
+all: $(VENV)/.built
+
+demo: $(VENV)/.built
+	$(BIN)/python -m commpress demo --out $(DEMO_DIR) $(DEMO_ARGS)
+
+test: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/python -m pytest -q $(TESTS)
+
+bench: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+	$(BIN)/mypy
+	$(BIN)/torch-abi-audit commpress/_C.abi3.so --check torch
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+# The kernels alone, without torch or Python: every instruction set here, sanitizers, arm64 under emulation.
+cpptest:
+	$(MAKE) -C tests/cpp check
+
+clean:
+	rm -rf build $(VENV) commpress/*.so
+
+$(VENV)/.made: tools/venv.py
+	@$(PYTHON) tools/venv.py $(VENV) --torch "$(TORCH)" --pip "$(PIP_ARGS)"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml commpress/_version.py
+	$(PIP) --no-build-isolation --editable '.[plot]'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@

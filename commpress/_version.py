@@ -1,0 +1,3 @@
+"""The one place that holds the version; ``pyproject.toml`` and ``commpress.__version__`` read it from here."""
+
+__version__ = "0.1.0"
