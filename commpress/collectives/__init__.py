@@ -1,0 +1,37 @@
+"""Collectives on compressed tensors.
+
+`all_reduce` is the one-call form. Underneath is the `Reducer`, the two-phase pipeline that the DDP hook drives as well:
+
+    comm1, comm2 = TorchCommunicator(group1), TorchCommunicator(group2)        # two subgroups with the same ranks, used by nothing else
+    reducer = Reducer(comm1, comm2, timeout=60.0, plan="text that must be equal on all ranks", owns=True)
+    future = reducer.submit(flat, codec1, codec2, key, op="mean", observer=None)      # returns at once
+    future.wait()                                                              # flat, reduced in place; or raises a CommpressError
+    reducer.close()
+
+`submit(flat, codec1, codec2, key, *, op="mean", observer=None) -> torch.futures.Future[Tensor]`
+    `flat`: 1-D contiguous fp32 (or fp64) CPU tensor, overwritten with the result; hands off until the future is done. `codec1` encodes what goes to the
+    owners of the shards, `codec2` the reduced shards. `key` is the same on every rank (`sender` and `phase` are filled in). Calls are carried out in the order of
+    submission, which must be the same on every rank; any number may be in flight. The future is resolved on a worker thread. It carries a Python exception as
+    `Future.set_exception` does, so C++ consumers (DDP) should be handed `future.then(lambda f: f.value())`, which turns it into an error with the same text.
+`reducer.error` the first failure (a CommpressError) or None; from then on `submit` raises StateError. `reducer.close()` waits for what is in flight,
+    joins the threads and (owns=True) destroys the two subgroups; also done at exit.
+
+An `Observer` sees one submission; every method has a default that does nothing, and an exception in one fails the submission on every rank:
+    prepare(flat)                  phase-1 thread, once, before anything of `flat` is encoded: feedback adds the residual here, in place.
+    encoded(phase, start, stop, payload, key, gain)
+                                   right after coordinates [start, stop) were encoded with codec1 (phase 1: `gain` is 1/n for the mean, 1 for the sum) or codec2
+                                   (phase 2, `gain` 1); flat[start:stop] still holds what was encoded, and `codec.decode(payload, key, out=..., offset=start)` gives
+                                   what the others will see (phase 1: gain times it). Block-aligned ranges; phase 1 covers all of `flat` but the own shard.
+                                   Phase 1 on the phase-1 thread, phase 2 on the phase-2 thread, at the same time: the ranges are disjoint.
+    reduced(start, stop)           phase-2 thread, before the owner encodes flat[start:stop], the exact reduced values: owner-side feedback adds its residual here.
+    complete(report)               phase-2 thread, after everything arrived and every rank said that all went well, just before the future is resolved:
+                                   the place to commit a transaction. `report` is a `Report`.
+    failed(error)                  instead of `complete`; discard.
+Own shards are never quantised in phase 1; `shard_bounds(numel, world_size, rank)` gives their limits.
+
+`Report`: numel, world_size, codecs, chunks; bytes_payload1, bytes_payload2, bytes_header (sent by this rank), messages; wire_bytes (estimate with framing, see
+`wire_nbytes`); seconds_queue, _prepare, _header, _encode1, _wait1, _decode1, _encode2, _wait2, _decode2, _total; nonfinite (the result holds a NaN or an infinity:
+the same on all ranks); link_bytes_per_second.
+
+World size 1: nothing is encoded or sent; `prepare` and `complete` are called, the tensor stays as it is (mean and sum).
+"""
