@@ -1,0 +1,303 @@
+"""Error feedback: what one step's encodes left out is added to the next step's input.
+
+A bucket is reduced in two phases, and both leave something out:
+
+* phase 1, on every rank: ``v = gradient + sent``; `v` is encoded to the owners of the other shards, and
+  ``sent' = v - decode(encode(v))``. The rank's own shard is not encoded, so its residual is 0.
+* phase 2, on the owner of a shard: ``m = mean + mean_residual``; `m` is encoded for everybody, and
+  ``mean_residual' = m - decode(encode(m))``.
+
+The residuals live in flat buffers, one per bucket, next to a :class:`Layout` that says which parameter lies where, and
+are regrouped by parameter when DDP rebuilds its buckets: `mean_residual` is then folded into the owner's `sent` as
+``world_size * mean_residual``, so that the sum over ranks that later means receive is conserved.
+
+New residuals become current only in :meth:`ErrorFeedback.commit`, called once a whole step is known to be good on all
+ranks; a step that is not leaves no trace. Hence two copies. Memory on each rank, with N fp32 coordinates and n ranks:
+``8 N + 8 ceil(N / n)`` bytes, to within a block per bucket (none for a lossless codec).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, final
+
+import torch
+
+from commpress.errors import StateError
+
+
+class FeedbackCodec(Protocol):
+    """What feedback asks of a codec (every commpress codec does it)."""
+
+    @property
+    def lossless(self) -> bool: ...
+
+    def decode(
+        self,
+        payload: torch.Tensor,
+        key: Any,
+        *,
+        out: torch.Tensor,
+        accumulate: bool = False,
+        offset: int = 0,
+        gain: float = 1.0,
+        beta: float = 1.0,
+    ) -> torch.Tensor: ...
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which parameters a flat bucket holds, in order and without gaps.
+
+    Args:
+        parameters: their names.
+        sizes: their numbers of coordinates.
+        dtype: of the bucket, as text ("float32").
+    """
+
+    parameters: tuple[str, ...]
+    sizes: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def numel(self) -> int:
+        return sum(self.sizes)
+
+    def segments(self) -> Iterable[tuple[str, int, int]]:
+        """``(parameter, start, stop)`` of each parameter in the flat bucket."""
+        start = 0
+        for name, size in zip(self.parameters, self.sizes, strict=True):
+            yield name, start, start + size
+            start += size
+
+    def as_list(self) -> list[Any]:
+        """For a checkpoint: plain lists, text and integers."""
+        return [list(self.parameters), list(self.sizes), self.dtype]
+
+    @staticmethod
+    def from_list(value: Sequence[Any]) -> Layout:
+        names, sizes, dtype = value
+        return Layout(tuple(names), tuple(sizes), dtype)
+
+
+@final
+class BucketFeedback:
+    """The residuals of one bucket on one rank. Made by :class:`ErrorFeedback`.
+
+    The two phases may run on two threads; they touch different buffers.
+    """
+
+    def __init__(self, layout: Layout, codec: FeedbackCodec, world_size: int, own: tuple[int, int]) -> None:
+        self.layout = layout
+        self._codec = codec
+        self._world_size = world_size
+        self._start, self._stop = own
+        self._sent = _pair(layout.numel)
+        self._mean = _pair(self._stop - self._start)
+
+    def add_input(self, tensor: torch.Tensor) -> None:
+        """Phase 1, first: ``tensor += sent``. `tensor`: fp32, flat, the whole bucket."""
+        tensor.add_(self._sent[0])
+        self._sent[1][self._start : self._stop].zero_()
+
+    def record_sent(self, tensor: torch.Tensor, payload: torch.Tensor, key: Any, start: int, stop: int) -> None:
+        """Phase 1, after the encode of ``tensor[start:stop] / world_size`` to `payload` under `key`."""
+        left = self._sent[1][start:stop]
+        left.copy_(tensor[start:stop])
+        self._codec.decode(payload, key, out=left, accumulate=True, offset=start, gain=-float(self._world_size))
+
+    def add_mean(self, tensor: torch.Tensor, start: int, stop: int) -> None:
+        """Phase 2, before the encode of a piece of the own shard: ``tensor[start:stop] += mean_residual``."""
+        tensor[start:stop].add_(self._mean[0][start - self._start : stop - self._start])
+
+    def record_mean(self, tensor: torch.Tensor, payload: torch.Tensor, key: Any, start: int, stop: int) -> None:
+        """Phase 2, after the encode of ``tensor[start:stop]`` to `payload` and before its decode overwrites it."""
+        left = self._mean[1][start - self._start : stop - self._start]
+        left.copy_(tensor[start:stop])
+        self._codec.decode(payload, key, out=left, accumulate=True, offset=start, gain=-1.0)
+
+    def left_out(self, start: int, stop: int, phase: int) -> torch.Tensor:
+        """A view of what the current step's encode of ``[start, stop)`` left out."""
+        if phase == 1:
+            return self._sent[1][start:stop]
+        return self._mean[1][start - self._start : stop - self._start]
+
+    def hold(self, start: int, stop: int) -> None:
+        """Keeps the residuals of ``[start, stop)`` as they were before this step: its result will be discarded."""
+        self._sent[1][start:stop].copy_(self._sent[0][start:stop])
+        low, high = max(start, self._start) - self._start, min(stop, self._stop) - self._start
+        if low < high:
+            self._mean[1][low:high].copy_(self._mean[0][low:high])
+
+    def commit(self) -> None:
+        """Makes the current step's residuals the ones to add next."""
+        self._sent.reverse()
+        self._mean.reverse()
+
+    def owed(self) -> dict[str, torch.Tensor]:
+        """For each parameter a flat fp32 copy of what later sums over ranks are owed by this rank."""
+        whole = self._sent[0].clone()
+        whole[self._start : self._stop].add_(self._mean[0], alpha=self._world_size)
+        return {name: whole[start:stop].clone() for name, start, stop in self.layout.segments()}
+
+    def preset(self, sent: dict[str, torch.Tensor]) -> None:
+        """Takes over what was :meth:`owed` under another layout."""
+        for name, start, stop in self.layout.segments():
+            self._sent[0][start:stop].copy_(sent[name])
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """By parameter: ``sent`` and, where the own shard cuts the parameter, ``mean`` and its ``mean_start`` in it."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, start, stop in self.layout.segments():
+            found[name] = {"sent": self._sent[0][start:stop].clone()}
+            low, high = max(start, self._start), min(stop, self._stop)
+            if low < high:
+                piece = self._mean[0][low - self._start : high - self._start].clone()
+                found[name] |= {"mean": piece, "mean_start": low - start}
+        return found
+
+    def restore(self, state: dict[str, dict[str, Any]]) -> None:
+        """The inverse of :meth:`state`. A ``mean`` piece outside the own shard is folded into `sent`."""
+        for name, start, stop in self.layout.segments():
+            entry = state[name]
+            self._sent[0][start:stop].copy_(entry["sent"])
+            piece = entry.get("mean")
+            if piece is None:
+                continue
+            low = start + entry["mean_start"]
+            high = low + piece.numel()
+            if self._start <= low and high <= self._stop:
+                self._mean[0][low - self._start : high - self._start].copy_(piece)
+            else:
+                self._sent[0][low:high].add_(piece, alpha=self._world_size)
+
+
+@final
+class ErrorFeedback:
+    """The residuals of all buckets of a model on one rank.
+
+    Args:
+        codec: the codec of both phases, made by its ``for_feedback()``.
+        rank: this process's place among `world_size`.
+        world_size: ranks whose mean is taken.
+        shard: numel -> ``(start, stop)``, the range of a bucket that this rank owns.
+    """
+
+    def __init__(
+        self, codec: FeedbackCodec, *, rank: int, world_size: int, shard: Callable[[int], tuple[int, int]]
+    ) -> None:
+        self._codec = codec
+        self._rank = rank
+        self._world_size = world_size
+        self._shard = shard
+        self._buckets: list[BucketFeedback] = []
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        return tuple(b.layout for b in self._buckets)
+
+    @property
+    def active(self) -> bool:
+        """False for a lossless codec: every residual is exactly 0, and nothing is stored."""
+        return not self._codec.lossless
+
+    def arrange(self, layouts: Sequence[Layout]) -> bool:
+        """Regroups the residuals by parameter for new `layouts`. True if anything moved.
+
+        Raises:
+            StateError: the layouts hold other parameters than before.
+        """
+        if not self.active or tuple(layouts) == self.layouts:
+            return False
+        new = [BucketFeedback(lay, self._codec, self._world_size, self._shard(lay.numel)) for lay in layouts]
+        if self._buckets:
+            owed = self.owed()
+            _check_same({k: v.numel() for k, v in owed.items()}, _sizes(layouts), "the buckets of this step")
+            for bucket in new:
+                bucket.preset(owed)
+        self._buckets = new
+        return True
+
+    def bucket(self, index: int) -> BucketFeedback:
+        return self._buckets[index]
+
+    def commit(self) -> None:
+        """Ends a step that is good on all ranks: its residuals become the current ones."""
+        for bucket in self._buckets:
+            bucket.commit()
+
+    def owed(self) -> dict[str, torch.Tensor]:
+        """For each parameter what later sums over ranks are owed by this one: ``sent + world_size * mean_residual``."""
+        return {name: value for bucket in self._buckets for name, value in bucket.owed().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Text, integers and CPU tensors only. Loads bit for bit on the same rank, world size and layouts."""
+        return {
+            "rank": self._rank,
+            "world_size": self._world_size,
+            "layouts": [lay.as_list() for lay in self.layouts],
+            "residuals": {name: entry for bucket in self._buckets for name, entry in bucket.state().items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the residuals and the layouts of `state`.
+
+        Raises:
+            StateError: the state is of another rank or world size (see :func:`merge_residuals`).
+        """
+        if state["world_size"] not in (0, self._world_size):
+            raise StateError(f"the residuals are of {state['world_size']} ranks, not of {self._world_size}")
+        if state["world_size"] and state["rank"] != self._rank and state["residuals"]:
+            raise StateError(
+                f"the residuals are of rank {state['rank']} and cannot be rank {self._rank}'s: each rank saves and loads "
+                "its own state, or all of them load what merge_residuals() makes of every rank's"
+            )
+        layouts = [Layout.from_list(entry) for entry in state["layouts"]]
+        _check_same({k: v["sent"].numel() for k, v in state["residuals"].items()}, _sizes(layouts), "its own layouts")
+        self._buckets = []
+        self.arrange(layouts)
+        for bucket in self._buckets:
+            bucket.restore(state["residuals"])
+
+
+def merge_residuals(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Makes of all ranks' :meth:`ErrorFeedback.state_dict` one that every rank of a world of any size may load.
+
+    Each new rank then starts with the mean of what the old ranks owed, so the next mean is as it would have been.
+
+    Raises:
+        StateError: the states are not those of ranks 0 to n-1 of one world.
+    """
+    ranks = sorted(s["rank"] for s in states)
+    if not states or ranks != list(range(states[0]["world_size"])):
+        world = states[0]["world_size"] if states else 0
+        raise StateError(f"expected the states of all {world} ranks, got those of ranks {ranks}")
+    n = len(states)
+    total: dict[str, torch.Tensor] = {}
+    for state in states:
+        for name, entry in state["residuals"].items():
+            mean = total.setdefault(name, torch.zeros_like(entry["sent"]))
+            mean.add_(entry["sent"], alpha=1 / n)
+            if "mean" in entry:
+                start = entry["mean_start"]
+                mean[start : start + entry["mean"].numel()].add_(entry["mean"])
+    residuals = {name: {"sent": value} for name, value in total.items()}
+    return {"rank": 0, "world_size": 0, "layouts": states[0]["layouts"], "residuals": residuals}
+
+
+def _pair(numel: int) -> list[torch.Tensor]:
+    return [torch.zeros(numel), torch.zeros(numel)]
+
+
+def _sizes(layouts: Sequence[Layout]) -> dict[str, int]:
+    return {name: size for lay in layouts for name, size in zip(lay.parameters, lay.sizes, strict=True)}
+
+
+def _check_same(have: dict[str, int], want: dict[str, int], where: str) -> None:
+    for name in (*have, *want):
+        if have.get(name) != want.get(name):
+            raise StateError(
+                f"residual of parameter {name!r} has {have.get(name)} coordinates, but {want.get(name)} in {where}"
+            )
