@@ -2,19 +2,19 @@
 
 `all_reduce` is the one-call form. Underneath is the `Reducer`, the two-phase pipeline that the DDP hook drives as well:
 
-    comm1, comm2 = TorchCommunicator(group1), TorchCommunicator(group2)        # two subgroups with the same ranks, used by nothing else
-    reducer = Reducer(comm1, comm2, timeout=60.0, plan="text that must be equal on all ranks", owns=True)
+    comm1, comm2 = make_channels(process_group)       # collective: two gloo subgroups with the same ranks, used by nothing else
+    reducer = Reducer(comm1, comm2, timeout=60.0, plan="text that must be equal on all ranks")
     future = reducer.submit(flat, codec1, codec2, key, op="mean", observer=None)      # returns at once
     future.wait()                                                              # flat, reduced in place; or raises a CommpressError
     reducer.close()
 
-`submit(flat, codec1, codec2, key, *, op="mean", observer=None) -> torch.futures.Future[Tensor]`
+`submit(flat, codec1, codec2, key, *, op="mean", observer=None, plan=None, result=None) -> torch.futures.Future[Tensor]`
     `flat`: 1-D contiguous fp32 (or fp64) CPU tensor, overwritten with the result; hands off until the future is done. `codec1` encodes what goes to the
     owners of the shards, `codec2` the reduced shards. `key` is the same on every rank (`sender` and `phase` are filled in). Calls are carried out in the order of
     submission, which must be the same on every rank; any number may be in flight. The future is resolved on a worker thread. It carries a Python exception as
-    `Future.set_exception` does, so C++ consumers (DDP) should be handed `future.then(lambda f: f.value())`, which turns it into an error with the same text.
+    `Future.set_exception` does (`plan` replaces the reducer's for this call, `result` the future's value), so C++ consumers (DDP) should be handed `future.then(lambda f: f.value())`, which turns it into an error with the same text.
 `reducer.error` the first failure (a CommpressError) or None; from then on `submit` raises StateError. `reducer.close()` waits for what is in flight,
-    joins the threads and (owns=True) destroys the two subgroups; also done at exit.
+    joins the threads and destroys the two subgroups; also done at exit.
 
 An `Observer` sees one submission; every method has a default that does nothing, and an exception in one fails the submission on every rank:
     prepare(flat)                  phase-1 thread, once, before anything of `flat` is encoded: feedback adds the residual here, in place.
@@ -35,3 +35,31 @@ the same on all ranks); link_bytes_per_second.
 
 World size 1: nothing is encoded or sent; `prepare` and `complete` are called, the tensor stays as it is (mean and sum).
 """
+
+from commpress.collectives._accounting import Report, wire_nbytes
+from commpress.collectives._all_reduce import all_reduce, close, group_timeout, last_report, make_channels
+from commpress.collectives._fake import FakeCommunicator, FakeWorld
+from commpress.collectives._layout import shard_bounds
+from commpress.collectives._torch import TorchCommunicator
+from commpress.collectives.communicator import ChannelError, Communicator, Handle
+from commpress.collectives.observer import Observer
+from commpress.collectives.reducer import Reducer
+
+__all__ = [
+    "ChannelError",
+    "Communicator",
+    "FakeCommunicator",
+    "FakeWorld",
+    "Handle",
+    "Observer",
+    "Reducer",
+    "Report",
+    "TorchCommunicator",
+    "all_reduce",
+    "close",
+    "group_timeout",
+    "last_report",
+    "make_channels",
+    "shard_bounds",
+    "wire_nbytes",
+]

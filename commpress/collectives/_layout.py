@@ -1,0 +1,157 @@
+"""How a tensor is cut into shards and chunks, and the message buffers for it, which are kept between steps."""
+
+from __future__ import annotations
+
+import collections
+import struct
+import threading
+from typing import Any, final
+
+import torch
+
+BLOCK = 4096
+VERDICT_NBYTES = 128
+_VERDICT = struct.Struct("<4sBBHQ112s")
+assert _VERDICT.size == VERDICT_NBYTES
+_MAGIC = b"CPRV"
+_PIECE_BLOCKS = 128  # codec calls work on 2 MiB of fp32 at a time, so that what one wrote the next finds in the cache
+_MAX_CHUNKS = 64
+
+
+def shard_bounds(numel: int, world_size: int, rank: int) -> tuple[int, int]:
+    """Limits [start, stop) of the coordinates that `rank` owns: whole blocks of 4096, but for the tensor's end."""
+    blocks = -(-numel // BLOCK)
+    return min(rank * blocks // world_size * BLOCK, numel), min((rank + 1) * blocks // world_size * BLOCK, numel)
+
+
+def chunk_count(numel: int, world_size: int, block_nbytes: int, chunk_nbytes: int) -> int:
+    """Into how many chunks each shard is cut so that a message has about `chunk_nbytes` of payload; the same on every rank."""
+    shard_blocks = -(-(-(-numel // BLOCK)) // world_size)
+    return max(1, min(_MAX_CHUNKS, shard_blocks, round(shard_blocks * block_nbytes / chunk_nbytes)))
+
+
+@final
+class Message:
+    """A buffer for one message: verdict prefix, then the payload of coordinates [start, stop).
+
+    Attributes:
+        data: the whole message, uint8. pieces: (start, stop, payload view) of the codec calls that fill or read it. nbytes_payload: without the prefix.
+    """
+
+    __slots__ = ("_memory", "data", "nbytes_payload", "pieces")
+
+    def __init__(self, data: torch.Tensor, pieces: list[tuple[int, int, torch.Tensor]]) -> None:
+        self.data = data
+        self.pieces = pieces
+        self.nbytes_payload = data.numel() - VERDICT_NBYTES
+        self._memory = memoryview(data.numpy())[:VERDICT_NBYTES]
+
+    def write_verdict(self, sequence: int, *, failed: bool, nonfinite: bool, origin: int, reason: str) -> None:
+        """Fills the prefix: whether the sender met a failure (its own or one it was told of; `origin` is the rank where it began)."""
+        text = reason.encode("utf-8", "replace")[:112] if failed else b""
+        _VERDICT.pack_into(self._memory, 0, _MAGIC, failed, nonfinite, origin, sequence, text)
+
+    def read_verdict(self) -> tuple[bool, bool, int, int, str]:
+        """(failed, nonfinite, origin, sequence, reason); a prefix that is none counts as a failure."""
+        magic, failed, nonfinite, origin, sequence, text = _VERDICT.unpack_from(self._memory, 0)
+        if magic != _MAGIC:
+            return True, False, -1, sequence, "a message without verdict arrived"
+        return bool(failed), bool(nonfinite), origin, sequence, text.rstrip(b"\0").decode("utf-8", "replace")
+
+
+@final
+class Layout:
+    """All buffers of one submission. Lists are indexed [chunk][peer number]; an entry is None where there is nothing to send.
+
+    Attributes:
+        send1[c][i]: to owner `targets[i]`; recv1[c][i]: from `sources[i]`, this rank's shard; send2[c]: this rank's shard, to all;
+        recv2[c][i]: from `owners[i]`, its shard. chunks: their number. nbytes: size of all buffers.
+    """
+
+    def __init__(self, numel: int, dtype: torch.dtype, codec1: Any, codec2: Any, rank: int, size: int, chunks: int) -> None:
+        self.chunks = chunks
+        self.sources = [(rank + d) % size for d in range(1, size)]  # the order of summation
+        self.targets = [(rank - d) % size for d in range(1, size)]  # so that what an owner waits for first is sent first
+        self.owners = self.sources
+        shape: list[tuple[str, int, Any, int, int]] = []
+        own = shard_bounds(numel, size, rank)
+        for c in range(chunks):
+            for peer in self.targets:
+                shape.append(("send1", c, codec1, *self._chunk(*shard_bounds(numel, size, peer), c)))
+            for _ in self.sources:
+                shape.append(("recv1", c, codec1, *self._chunk(*own, c)))
+            shape.append(("send2", c, codec2, *self._chunk(*own, c)))
+            for peer in self.owners:
+                shape.append(("recv2", c, codec2, *self._chunk(*shard_bounds(numel, size, peer), c)))
+        sizes = []
+        for kind, c, codec, start, stop in shape:
+            payload = codec.payload_nbytes(stop - start, offset=start, dtype=dtype) if stop > start else 0
+            needed = payload or (kind in ("send2", "recv2") and c == chunks - 1)  # the last word goes out even for an empty shard
+            sizes.append(-(-(VERDICT_NBYTES + payload) // 64) * 64 if needed else 0)
+        self.nbytes = sum(sizes)
+        arena = torch.empty(self.nbytes, dtype=torch.uint8)
+        self.send1: list[list[Message | None]] = [[] for _ in range(chunks)]
+        self.recv1: list[list[Message | None]] = [[] for _ in range(chunks)]
+        self.send2: list[list[Message | None]] = [[] for _ in range(chunks)]
+        self.recv2: list[list[Message | None]] = [[] for _ in range(chunks)]
+        position = 0
+        for (kind, c, codec, start, stop), room in zip(shape, sizes, strict=True):
+            message = _message(arena[position : position + room], codec, dtype, start, stop) if room else None
+            getattr(self, kind)[c].append(message)
+            position += room
+
+    def _chunk(self, start: int, stop: int, c: int) -> tuple[int, int]:
+        blocks = -(-(stop - start) // BLOCK)
+        return (
+            min(start + c * blocks // self.chunks * BLOCK, stop),
+            min(start + (c + 1) * blocks // self.chunks * BLOCK, stop),
+        )
+
+
+def _message(room: torch.Tensor, codec: Any, dtype: torch.dtype, start: int, stop: int) -> Message:
+    pieces = []
+    position = VERDICT_NBYTES
+    for begin in range(start, stop, _PIECE_BLOCKS * BLOCK):
+        end = min(begin + _PIECE_BLOCKS * BLOCK, stop)
+        nbytes = codec.payload_nbytes(end - begin, offset=begin, dtype=dtype)
+        pieces.append((begin, end, room[position : position + nbytes]))
+        position += nbytes
+    return Message(room[:position], pieces)
+
+
+@final
+class LayoutPool:
+    """Layouts not in use, so that steps after the first allocate nothing. Keeps at most `limit` of them, the least recently used go first."""
+
+    def __init__(self, limit: int = 64) -> None:
+        self._free: collections.OrderedDict[Any, list[Layout]] = collections.OrderedDict()
+        self._count = 0
+        self._limit = limit
+        self._lock = threading.Lock()
+
+    def take(self, numel: int, dtype: torch.dtype, codec1: Any, codec2: Any, rank: int, size: int, chunks: int) -> Layout:
+        """A layout for exactly this case, new or used before."""
+        key = (numel, dtype, codec1, codec2, rank, size, chunks)
+        with self._lock:
+            free = self._free.get(key)
+            if free:
+                self._count -= 1
+                layout = free.pop()
+                if not free:
+                    del self._free[key]
+                return layout
+        return Layout(*key)
+
+    def give(self, numel: int, dtype: torch.dtype, codec1: Any, codec2: Any, rank: int, size: int, layout: Layout) -> None:
+        """Takes a layout back whose messages are all through."""
+        key = (numel, dtype, codec1, codec2, rank, size, layout.chunks)
+        with self._lock:
+            self._free.setdefault(key, []).append(layout)
+            self._free.move_to_end(key)
+            self._count += 1
+            while self._count > self._limit:
+                oldest = next(iter(self._free))
+                self._free[oldest].pop()
+                if not self._free[oldest]:
+                    del self._free[oldest]
+                self._count -= 1

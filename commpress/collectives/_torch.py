@@ -1,0 +1,99 @@
+"""Communicator on a torch.distributed process group."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, final
+
+import torch
+import torch.distributed as dist
+
+from commpress.collectives.communicator import ChannelError, Communicator, Handle
+
+_TAG = 0  # one tag: gloo matches messages of one tag in order
+
+
+def _error(problem: Exception) -> ChannelError:
+    text = str(problem)
+    timed_out = "Timed out" in text or "timed out" in text
+    if "Application timeout" in text:  # gloo closes all connections of a group when one wait times out
+        return ChannelError("another message of this group timed out, or the group was aborted", timed_out=True)
+    if "Connection closed by peer" in text or "Connection reset" in text or "Broken pipe" in text or "Socket closed" in text:
+        return ChannelError("the connection was closed from the other side")
+    return ChannelError(text.splitlines()[0] if text else type(problem).__name__, timed_out=timed_out)
+
+
+@final
+class _Work(Handle):
+    __slots__ = ("_tensor", "_work")
+
+    def __init__(self, work: Any, tensor: torch.Tensor) -> None:
+        self._work = work
+        self._tensor = tensor  # gloo keeps the address only
+
+    def wait(self, timeout: float) -> None:
+        try:
+            self._work.wait(datetime.timedelta(seconds=max(timeout, 0.001)))
+        except RuntimeError as problem:
+            raise _error(problem) from None
+
+
+@final
+class TorchCommunicator(Communicator):
+    """Channel on `group`, a process group that nothing else uses.
+
+    Calls go to the group object, not through `torch.distributed`'s registry: they cost less, and the channel outlives `destroy_process_group`.
+
+    Args:
+        group: a ProcessGroup of which this process is a member. Tensors must suit its backend (gloo: CPU).
+        owns: `close` destroys the group.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, *, owns: bool = False) -> None:
+        self.rank = group.rank()
+        self.size = group.size()
+        self._group: dist.ProcessGroup | None = group
+        self._gloo = dist.get_backend(group) == "gloo"
+        self._owns = owns
+        self._aborted = False
+
+    def isend(self, tensor: torch.Tensor, dst: int) -> Handle:
+        if self._group is None or self._aborted:
+            raise ChannelError("the channel is closed")
+        try:
+            return _Work(self._group.send([tensor], dst, _TAG), tensor)
+        except RuntimeError as problem:
+            raise _error(problem) from None
+
+    def irecv(self, tensor: torch.Tensor, src: int) -> Handle:
+        if self._group is None or self._aborted:
+            raise ChannelError("the channel is closed")
+        try:
+            return _Work(self._group.recv([tensor], src, _TAG), tensor)
+        except RuntimeError as problem:
+            raise _error(problem) from None
+
+    def abort(self) -> None:
+        if self._group is None or self._aborted:
+            return
+        self._aborted = True
+        if self.size == 1:
+            return
+        if not self._gloo:
+            self._group.abort()
+            return
+        # gloo's abort() does nothing. A receive that times out closes all connections of its group, which ends every other wait; tag 1 matches no message.
+        try:
+            trash = torch.empty(1, dtype=torch.uint8)
+            self._group.recv([trash], (self.rank + 1) % self.size, 1).wait(datetime.timedelta(milliseconds=1))
+        except RuntimeError:
+            pass
+
+    def close(self) -> None:
+        group, self._group = self._group, None
+        if group is None or not self._owns or not dist.is_initialized():
+            return
+        try:
+            dist.destroy_process_group(group)
+        except (RuntimeError, ValueError, AssertionError):
+            pass  # destroyed before, with the default group

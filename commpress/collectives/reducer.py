@@ -1,0 +1,120 @@
+"""The Reducer: submissions in, futures out."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+
+from commpress.collectives._pipeline import Job, Pipeline
+from commpress.collectives.communicator import Communicator
+from commpress.collectives.observer import Observer
+from commpress.errors import StateError, TensorError
+
+if TYPE_CHECKING:
+    from commpress.codecs import Key
+
+_EXIT_GRACE = 5.0  # seconds that an interpreter's exit waits for exchanges under way
+
+
+@final
+class Reducer:
+    """Two-phase compressed all-reduce on a pair of channels, with two FIFO threads. The package's text has the whole contract.
+
+    Args:
+        comm1, comm2: channels of the two phases; same rank and size; used by nothing else. Closed with the reducer.
+        timeout: seconds that any single wait for a peer may take.
+        plan: text that must be equal on all ranks, such as a fingerprint of the parameters; shown in the error if it is not.
+        chunk_nbytes: payload bytes per message; must be equal on all ranks. By default it follows the speed of the link.
+
+    Raises:
+        StateError: the channels do not belong together.
+    """
+
+    def __init__(
+        self, comm1: Communicator, comm2: Communicator, *, timeout: float, plan: str = "", chunk_nbytes: int | None = None
+    ) -> None:
+        if (comm1.rank, comm1.size) != (comm2.rank, comm2.size):
+            raise StateError("the two channels have different ranks or sizes")
+        self.rank = comm1.rank
+        self.world_size = comm1.size
+        self.timeout = float(timeout)
+        self._plan = plan
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._sequence = 0
+        self._closed = False
+        self._pipeline = Pipeline(comm1, comm2, self.timeout, chunk_nbytes)
+        # The threads know the pipeline only, so a forgotten Reducer is collected; also called at exit, while threads still run.
+        self._finalizer = weakref.finalize(self, _shutdown, self._pipeline, self._pid)
+
+    @property
+    def error(self) -> Exception | None:
+        """The first failure, or None."""
+        return self._pipeline.error
+
+    def submit(
+        self,
+        flat: torch.Tensor,
+        codec1: Any,
+        codec2: Any,
+        key: Key,
+        *,
+        op: str = "mean",
+        observer: Observer | None = None,
+        plan: str | None = None,
+        result: torch.Tensor | None = None,
+    ) -> torch.futures.Future[torch.Tensor]:
+        """Starts one all-reduce and returns at once.
+
+        Args:
+            flat: 1-D contiguous fp32 or fp64 CPU tensor; overwritten. After a failure its content is undefined.
+            codec1, codec2: codecs of the two phases, equal on all ranks.
+            key: equal on all ranks; `sender` and `phase` are filled in here.
+            op: "mean" or "sum".
+            observer: see `Observer`.
+            plan: replaces the reducer's plan text for this submission.
+            result: what the future resolves with instead of `flat`.
+
+        Returns:
+            A future of `flat`, or of a CommpressError: MismatchError (ranks disagree), PeerError (a rank died, hung or failed), or what failed here.
+
+        Raises:
+            TensorError: `flat` or `op` is not as above.
+            StateError: closed, failed before, or used in a forked process.
+        """
+        if flat.device.type != "cpu":
+            raise TensorError(f"tensors must be on the CPU, got {flat.device}: the CUDA kernels come later")
+        if flat.dtype not in (torch.float32, torch.float64) or flat.dim() != 1 or not flat.is_contiguous():
+            raise TensorError(f"expected a 1-D contiguous fp32 or fp64 tensor, got {flat.dtype} of shape {tuple(flat.shape)}")
+        if op not in ("mean", "sum"):
+            raise TensorError(f"op must be 'mean' or 'sum', got {op!r}")
+        with self._lock:
+            if self._closed:
+                raise StateError("the reducer is closed")
+            if self._pid != os.getpid():
+                raise StateError("a reducer does not survive fork: its threads are in the parent")
+            if self._pipeline.error is not None:
+                raise StateError(f"an earlier submission failed: {self._pipeline.error}") from self._pipeline.error
+            job = Job(
+                flat.detach(), codec1, codec2, key, op, observer or Observer(), self._sequence, self._plan if plan is None else plan
+            )
+            job.result = flat if result is None else result
+            self._sequence += 1
+            self._pipeline.submit(job)
+        return job.future
+
+    def close(self) -> None:
+        """Waits for what is in flight (at most twice the timeout), joins the threads and closes the channels. Twice does no harm."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed and self._finalizer.detach() is not None and self._pid == os.getpid():
+            self._pipeline.shutdown(2 * self.timeout)
+
+
+def _shutdown(pipeline: Pipeline, pid: int) -> None:
+    if pid == os.getpid():
+        pipeline.shutdown(_EXIT_GRACE)
