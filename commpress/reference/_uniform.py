@@ -1,0 +1,116 @@
+"""Stochastic uniform rounding (docs/wire-format.md, section 4.2)."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import numpy.typing as npt
+
+from commpress.errors import WireError
+from commpress.reference import _packing, _random, _rates
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+NONFINITE = 0xFFFF
+BF16_MAX = float(np.float32(3.3895313892515355e38))
+FLT_MAX = np.finfo(np.float32).max
+
+
+def least_bfloat16(q: float) -> float:
+    """The least positive bfloat16 that is >= q, or the largest finite one."""
+    exponent = max(int(np.floor(np.log2(q))) if q > 0 else -126, -126)
+    ulp = 2.0 ** (exponent - 7)
+    return min(max(float(np.ceil(q / ulp)) * ulp, 2.0**-133), BF16_MAX)
+
+
+def bits_of_bfloat16(t: float) -> int:
+    """The 16-bit pattern of a bfloat16 value."""
+    return int(np.float32(t).view(np.uint32)) >> 16
+
+
+def step_and_inverse(a: np.float32, k: int, bits: int, gain: np.float32) -> tuple[float, np.float32, bool]:
+    """(t, inv, saturate) of a group whose largest absolute value, times 2^k, is ``a``."""
+    top = np.float32(2 ** (bits - 1) - 1 if bits > 1 else 1)
+    q = float((a * gain) / top) * 2.0**-k  # exact in binary64
+    t = least_bfloat16(q)
+    inv = gain / np.ldexp(np.float32(t), k)
+    limit = top
+    if bits == 1:
+        inv, limit = inv * np.float32(0.5), np.float32(0.5)
+    saturate = q > t
+    while not saturate and a * inv > limit:
+        inv = np.nextafter(inv, np.float32(0))
+    return t, inv, saturate
+
+
+def encode_group(x: F32, bits: int, words: npt.NDArray[np.uint32], gain: np.float32) -> bytes:
+    """One group: a bfloat16 scale and the packed codes of at most 512 values, which are rounded by ``words``."""
+    empty = bytes(_rates.packed_nbytes(x.size, bits))
+    if not np.isfinite(x).all():
+        return struct.pack("<H", NONFINITE) + empty
+    a = np.abs(x).max()
+    if a == 0:
+        return struct.pack("<H", 0) + empty
+    k = 0
+    if not 2.0**-60 <= a <= 2.0**100:
+        k = 1 - int(np.frexp(a)[1])
+        x, a = np.ldexp(x, k), np.ldexp(a, k)
+    t, inv, saturate = step_and_inverse(a, k, bits, gain)
+    fraction = 32 - bits
+    scaled = x * (inv * np.float32(2.0**fraction))
+    if saturate:
+        limit = np.float32((2 ** (bits - 1) - 1) * 2.0**fraction if bits > 1 else 2.0**30)
+        scaled = np.clip(scaled, -limit, limit)
+    half = 2**31 if bits > 1 else 2**30
+    total = np.rint(scaled).astype(np.int64) + (words >> np.uint32(bits)).astype(np.int64) + half
+    codes = ((total & 0xFFFFFFFF) >> fraction).astype(np.uint8)
+    return struct.pack("<H", bits_of_bfloat16(t)) + _packing.pack(codes, bits).tobytes()
+
+
+def decode_group(data: U8, n: int, bits: int, gain: np.float32) -> F32:
+    """The values of one group; NaN throughout if it was non-finite. Raises WireError for an impossible scale."""
+    (pattern,) = struct.unpack("<H", data[:2].tobytes())
+    if pattern == 0:
+        return np.zeros(n, np.float32)
+    if pattern == NONFINITE:
+        return np.full(n, np.nan, np.float32)
+    if pattern > 0x7F7F:
+        raise WireError(f"group scale 0x{pattern:04x} is not a positive finite bfloat16")
+    t = np.uint32(pattern << 16).view(np.float32) * gain
+    codes = _packing.unpack(data[2:], n, bits).astype(np.float32)
+    return (2 * codes - 1 if bits == 1 else codes - np.float32(2 ** (bits - 1))) * t
+
+
+def encode(x: F32, spec: _rates.Spec, key: _random.KeyLike, index: int, gain: np.float32) -> bytes:
+    """A block of at most 4096 coordinates, or the rest of a `hadamard+lloyd` payload."""
+    coded = _rates.code_runs(spec, index, x.size)
+    if spec.subsampled:
+        poisoned = not np.isfinite(x).all()
+        where, width = _random.selection(key, index, x.size, coded[-1][0] + coded[-1][1])
+        x = np.clip(x[where] * width.astype(np.float32), -FLT_MAX, FLT_MAX)
+        if poisoned:
+            x = np.full_like(x, np.nan)  # it need not be among those selected
+    out = []
+    place = index % _rates.GROUP  # not 0 for a rest alone, which lies in one group
+    for at, m, bits in coded:
+        words = _random.rounding_words(key, index - place + at)[place : place + m]
+        out.append(encode_group(x[at : at + m], bits, words, gain))
+    return b"".join(out)
+
+
+def decode(data: U8, spec: _rates.Spec, key: _random.KeyLike, index: int, n: int, gain: np.float32) -> F32:
+    """The inverse of :func:`encode` for a block of ``n`` coordinates."""
+    values, at = [], 0
+    for _, m, bits in _rates.code_runs(spec, index, n):
+        end = at + 2 + _rates.packed_nbytes(m, bits)
+        values.append(decode_group(data[at:end], m, bits, gain))
+        at = end
+    joined = np.concatenate(values)
+    if not spec.subsampled:
+        return joined
+    if any(np.isnan(v).all() for v in values):
+        return np.full(n, np.nan, np.float32)
+    out = np.zeros(n, np.float32)
+    out[_random.selection(key, index, n, joined.size)[0]] = joined
+    return out
