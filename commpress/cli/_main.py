@@ -1,0 +1,74 @@
+"""Parses the command line, runs a subcommand, and turns errors into one readable line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from commpress._version import __version__
+from commpress.cli import _demo, _info, _pack, _train, _unpack
+from commpress.errors import CommpressError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_EXAMPLES = """\
+examples:
+  commpress demo                                  train with fp32, 4, 2 and 1 bits on this machine and compare
+  torchrun --nproc_per_node=2 -m commpress train --codec hadamard+lloyd:2
+  commpress pack weights.npy --codec hadamard+lloyd:4
+  commpress info weights.npy.cmpr
+  commpress unpack weights.npy.cmpr --out restored.npy
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="commpress",
+        description="Compressed communication for PyTorch distributed training.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"commpress {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="command", required=True)
+    for module in (_demo, _train, _pack, _unpack, _info):
+        module.add_to(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status.
+
+    0: done. 1: a run of the demo failed. 2: wrong usage, or an error with one line on standard error. 130: interrupted.
+    """
+    options = parser().parse_args(arguments)
+    name = f"commpress {options.command}"
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt as stopped:
+        print(f"\n{name}: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough; nothing is wrong, but Python must not try to flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except (CommpressError, OSError) as error:
+        where = f"rank {os.environ['RANK']}: " if options.command == "train" and "RANK" in os.environ else ""
+        print(f"{name}: {where}{type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
+        return EXIT_ERROR
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    # As Ctrl-C: what runs is ended in order and what is finished is kept.
+    raise KeyboardInterrupt("terminated")

@@ -1,0 +1,44 @@
+"""Experiments: the main job, and what the demo makes of its runs.
+
+with process_group():
+    job = MainJob(Settings(codec="hadamard+lloyd:2"), writer=RunWriter("run.jsonl"))
+    job.run()
+    job.close()
+"""
+
+from commpress.experiments._job import QUICK, MainJob, Progress, Settings, process_group
+from commpress.experiments._launch import RunError, cores, launch
+from commpress.experiments._model import ByteGPT, Shape
+from commpress.experiments._plot import PlotError, plot
+from commpress.experiments._records import BASELINES, RecordError, Run, RunWriter, file_name, read_run
+from commpress.experiments._report import table
+from commpress.experiments._text import Corpus, CorpusError, standard_library
+from commpress.experiments._traffic import Traffic, TrafficMeter, read_counters
+
+__all__ = [
+    "BASELINES",
+    "QUICK",
+    "ByteGPT",
+    "Corpus",
+    "CorpusError",
+    "MainJob",
+    "PlotError",
+    "Progress",
+    "RecordError",
+    "Run",
+    "RunError",
+    "RunWriter",
+    "Settings",
+    "Shape",
+    "Traffic",
+    "TrafficMeter",
+    "cores",
+    "file_name",
+    "launch",
+    "plot",
+    "process_group",
+    "read_counters",
+    "read_run",
+    "standard_library",
+    "table",
+]
