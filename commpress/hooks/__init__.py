@@ -1,0 +1,13 @@
+"""What puts commpress under a training script: the DDP hook, its state, and `register`.
+
+state = commpress.register(ddp_model, codec="hadamard+lloyd:2")        # one line after DistributedDataParallel(model)
+
+state = commpress.HookState(codec="hadamard+lloyd:2")                  # the explicit form
+ddp_model.register_comm_hook(state, commpress.ddp_hook)
+"""
+
+from commpress.hooks._ddp import ModelError, ddp_hook, register
+from commpress.hooks._merge import merge_states
+from commpress.hooks._state import HookState
+
+__all__ = ["HookState", "ModelError", "ddp_hook", "merge_states", "register"]

@@ -1,0 +1,124 @@
+"""The DDP communication hook, and the one call that puts it under a model.
+
+No `from __future__ import annotations` here: DDP reads the hook's annotations and refuses text.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from commpress.errors import StateError
+from commpress.hooks._state import HookState
+from commpress.telemetry import Sink
+
+_WRAPPERS = ("_orig_mod", "_forward_module")  # torch.compile's OptimizedModule, Lightning Fabric's _FabricModule
+
+
+class ModelError(StateError, TypeError):
+    """What was to be registered is no DistributedDataParallel model, or one that takes no hook."""
+
+
+def ddp_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Communication hook for ``ddp_model.register_comm_hook(state, commpress.ddp_hook)``: the compressed mean over
+    the ranks.
+
+    The mean divides by the number of ranks, always: with uneven last batches every rank's mean gradient weighs the
+    same, and
+    under ``DDP.join`` a rank that has no more data counts as a zero gradient (as with
+    ``divide_by_initial_world_size=True``).
+
+    Raises:
+        TensorError: the bucket is sparse, not on the CPU, or not floating-point.
+        StateError: the state is closed, failed before, or belongs to another model.
+        MismatchError, PeerError: see :func:`register`; ``backward()`` raises them, too, when they come up later.
+    """
+    if not isinstance(bucket, dist.GradBucket):
+        raise ModelError(
+            'commpress needs buckets; torch._dynamo.config.optimize_ddp="python_reducer" hands a hook one gradient '
+            "at a time: set another mode"
+        )
+    return state.reduce(bucket)
+
+
+def register(
+    model: torch.nn.Module,
+    codec: Any = "hadamard+lloyd:2",
+    *,
+    feedback: bool | None = None,
+    seed: int = 0,
+    telemetry: str | os.PathLike[str] | Sink | None = None,
+    telemetry_every: int = 100,
+    check_every: int = 0,
+    timeout: float | None = None,
+) -> HookState:
+    """Compresses the gradient communication of a DDP model. Collective: all ranks of the model's group call it alike.
+
+    Args:
+        model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric.
+        codec, feedback, seed, telemetry, telemetry_every, check_every, timeout: see :class:`HookState`.
+
+    Returns:
+        The state: counters, checkpoints (`state_dict`, `load_state_dict`) and `close`.
+
+    Raises:
+        ModelError: not a DDP model, or one that has a hook or DDP's Python reducer.
+        MismatchError: the ranks differ in commpress version, codec, options or parameters: raised on every rank, and
+        naming
+            the difference.
+        PeerError: a rank did not take part within the timeout.
+        SpecError: the codec's spec or an option is malformed.
+    """
+    ddp = _find_ddp(model)
+    state = HookState(
+        codec,
+        process_group=ddp.process_group,
+        feedback=feedback,
+        seed=seed,
+        telemetry=telemetry,
+        telemetry_every=telemetry_every,
+        check_every=check_every,
+        timeout=timeout,
+    )
+    ignored = set(ddp.parameters_to_ignore)
+    named = {n: p for n, p in ddp.module.named_parameters() if p.requires_grad and n not in ignored}
+    state.bind(named, ddp.process_group)
+    try:
+        ddp.register_comm_hook(state, ddp_hook)
+        _check_effect(ddp, state, ddp_hook)
+    except Exception:
+        state.close()
+        raise
+    return state
+
+
+def _find_ddp(model: torch.nn.Module) -> DistributedDataParallel:
+    found: Any = model
+    while not isinstance(found, DistributedDataParallel):
+        inner = [getattr(found, name) for name in _WRAPPERS if isinstance(getattr(found, name, None), torch.nn.Module)]
+        if not inner:
+            raise ModelError(
+                f"expected a DistributedDataParallel model, got {type(model).__name__}: wrap it first, "
+                "commpress.register(DistributedDataParallel(model), ...)"
+            )
+        found = inner[0]
+    if getattr(found, "_use_python_reducer", False):
+        raise ModelError(
+            'this model uses torch._dynamo.config.optimize_ddp="python_reducer", which hands a hook one gradient '
+            "at a time and no bucket: set another mode before DistributedDataParallel(model)"
+        )
+    if found._comm_hooks:
+        hook, state = found._comm_hooks[0]
+        bound = "is already bound to a commpress HookState" if isinstance(state, HookState) else "already has a hook"
+        raise ModelError(f"the model {bound} ({getattr(hook, '__qualname__', hook)}), and DDP takes one only")
+    return found
+
+
+def _check_effect(ddp: DistributedDataParallel, state: HookState, hook: Callable[..., Any]) -> None:
+    """DDP's own record must name the hook: a subclass or wrapper may swallow the registration."""
+    seen = ddp._get_ddp_logging_data().get("comm_hook")
+    if [(h, s) for h, s in ddp._comm_hooks if s is state] != [(hook, state)] or seen != hook.__qualname__:
+        raise ModelError(f"DDP did not take the hook (it says {seen!r}): gradients would go uncompressed")

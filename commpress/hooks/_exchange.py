@@ -1,0 +1,177 @@
+"""What a bound HookState works with: the reducer, the residuals, telemetry and counters of one model on one rank."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+import torch.distributed as dist
+
+import commpress
+from commpress.collectives import Reducer, group_timeout, make_channels, shard_bounds
+from commpress.feedback import ErrorFeedback, Layout
+from commpress.hooks import _handshake
+from commpress.hooks._replicas import name_difference, replica_hash
+from commpress.hooks._step import BucketObserver, Step
+from commpress.telemetry import JsonlSink, Sink, StepRecord
+
+_log = logging.getLogger("commpress.hooks")
+
+COUNTS = ("steps", "buckets", "compressed_numel", "nonfinite_steps", "held", "repacked_steps")
+
+
+@final
+class Exchange:
+    """Made collectively: agrees with the other ranks on `identity` and makes two process groups.
+
+    Args:
+        codec: of both phases.
+        parameters: name to tensor, all that DDP reduces.
+        group: DDP's process group.
+        identity: what must be equal on all ranks, see :func:`_handshake.compare`.
+        feedback: with error feedback.
+        timeout: seconds for any wait for a peer; None means that of `group`.
+        telemetry: see :class:`HookState`.
+        telemetry_every, check_every: steps between two measurements of distortion, comparisons of replicas.
+
+    Raises:
+        MismatchError: the ranks differ.
+        PeerError: a rank did not take part within the timeout.
+    """
+
+    def __init__(
+        self,
+        codec: Any,
+        parameters: dict[str, torch.Tensor],
+        group: dist.ProcessGroup,
+        identity: dict[str, Any],
+        *,
+        feedback: bool,
+        timeout: float | None,
+        telemetry: str | os.PathLike[str] | Sink | None,
+        telemetry_every: int,
+        check_every: int,
+    ) -> None:
+        timeout = timeout or group_timeout(group)
+        comm1, comm2 = make_channels(group, timeout)
+        try:
+            _handshake.compare(_handshake.gather(comm1, identity, timeout, "registration"))
+        except Exception:
+            comm1.close()
+            comm2.close()
+            raise
+        self.rank, self.world_size = group.rank(), group.size()
+        self.parameters = parameters
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.error: Exception | None = None
+        self._lock = threading.Lock()
+        self._codec = codec
+        self._control = comm1
+        self._timeout = timeout
+        self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=f"ddp hook, feedback {'on' if feedback else 'off'}")
+        self._work: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
+        self._telemetry_every = telemetry_every
+        self._check_every = check_every
+        self._owns_sink = telemetry is not None and not isinstance(telemetry, Sink)
+        self.sink = JsonlSink(telemetry, rank=self.rank) if self._owns_sink else telemetry
+        self.feedback: ErrorFeedback | None = None
+        if feedback:
+            self.feedback = ErrorFeedback(codec, rank=self.rank, world_size=self.world_size, shard=self._own)
+
+    def _own(self, numel: int) -> tuple[int, int]:
+        return shard_bounds(numel, self.world_size, self.rank)
+
+    def open_step(self, number: int, layouts: Sequence[Layout]) -> Step:
+        """Begins a step whose buckets have these layouts; :meth:`submit` follows for each."""
+        if self.feedback is not None:
+            self.feedback.arrange(layouts)
+        record = None
+        if self.sink is not None:
+            record = StepRecord(
+                step=number,
+                rank=self.rank,
+                world_size=self.world_size,
+                codec=str(self._codec),
+                requested_rate=self._codec.bits,
+            )
+        return Step(number, len(layouts), record, self._end_step)
+
+    def submit(
+        self, step: Step, index: int, layout: Layout, buffer: torch.Tensor, seed: int
+    ) -> torch.futures.Future[Any]:
+        """Starts the reduction of a bucket, in place; returns at once."""
+        feedback = self.feedback.bucket(index) if self.feedback is not None and self.feedback.active else None
+        flat, target = buffer, None
+        if buffer.dtype != torch.float32 and (buffer.dtype != torch.float64 or feedback is not None):
+            flat, target = self._work_buffer(index, buffer), buffer
+            flat.copy_(buffer)
+        observer = BucketObserver(
+            step,
+            index,
+            layout,
+            flat,
+            target,
+            rank=self.rank,
+            world_size=self.world_size,
+            own=self._own(layout.numel),
+            codec=self._codec,
+            feedback=feedback,
+            sample=step.record is not None and _due(self._telemetry_every, step.number),
+            check=replica_hash(layout, self.parameters) if _due(self._check_every, step.number) else None,
+            diverged=lambda: name_difference(self._control, self._timeout, layout, index, step.number, self.parameters),
+            failed=self.fail,
+        )
+        key = commpress.Key(seed=seed, step=step.number & 0xFFFFFFFF, sender=0, tensor=index)
+        return self._reducer.submit(
+            flat, self._codec, self._codec, key, op="mean", observer=observer, note=observer.note()
+        )
+
+    def _work_buffer(self, index: int, buffer: torch.Tensor) -> torch.Tensor:
+        place = (index, buffer.numel(), buffer.dtype)
+        if place not in self._work:
+            self._work[place] = torch.empty(buffer.numel(), dtype=torch.float32)
+        return self._work[place]
+
+    def _end_step(self, step: Step) -> None:
+        """On the thread of the last bucket, before DDP sees it: all ranks know now whether the step is good."""
+        outcome = "off"
+        if self.feedback is not None:
+            outcome = "updated" if step.finite else "kept"
+            if step.finite:
+                self.feedback.commit()
+        with self._lock:
+            self.counts["steps"] += 1
+            self.counts["buckets"] += step.buckets
+            self.counts["compressed_numel"] += step.compressed_numel
+            self.counts["nonfinite_steps"] += not step.finite
+            self.counts["held"] += step.held
+        if step.record is not None and self.sink is not None:
+            self.sink.emit(step.record.as_dict(feedback=outcome, dropped=self.sink.dropped))
+
+    def fail(self, error: Exception) -> None:
+        """Remembers the first failure of an exchange."""
+        with self._lock:
+            first = self.error is None
+            if first:
+                self.error = error
+        if first:
+            _log.error("rank %d: %s: %s", self.rank, type(error).__name__, error)
+
+    def give_up(self, error: Exception) -> None:
+        """The hook itself failed on this rank: tells the others, so that they do not wait for the timeout."""
+        self.fail(error)
+        self._reducer.fail(error)
+
+    def close(self) -> None:
+        """Ends threads, process groups and the telemetry that came as a path."""
+        self._reducer.close()
+        if self._owns_sink and self.sink is not None:
+            self.sink.close()
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0

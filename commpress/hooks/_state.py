@@ -1,0 +1,437 @@
+"""HookState: everything that a DDP communication hook keeps between buckets and steps."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from typing import Any, final
+
+import torch
+import torch.distributed as dist
+
+import commpress
+from commpress.errors import SpecError, StateError, TensorError
+from commpress.feedback import Layout
+from commpress.hooks._exchange import COUNTS, Exchange
+from commpress.hooks._layout import Layouts, LayoutTracker, Repacking
+from commpress.hooks._step import Step
+from commpress.telemetry import Sink
+
+_log = logging.getLogger("commpress.hooks")
+_FORMAT = 1
+
+Tensor = torch.Tensor
+Future = torch.futures.Future
+
+
+@final
+class HookState:
+    """State of :func:`commpress.ddp_hook` for one DDP model on one rank.
+
+    `commpress.register` makes one and binds it at once. The explicit form binds it, collectively, in the first
+    backward pass:
+
+        state = commpress.HookState(codec="hadamard+lloyd:2")
+        ddp.register_comm_hook(state, commpress.ddp_hook)
+
+    Args:
+        codec: spec or codec, equal on all ranks.
+        process_group: the group that DDP uses; None means the default group.
+        feedback: error feedback; None (default) means: if the codec is neither unbiased nor lossless. With feedback the
+            codec is replaced by its ``for_feedback()``.
+        seed: of all randomness, equal on all ranks.
+        telemetry: path of a JSONL file that rank 0 writes, or a :class:`commpress.telemetry.Sink`, or None.
+        telemetry_every: distortion by layer is measured every so many steps (0: never); every step has its record.
+        check_every: parameters are compared between the ranks every so many steps (0: never), at the cost of a
+        checksum.
+        timeout: seconds that a wait for a peer may take; None means the process group's own timeout.
+
+    Memory for N coordinates, beside the exchange's: with feedback 8 (N + N / ranks) bytes; 4 N where gradients are
+    not fp32;
+    as much as the gradients in the few steps of a run that are repacked (`counts`).
+
+    Raises:
+        SpecError: the codec's spec or an option is malformed.
+    """
+
+    def __init__(
+        self,
+        codec: Any = "hadamard+lloyd:2",
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        feedback: bool | None = None,
+        seed: int = 0,
+        telemetry: str | os.PathLike[str] | Sink | None = None,
+        telemetry_every: int = 100,
+        check_every: int = 0,
+        timeout: float | None = None,
+    ) -> None:
+        codec = commpress.codec(codec) if isinstance(codec, str) else codec
+        if timeout is not None and not timeout > 0:
+            raise SpecError(f"timeout must be positive, got {timeout!r}")
+        for name, value in (("telemetry_every", telemetry_every), ("check_every", check_every)):
+            if not isinstance(value, int) or value < 0:
+                raise SpecError(f"{name} must be an integer >= 0, got {value!r}")
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise SpecError(f"seed must be an integer in [0, 2^64), got {seed!r}")
+        with_feedback = not codec.unbiased and not codec.lossless if feedback is None else bool(feedback)
+        self._codec = codec.for_feedback() if with_feedback else codec
+        self._with_feedback = with_feedback
+        self._seed = seed
+        self._telemetry = telemetry
+        self._telemetry_every = telemetry_every
+        self._check_every = check_every
+        self._timeout = timeout
+        self._process_group = process_group
+        self._reset()
+
+    def _reset(self) -> None:
+        """As if never bound."""
+        self._exchange: Exchange | None = None
+        self._error: Exception | None = None
+        self._closed = False
+        self._step = 0
+        self._layouts = LayoutTracker()
+        self._residuals: dict[str, Any] | None = None  # loaded before binding
+        self._names: dict[int, str] = {}
+        self._parameters: dict[str, Tensor] = {}
+        self._repacked = 0
+        # Of the step under way:
+        self._seen: list[tuple[Layout, Tensor]] = []
+        self._current: Step | None = None
+        self._submitted: list[Future[Any]] = []
+        self._waiting: list[Future[Any]] = []
+
+    # -- what callers may look at
+
+    @property
+    def codec(self) -> Any:
+        """The codec in use."""
+        return self._codec
+
+    @property
+    def feedback(self) -> bool:
+        """Whether error feedback is on."""
+        return self._with_feedback
+
+    @property
+    def step(self) -> int:
+        """Number of the next step: how many backward passes have been synchronised."""
+        return self._step
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Counted since binding.
+
+        steps, buckets; compressed_numel: coordinates that this rank encoded lossily, over both phases;
+        nonfinite_steps; held:
+        layers whose residual was kept because no rank had a gradient; repacked_steps: DDP's layout was not the one
+        in use.
+        """
+        counts = dict.fromkeys(COUNTS, 0) if self._exchange is None else self._exchange.counts
+        return {**counts, "repacked_steps": self._repacked}
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the state refuses further use, or None."""
+        return self._error or (self._exchange.error if self._exchange is not None else None)
+
+    @property
+    def dropped_records(self) -> int:
+        """Telemetry records lost."""
+        sink = self._exchange.sink if self._exchange is not None else None
+        return sink.dropped if sink is not None else 0
+
+    # -- binding
+
+    def bind(self, parameters: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+        """Agrees with the other ranks and makes the two process groups. Collective.
+
+        Args:
+            parameters: name to tensor, all that DDP reduces, in the order of the model.
+            group: DDP's process group; None means the one given before, or the default group.
+
+        Raises:
+            StateError: bound before, or closed, or torch.distributed is not initialised.
+            MismatchError: the ranks differ in version, codec, options or parameters; on every rank, naming the
+            difference.
+            PeerError: a rank did not take part within the timeout.
+        """
+        self._check_usable()
+        if self._exchange is not None:
+            raise StateError("this HookState is already bound to a model; make one for each model")
+        if not dist.is_initialized():
+            raise StateError("torch.distributed is not initialised: call init_process_group before")
+        group = group or self._process_group or dist.group.WORLD
+        assert group is not None
+        identity = {
+            "commpress version": commpress.__version__,
+            "codec": str(self._codec),
+            "error feedback": self._with_feedback,
+            "seed": self._seed,
+            "check_every": self._check_every,
+            "world size": group.size(),
+            "parameters": [
+                [repr(name), str(list(p.shape)), str(p.dtype).removeprefix("torch.")] for name, p in parameters.items()
+            ],
+        }
+        self._parameters = parameters
+        self._names = {id(p): name for name, p in parameters.items()}
+        try:
+            self._exchange = Exchange(
+                self._codec,
+                parameters,
+                group,
+                identity,
+                feedback=self._with_feedback,
+                timeout=self._timeout,
+                telemetry=self._telemetry,
+                telemetry_every=self._telemetry_every,
+                check_every=self._check_every,
+            )
+        except Exception as error:
+            self._error = error
+            raise
+        if self._residuals is not None:
+            self._load_residuals(self._residuals)
+            self._residuals = None
+
+    # -- the hook
+
+    def reduce(self, bucket: dist.GradBucket) -> Future[Any]:
+        """Starts the reduction of one of DDP's buckets and returns its future, which gives the bucket's buffer."""
+        self._check_usable()
+        with torch.no_grad():
+            try:
+                return self._reduce(bucket)
+            except Exception as error:
+                self._error = self._error or error
+                if self._exchange is not None:
+                    self._exchange.give_up(error)
+                raise
+
+    def _reduce(self, bucket: dist.GradBucket) -> Future[Any]:
+        index = bucket.index()
+        if index != len(self._seen):
+            raise StateError(
+                f"expected bucket {len(self._seen)} of step {self._step}, got bucket {index}: "
+                "did an earlier backward pass fail, or is the state shared by two models?"
+            )
+        buffer = bucket.buffer()
+        self._seen.append((self._layout_of(bucket, buffer), buffer))
+        if index == 0:
+            self._submitted, self._waiting, self._current = [], [], None
+            if self._exchange is not None and self._layouts.current and not self._layouts.fresh_process:
+                self._current = self._exchange.open_step(self._step, self._layouts.current)
+        future = self._submit_at_once(index, buffer)
+        if future is None:
+            future = Future()
+            self._waiting.append(future)
+        if bucket.is_last():
+            self._end_of_buckets()
+        # C++ does not see an exception set by Python: value() in a callback raises it again.
+        return future.then(lambda done: (done.value(), buffer)[1])
+
+    def _layout_of(self, bucket: dist.GradBucket, buffer: Tensor) -> Layout:
+        where = f"bucket {bucket.index()}"
+        if buffer.layout != torch.strided:
+            raise TensorError(
+                f"{where} holds a sparse gradient ({buffer.layout}), and commpress reduces dense ones only: "
+                "use sparse=False, or keep the parameter out of DDP"
+            )
+        if buffer.device.type != "cpu":
+            raise TensorError(f"{where} is on {buffer.device}: only CPU gradients so far")
+        if not buffer.is_floating_point():
+            raise TensorError(f"{where} has dtype {buffer.dtype}, not a floating-point one")
+        names, sizes = [], []
+        for i, p in enumerate(bucket.parameters()):
+            name = self._names.get(id(p))
+            if name is None:
+                if self._exchange is not None:
+                    raise StateError(
+                        f"this HookState is already bound to another model: {where} holds a parameter of shape "
+                        f"{list(p.shape)} that the bound model has not"
+                    )
+                name = self._names[id(p)] = f"bucket {bucket.index()} parameter {i}"
+                self._parameters[name] = p
+            names.append(name)
+            sizes.append(p.numel() * (2 if p.is_complex() else 1))  # a complex bucket arrives as pairs of real numbers
+        layout = Layout(tuple(names), tuple(sizes), str(buffer.dtype).removeprefix("torch."))
+        if layout.numel != buffer.numel() or not buffer.is_contiguous():
+            raise TensorError(f"{where} has {buffer.numel()} coordinates for {layout.numel} of its parameters")
+        return layout
+
+    def _submit_at_once(self, index: int, buffer: Tensor) -> Future[Any] | None:
+        """Submits a bucket whose layout is the one in use; None if it must wait for the others."""
+        layouts = self._layouts.current
+        if self._current is None or not layouts or len(self._submitted) != index or index >= len(layouts):
+            return None
+        return self._submit(index, buffer) if self._seen[index][0] == layouts[index] else None
+
+    def _submit(self, index: int, buffer: Tensor) -> Future[Any]:
+        assert self._exchange is not None and self._current is not None and self._layouts.current is not None
+        layout = self._layouts.current[index]
+        self._submitted.append(self._exchange.submit(self._current, index, layout, buffer, self._seed))
+        return self._submitted[-1]
+
+    def _end_of_buckets(self) -> None:
+        """All buckets of the step have been presented."""
+        presented = tuple(layout for layout, _ in self._seen)
+        if self._exchange is None:
+            self.bind(self._parameters, None)
+        if self._layouts.current is None:
+            self._layouts.current = presented
+        if self._layouts.fresh_process:
+            self._layouts.check(presented)
+            assert self._exchange is not None
+            self._current = self._exchange.open_step(self._step, self._layouts.current)
+        if self._waiting:
+            self._submit_rest(self._layouts.current, presented)
+        self._layouts.presented(self._step, presented)
+        self._step += 1
+        self._seen = []
+        self._raise_in_backward(self._submitted)
+
+    def _submit_rest(self, layouts: Layouts, presented: Layouts) -> None:
+        """Submits what had to wait, repacked into the layout in use if that differs."""
+        first = len(self._submitted)
+        buffers = [buffer for _, buffer in self._seen[first:]]
+        repacking: Repacking | None = None
+        if layouts[first:] != presented[first:]:
+            repacking = Repacking(layouts[first:], presented[first:], buffers)
+            buffers = repacking.flats
+            self._repacked += 1
+        futures = [self._submit(first + i, buffer) for i, buffer in enumerate(buffers)]
+        waiting = self._waiting
+
+        def done(_: Any) -> None:
+            try:
+                for future in futures:
+                    future.value()
+                if repacking is not None:
+                    with torch.no_grad():
+                        repacking.unpack()
+            except Exception as error:
+                for one in waiting:
+                    one.set_exception(error)
+            else:
+                for one in waiting:
+                    one.set_result(None)
+
+        torch.futures.collect_all(futures).add_done_callback(done)
+
+    def _raise_in_backward(self, futures: list[Future[Any]]) -> None:
+        """Lets `backward()` raise what went wrong as the typed error that it is: DDP would make a RuntimeError of it.
+
+        DDP queues its own wait for the futures at the end of the backward pass; this one is queued just before it.
+        """
+
+        def wait() -> None:
+            for future in futures:
+                try:
+                    future.wait()
+                except Exception as error:
+                    raise (self.error or error) from None
+
+        # Without a backward pass (a rank that has joined shadows the others') there is nothing to queue on.
+        with contextlib.suppress(RuntimeError):
+            torch.autograd.Variable._execution_engine.queue_callback(wait)
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise StateError("this HookState is closed")
+        error = self.error
+        if error is not None:
+            raise StateError(f"this HookState failed earlier and refuses further use: {error}") from error
+
+    # -- end and checkpoints
+
+    def close(self) -> None:
+        """Ends the threads, the process groups and the telemetry. The hook then raises StateError."""
+        closed, self._closed = self._closed, True
+        if not closed and self._exchange is not None:
+            self._exchange.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a restart needs, for ``torch.load(weights_only=True)``. Each rank saves its own (with feedback they
+        differ).
+
+        Raises:
+            StateError: a step is under way, or the state has failed.
+        """
+        if self.error is not None:
+            raise StateError(f"this HookState failed earlier: {self.error}") from self.error
+        if self._seen:
+            raise StateError("a step is under way: save between backward passes")
+        exchange, residuals = self._exchange, self._residuals
+        if exchange is not None and exchange.feedback is not None:
+            residuals = exchange.feedback.state_dict()
+        return {
+            "format": _FORMAT,
+            "version": commpress.__version__,
+            "codec": str(self._codec),
+            "seed": self._seed,
+            "step": self._step,
+            "rank": exchange.rank if exchange is not None else None,
+            "world_size": exchange.world_size if exchange is not None else None,
+            "with_feedback": self._with_feedback,
+            "layouts": self._layouts.state(),
+            "residuals": residuals,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was saved. Every rank loads its own, or all load one made by :func:`merge_states`.
+
+        With another number of ranks than the state was saved by, its residuals are dropped, with a warning.
+
+        Raises:
+            StateError: the state is of another codec, feedback setting, format or rank; or a step is under way.
+        """
+        self._check_usable()
+        if self._seen:
+            raise StateError("a step is under way: load between backward passes")
+        mine = {"format": _FORMAT, "codec": str(self._codec), "with_feedback": self._with_feedback}
+        for name, value in mine.items():
+            if state.get(name) != value:
+                raise StateError(f"the saved state has {name} {state.get(name)!r}, this one {value!r}")
+        if state["residuals"] is not None:
+            if self._exchange is not None:
+                self._load_residuals(state["residuals"])
+            else:
+                self._residuals = state["residuals"]
+        self._seed, self._step = state["seed"], state["step"]
+        self._layouts.load(state["layouts"])
+
+    def _load_residuals(self, state: dict[str, Any]) -> None:
+        assert self._exchange is not None and self._exchange.feedback is not None
+        if state["world_size"] in (0, self._exchange.world_size):
+            self._exchange.feedback.load_state_dict(state)
+            return
+        text = (
+            f"the state was saved by {state['world_size']} ranks and is loaded by {self._exchange.world_size}: its "
+            "error-feedback residuals are dropped (commpress.hooks.merge_states would keep them)"
+        )
+        _log.warning(text)
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+    def __getstate__(self) -> dict[str, Any]:
+        config = {
+            "codec": self._codec,
+            "feedback": self._with_feedback,
+            "seed": self._seed,
+            "telemetry": None if isinstance(self._telemetry, Sink) else self._telemetry,
+            "telemetry_every": self._telemetry_every,
+            "check_every": self._check_every,
+            "timeout": self._timeout,
+        }
+        return {"config": config, "state": self.state_dict()}
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        """An unbound state without process group that goes on where the pickled one was."""
+        self.__init__(**pickled["config"])  # type: ignore[misc]
+        self.load_state_dict(pickled["state"])
+
+    def __repr__(self) -> str:
+        return f"HookState(codec={str(self._codec)!r}, feedback={self._with_feedback}, step={self._step})"

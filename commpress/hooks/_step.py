@@ -1,0 +1,250 @@
+"""One training step on its way: what its buckets see while they are reduced, and how it ends."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+
+from commpress.collectives import Observer
+from commpress.feedback import BucketFeedback, Layout
+from commpress.telemetry import StepRecord
+
+NOTE_NBYTES = 128
+_HASH_NBYTES = 8
+_ZERO_BITS = 8 * (NOTE_NBYTES - _HASH_NBYTES)
+
+
+@final
+class Step:
+    """Waits for all buckets of a step; the last one ends it.
+
+    Args:
+        number: the step.
+        buckets: how many it has.
+        record: telemetry of the step, or None.
+        ended: called once, on the thread that completes the last bucket, with this step.
+    """
+
+    def __init__(self, number: int, buckets: int, record: StepRecord | None, ended: Callable[[Step], None]) -> None:
+        self.number = number
+        self.buckets = buckets
+        self.record = record
+        self.finite = True
+        self.held = 0
+        self.compressed_numel = 0
+        self._open = buckets
+        self._ended = ended
+        self._lock = threading.Lock()
+
+    def bucket_done(self) -> None:
+        with self._lock:
+            self._open -= 1
+            last = self._open == 0
+        if last:
+            self._ended(self)
+
+
+@final
+class Distortion:
+    """Squared error and energy by layer of what one rank encodes of one bucket.
+
+    Each coordinate is counted once: in phase 1 those sent to the shards' owners, in phase 2 those of the own shard.
+    The two
+    threads of the phases meet different coordinates but may meet the same layer.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._segments = list(layout.segments())
+        self._starts = [start for _, start, _ in self._segments]
+        self._error = [0.0] * len(self._segments)
+        self._energy = [0.0] * len(self._segments)
+        self._lock = threading.Lock()
+
+    def add(self, start: int, stop: int, values: torch.Tensor, left_out: torch.Tensor) -> None:
+        """`values` were encoded for ``[start, stop)``, and `left_out` is `values` less what their decode gives."""
+        i = max(0, bisect.bisect_right(self._starts, start) - 1)
+        while i < len(self._segments) and self._segments[i][1] < stop:
+            low, high = max(start, self._segments[i][1]), min(stop, self._segments[i][2])
+            if low < high:
+                piece = slice(low - start, high - start)
+                error, energy = _square(left_out[piece]), _square(values[piece])
+                with self._lock:
+                    self._error[i] += error
+                    self._energy[i] += energy
+            i += 1
+
+    def nmse(self) -> list[float]:
+        """For each layer squared error over energy; 0 for an exact zero, else not finite if something was not."""
+        return [
+            e / n if n else (0.0 if e == 0 else float("inf")) for e, n in zip(self._error, self._energy, strict=True)
+        ]
+
+
+@final
+class BucketObserver(Observer):
+    """Adds the residuals, records the new ones, measures, and ends the bucket.
+
+    Args:
+        step: the step it belongs to.
+        index: of the bucket.
+        layout: of the flat work buffer.
+        flat: that work buffer, fp32 or fp64.
+        target: where the result is copied if it is not `flat` itself (a narrower dtype), or None.
+        rank, world_size: this process's place.
+        own: the shard ``(start, stop)`` that this rank owns.
+        codec: of both phases.
+        feedback: the bucket's residuals, or None.
+        sample: measure the distortion by layer.
+        check: hash of this rank's parameters in the bucket, 8 bytes, on steps that compare replicas; else None.
+        diverged: called when the ranks' hashes differ; raises.
+        failed: called with the error if the bucket could not be reduced.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        index: int,
+        layout: Layout,
+        flat: torch.Tensor,
+        target: torch.Tensor | None,
+        *,
+        rank: int,
+        world_size: int,
+        own: tuple[int, int],
+        codec: Any,
+        feedback: BucketFeedback | None,
+        sample: bool,
+        check: bytes | None,
+        diverged: Callable[[], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._step = step
+        self._index = index
+        self._layout = layout
+        self._flat = flat
+        self._target = target
+        self._rank = rank
+        self._world_size = world_size
+        self._own = own
+        self._codec = codec
+        self._feedback = feedback
+        self._distortion = Distortion(layout) if sample else None
+        self._check = check
+        self._diverged = diverged
+        self._failed = failed
+        self._hold: list[tuple[int, int]] = []
+
+    def note(self) -> bytes:
+        """What this rank tells the others with its header: the hash, and a bit for each layer whose gradient is zero
+        here.
+
+        With more layers than bits, a bit stands for several neighbours, all of which must be zero.
+        """
+        zero = bytearray(NOTE_NBYTES - _HASH_NBYTES)
+        if self._feedback is not None:
+            for bit, group in enumerate(self._groups()):
+                if all(_all_zero(self._flat[start:stop]) for start, stop in group):
+                    zero[bit // 8] |= 1 << bit % 8
+        return (self._check or bytes(_HASH_NBYTES)) + bytes(zero)
+
+    def headers(self, notes: Sequence[bytes]) -> None:
+        if self._check is not None and len({note[:_HASH_NBYTES] for note in notes}) > 1:
+            self._diverged()
+        if self._feedback is not None:
+            common = int.from_bytes(bytes([255]) * (NOTE_NBYTES - _HASH_NBYTES), "little")
+            for note in notes:
+                common &= int.from_bytes(note[_HASH_NBYTES:NOTE_NBYTES], "little")
+            if common:
+                groups = self._groups()
+                self._hold = [piece for bit, group in enumerate(groups) if common >> bit & 1 for piece in group]
+
+    def prepare(self, flat: torch.Tensor) -> None:
+        if self._feedback is not None:
+            self._feedback.add_input(flat)
+
+    def encoded(self, phase: int, start: int, stop: int, payload: torch.Tensor, key: Any, gain: float) -> None:
+        if not self._codec.lossless and self._world_size > 1:
+            with self._step._lock:
+                self._step.compressed_numel += stop - start
+        values = self._flat[start:stop]
+        if self._feedback is not None:
+            record = self._feedback.record_sent if phase == 1 else self._feedback.record_mean
+            record(self._flat, payload, key, start, stop)
+            left_out = self._feedback.left_out(start, stop, phase)
+        elif self._distortion is None:
+            return
+        elif self._codec.lossless:
+            left_out = torch.zeros_like(values)
+        else:
+            left_out = values.clone()
+            self._codec.decode(payload, key, out=left_out, accumulate=True, offset=start, gain=-1.0 / gain)
+        if self._distortion is not None:
+            self._distortion.add(start, stop, values, left_out)
+
+    def reduced(self, start: int, stop: int) -> None:
+        if self._feedback is not None:
+            self._feedback.add_mean(self._flat, start, stop)
+
+    def complete(self, report: Any) -> None:
+        finite = not report.nonfinite
+        if self._feedback is not None:
+            for start, stop in self._hold:
+                self._feedback.hold(start, stop)
+                self._flat[start:stop].zero_()
+        if self._target is not None:
+            self._target.copy_(self._flat)
+            # Only here can a finite mean leave the dtype's range; the same on every rank.
+            if finite and self._target.dtype == torch.float16 and not bool(torch.isfinite(self._target).all()):
+                finite = False
+        if self._step.record is not None:
+            self._add_to_record(self._step.record, report, finite)
+        with self._step._lock:
+            self._step.finite = self._step.finite and finite
+            self._step.held += len(self._hold)
+        self._step.bucket_done()
+
+    def failed(self, error: Exception) -> None:
+        self._failed(error)
+
+    def _groups(self) -> list[list[tuple[int, int]]]:
+        """The layers' ranges, for each bit of the note. Layers without coordinates count nowhere."""
+        ranges = [(start, stop) for _, start, stop in self._layout.segments() if start < stop]
+        per_bit = -(-len(ranges) // _ZERO_BITS)
+        return [ranges[i : i + per_bit] for i in range(0, len(ranges), per_bit)] if ranges else []
+
+    def _add_to_record(self, record: StepRecord, report: Any, finite: bool) -> None:
+        own, numel = self._own[1] - self._own[0], self._layout.numel
+        others = self._world_size - 1
+        sent = (numel - own + own * others) if others else 0
+        counts = {
+            "payload_bytes": report.bytes_payload1 + report.bytes_payload2,
+            "header_bytes": report.bytes_header,
+            "wire_bytes": report.wire_bytes,
+            "messages": report.messages,
+            "compressed_numel": 0 if self._codec.lossless else sent,
+        }
+        prefix = "seconds_"
+        times = {
+            name.removeprefix(prefix): float(getattr(report, name))
+            for name in report.__dataclass_fields__
+            if name.startswith(prefix)
+        }
+        layers = list(zip(self._layout.parameters, self._layout.sizes, strict=True))
+        nmse = self._distortion.nmse() if self._distortion is not None and others else None
+        with self._step._lock:
+            record.add_bucket(
+                self._index, layers, sent_numel=sent, counts=counts, times=times, finite=finite, nmse=nmse
+            )
+
+
+def _all_zero(x: torch.Tensor) -> bool:
+    # A used layer's gradient nearly always shows in its first coordinates: a look at all of them is rare.
+    return not bool(x[:8].any()) and not bool(x.any())
+
+
+def _square(x: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
