@@ -14,7 +14,7 @@
     submission, which must be the same on every rank; any number may be in flight. The future is resolved on a worker thread. It carries a Python exception as
     `Future.set_exception` does (`plan` replaces the reducer's for this call, `result` the future's value), so C++ consumers (DDP) should be handed `future.then(lambda f: f.value())`, which turns it into an error with the same text.
 `reducer.error` the first failure (a CommpressError) or None; from then on `submit` raises StateError. `reducer.close()` waits for what is in flight,
-    joins the threads and destroys the two subgroups; also done at exit.
+    joins the threads and closes the channels; also done at exit.
 
 An `Observer` sees one submission; every method has a default that does nothing, and an exception in one fails the submission on every rank:
     prepare(flat)                  phase-1 thread, once, before anything of `flat` is encoded: feedback adds the residual here, in place.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import datetime
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, final
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 import torch.distributed as dist
 
+from commpress.collectives import _torch
 from commpress.collectives._accounting import Report
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.observer import Observer
@@ -73,21 +73,14 @@ _entries_lock = threading.Lock()
 
 
 def make_channels(group: Any = None, timeout: float | None = None) -> tuple[TorchCommunicator, TorchCommunicator]:
-    """Makes two gloo subgroups with the ranks of `group` and returns a channel on each. Collective: every rank of the group must call it.
+    """Makes two gloo groups with the ranks of `group` and returns a channel on each. Collective: every rank of the group, and no other, must call it.
 
     Args:
         group: a ProcessGroup; None is the default group.
-        timeout: seconds for the subgroups' own operations.
+        timeout: seconds for making the connections; by default the group's own timeout.
     """
     group = _resolve(group)
-    ranks = dist.get_process_group_ranks(group)
-    delta = datetime.timedelta(seconds=timeout or group_timeout(group))
-    whole = len(ranks) == dist.get_world_size()
-    channels = []
-    for _ in range(2):
-        made = dist.new_group(ranks, timeout=delta, backend="gloo", use_local_synchronization=not whole)
-        channels.append(TorchCommunicator(made, owns=True))
-    return channels[0], channels[1]
+    return _torch.make_channels(group, timeout or group_timeout(group))
 
 
 def group_timeout(group: Any = None) -> float:

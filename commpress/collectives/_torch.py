@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import threading
+import weakref
 from typing import Any, final
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
 
@@ -40,21 +43,20 @@ class _Work(Handle):
 
 @final
 class TorchCommunicator(Communicator):
-    """Channel on `group`, a process group that nothing else uses.
+    """Channel on a process group that nothing else uses.
 
     Calls go to the group object, not through `torch.distributed`'s registry: they cost less, and the channel outlives `destroy_process_group`.
 
     Args:
-        group: a ProcessGroup of which this process is a member. Tensors must suit its backend (gloo: CPU).
-        owns: `close` destroys the group.
+        group: a ProcessGroup, or one backend (such as ProcessGroupGloo), of which this process is a member. Tensors must suit it (gloo: CPU).
+            It belongs to its maker; `close` only lets go of it (a gloo backend closes its connections when nobody holds it any more).
     """
 
-    def __init__(self, group: dist.ProcessGroup, *, owns: bool = False) -> None:
+    def __init__(self, group: Any) -> None:
         self.rank = group.rank()
         self.size = group.size()
-        self._group: dist.ProcessGroup | None = group
-        self._gloo = dist.get_backend(group) == "gloo"
-        self._owns = owns
+        self._group: Any = group
+        self._gloo = (dist.get_backend(group) if isinstance(group, dist.ProcessGroup) else group.name()) == "gloo"
         self._aborted = False
 
     def isend(self, tensor: torch.Tensor, dst: int) -> Handle:
@@ -90,10 +92,26 @@ class TorchCommunicator(Communicator):
             pass
 
     def close(self) -> None:
-        group, self._group = self._group, None
-        if group is None or not self._owns or not dist.is_initialized():
-            return
-        try:
-            dist.destroy_process_group(group)
-        except (RuntimeError, ValueError, AssertionError):
-            pass  # destroyed before, with the default group
+        self._group = None
+
+
+# How many pairs of channels this process has made for a group. Equal on all its ranks, since making them is collective.
+_pairs_made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_pairs_lock = threading.Lock()
+
+
+def make_channels(group: Any, timeout: float) -> tuple[TorchCommunicator, TorchCommunicator]:
+    """Makes two gloo groups with the ranks of `group`, a ProcessGroup, and returns a channel on each. Collective.
+
+    They are made from the group's store, not by `new_group`, which all ranks of the job would have to call, or which (with local synchronisation) makes up different
+    names on ranks that belong to different numbers of groups.
+    """
+    with _pairs_lock:
+        number = _pairs_made[group] = _pairs_made.get(group, 0) + 1
+    store = distributed_c10d._get_process_group_store(group)
+    channels = []
+    for phase in (1, 2):
+        prefix = dist.PrefixStore(f"commpress/{group.group_name}/{number}/{phase}", store)
+        made = dist.ProcessGroupGloo(prefix, group.rank(), group.size(), datetime.timedelta(seconds=timeout))
+        channels.append(TorchCommunicator(made))
+    return channels[0], channels[1]

@@ -1,4 +1,4 @@
-"""Run a function on several real ranks: subprocesses that talk over gloo, with a hard timeout.
+"""Run a function on several real ranks: processes that talk over gloo, with a hard timeout.
 
     results = launch(__file__, "worker", 4, args={"numel": 10_000}, timeout=60)
     values = [r.ok().value for r in results]
@@ -7,16 +7,21 @@
 read: tensors, numbers, strings, lists, dicts) comes back as `RankResult.value`. An exception comes back as `RankResult.error` (its type's name) and `.message`,
 with the traceback in `.stderr`, and the process exits with status 1: a negative `returncode` always means death by a signal.
 The default process group exists when the worker is called (`init=False` leaves it to the worker); `destroy=False` leaves it alive at exit.
+
+Importing torch takes seconds, so ranks are forked from one helper process that has imported torch and nothing else, before any of its threads exist; they leave
+through the interpreter's normal exit. Ranks with a `prefix` (another network namespace) are started afresh.
 """
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import datetime
 import importlib.util
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,51 +84,156 @@ def launch(
         env: further environment variables.
     """
     with tempfile.TemporaryDirectory(prefix="commpress-ranks-") as directory:
-        processes = []
-        start = time.monotonic()
+        specs = []
         for rank in range(world_size):
-            spec = {
-                "file": str(pathlib.Path(file).resolve()),
-                "function": function,
-                "rank": rank,
-                "world_size": world_size,
-                "args": args or {},
-                "group_timeout": group_timeout,
-                "init": init,
-                "destroy": destroy,
-                "directory": directory,
-            }
-            variables = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+            variables = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
             variables["GLOO_SOCKET_IFNAME"] = interface if isinstance(interface, str) else interface(rank)
             variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
             variables.update(env or {})
-            command = [*(prefix(rank) if prefix else ()), sys.executable, str(pathlib.Path(__file__).resolve())]
-            errors = open(os.path.join(directory, f"stderr{rank}"), "wb")
-            with errors:
-                process = subprocess.Popen(
-                    [*command, json.dumps(spec)], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=variables
-                )
-            processes.append(process)
-        ended: dict[int, float] = {}
-        timed_out = set()
+            specs.append(
+                {
+                    "file": str(pathlib.Path(file).resolve()),
+                    "function": function,
+                    "rank": rank,
+                    "world_size": world_size,
+                    "args": args or {},
+                    "group_timeout": group_timeout,
+                    "init": init,
+                    "destroy": destroy,
+                    "directory": directory,
+                    "env": variables,
+                }
+            )
+        if prefix is None:
+            statuses = _nursery().run(specs, timeout)
+        else:
+            statuses = _run_afresh(specs, timeout, prefix)
+        return [_result(directory, rank, *status) for rank, status in enumerate(statuses)]
+
+
+def _watch(poll: Callable[[], dict[int, int]], kill: Callable[[int], None], count: int, timeout: float) -> list:
+    """Collects (returncode, timed out, seconds) of `count` ranks; `poll` gives the statuses of those that ended."""
+    start = time.monotonic()
+    ended: dict[int, tuple[int, bool, float]] = {}
+    killed: set[int] = set()
+    while len(ended) < count:
+        for rank, status in poll().items():
+            ended[rank] = (status, rank in killed, time.monotonic() - start)
+        if time.monotonic() - start > timeout and not killed:
+            killed = {rank for rank in range(count) if rank not in ended}
+            for rank in killed:
+                kill(rank)
+        time.sleep(0.01)
+    return [ended[rank] for rank in range(count)]
+
+
+def _run_afresh(specs: list[dict], timeout: float, prefix: Callable[[int], Sequence[str]]) -> list:
+    processes = []
+    for spec in specs:
+        command = [*prefix(spec["rank"]), sys.executable, str(pathlib.Path(__file__).resolve()), json.dumps(spec)]
+        with open(os.path.join(spec["directory"], f"stderr{spec['rank']}"), "wb") as errors:
+            environment = {**os.environ, **spec["env"]}
+            processes.append(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment)
+            )
+
+    reported: set[int] = set()
+
+    def poll() -> dict[int, int]:
+        news = {rank: p.returncode for rank, p in enumerate(processes) if rank not in reported and p.poll() is not None}
+        reported.update(news)
+        return news
+
+    try:
+        return _watch(poll, lambda rank: processes[rank].kill(), len(processes), timeout)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+class _Nursery:
+    """The helper process that ranks are forked from."""
+
+    def __init__(self) -> None:
+        environment = dict(os.environ, OMP_NUM_THREADS="1")
+        self.process = subprocess.Popen(
+            [sys.executable, str(pathlib.Path(__file__).resolve()), "--nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        atexit.register(self.close)
+
+    def run(self, specs: list[dict], timeout: float) -> list:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"specs": specs, "timeout": timeout}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the helper process that forks ranks has died"
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
         try:
-            while len(ended) < world_size:
-                for rank, process in enumerate(processes):
-                    if rank not in ended and process.poll() is not None:
-                        ended[rank] = time.monotonic() - start
-                if time.monotonic() - start > timeout:
-                    timed_out = {rank for rank in range(world_size) if rank not in ended}
-                    break
-                time.sleep(0.01)
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
-        return [
-            _result(directory, rank, process.returncode, rank in timed_out, ended.get(rank, timeout))
-            for rank, process in enumerate(processes)
-        ]
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+_nurseries: list[_Nursery] = []
+
+
+def _nursery() -> _Nursery:
+    if not _nurseries or _nurseries[0].process.poll() is not None:
+        _nurseries[:] = [_Nursery()]
+    return _nurseries[0]
+
+
+def _nursery_main() -> int:
+    """Forks ranks on request. Returns in the parent when its input ends, and in each rank with its exit status."""
+    import torch
+    import torch.distributed  # noqa: F401
+
+    torch.set_num_threads(1)
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        pids = []
+        for spec in request["specs"]:
+            pid = os.fork()
+            if pid == 0:
+                replies.close()
+                os.setpgid(0, 0)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                errors = os.open(os.path.join(spec["directory"], f"stderr{spec['rank']}"), os.O_WRONLY | os.O_CREAT, 0o600)
+                os.dup2(errors, 1)
+                os.dup2(errors, 2)
+                os.environ.update(spec["env"])
+                sys.path[:0] = spec["env"]["PYTHONPATH"].split(os.pathsep)
+                return _child(spec)
+            pids.append(pid)
+
+        def poll(pids: list[int] = pids) -> dict[int, int]:
+            news = {}
+            for rank, pid in enumerate(pids):
+                if pid:
+                    done, status = os.waitpid(pid, os.WNOHANG)
+                    if done:
+                        pids[rank] = 0
+                        news[rank] = os.waitstatus_to_exitcode(status)
+            return news
+
+        statuses = _watch(poll, lambda rank, pids=pids: os.kill(pids[rank], signal.SIGKILL), len(pids), request["timeout"])
+        replies.write(json.dumps(statuses) + "\n")
+        replies.flush()
+    return 0
 
 
 def _result(directory: str, rank: int, returncode: int, timed_out: bool, seconds: float) -> RankResult:
@@ -179,4 +289,4 @@ def _child(spec: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_child(json.loads(sys.argv[1])))
+    sys.exit(_nursery_main() if sys.argv[1] == "--nursery" else _child(json.loads(sys.argv[1])))
