@@ -1,0 +1,39 @@
+"""Codecs: gradient to bytes and back.
+
+``codec("hadamard+lloyd:2")`` parses a spec into a frozen codec. Families of this version, b in (0, 8] bits per coordinate:
+
+| spec | unbiased | what it does |
+|---|---|---|
+| ``none`` | yes | raw values in their own dtype |
+| ``cast:fp16``, ``cast:bf16`` | no | round to nearest even |
+| ``uniform:b`` | yes | stochastic rounding on a grid up to the largest magnitude of each 512 coordinates |
+| ``lloyd:b`` | no | Lloyd-Max quantiser of N(0,1), least-squares scale for each 4096 coordinates |
+| ``hadamard+lloyd:b`` | yes | the same after a random rotation, with EDEN's unbiased scale (``scale=centroid`` for the least-squares one) |
+"""
+
+from commpress.codecs._base import BLOCK, Codec
+from commpress.codecs._key import Key
+from commpress.codecs._none import parse_none
+from commpress.codecs._quantisers import FAMILIES, parse_cast, parse_quantiser
+from commpress.codecs._spec import parse
+from commpress.errors import SpecError
+
+__all__ = ["BLOCK", "Codec", "Key", "codec"]
+
+
+def codec(spec: "str | Codec") -> Codec:
+    """The codec that a spec names; a codec is returned as it is.
+
+    Raises:
+        SpecError: the spec is malformed, or names a family, a rate or an option that there is not.
+    """
+    if isinstance(spec, Codec):
+        return spec
+    parsed = parse(spec)
+    if parsed.family == "none":
+        return parse_none(parsed)
+    if parsed.family == "cast":
+        return parse_cast(parsed)
+    if parsed.family in FAMILIES:
+        return parse_quantiser(parsed)
+    raise SpecError(f"unknown codec family {parsed.family!r} in {spec!r}; this version has: none, {', '.join(FAMILIES)}")

@@ -1,0 +1,137 @@
+"""What every codec offers."""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import torch
+
+from commpress.codecs._key import Key
+from commpress.errors import SpecError, TensorError, WireError
+
+BLOCK = 4096  # coordinates; payloads begin at multiples of it, and may be cut there
+
+
+class Codec(abc.ABC):
+    """A frozen, hashable map from tensors to bytes and back. Make one with :func:`commpress.codec`; ``str`` gives its canonical spec."""
+
+    @property
+    @abc.abstractmethod
+    def bits(self) -> float | None:
+        """Requested mean payload bits per coordinate, None where the dtype decides."""
+
+    @property
+    @abc.abstractmethod
+    def unbiased(self) -> bool:
+        """Whether the mean of the decoded value over keys is the input, for every finite input."""
+
+    @property
+    @abc.abstractmethod
+    def lossless(self) -> bool:
+        """Whether decoding gives the input back, to the bit."""
+
+    @abc.abstractmethod
+    def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
+        """Exact size in bytes of every payload of ``numel`` coordinates that begins at index ``offset`` of its tensor (a multiple of ``BLOCK``)."""
+
+    @abc.abstractmethod
+    def for_feedback(self) -> Codec:
+        """The same codec with the least-squares scale that error feedback needs; itself where there is nothing to choose."""
+
+    @abc.abstractmethod
+    def __str__(self) -> str: ...
+
+    @abc.abstractmethod
+    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        """``x`` is 1-D and contiguous, ``out`` has the right size."""
+
+    @abc.abstractmethod
+    def _decode(self, payload: torch.Tensor, key: Key, out: torch.Tensor, accumulate: bool, offset: int, gain: float, beta: float) -> None:
+        """``out`` is 1-D and contiguous, ``payload`` has the right size."""
+
+    def encode(self, x: torch.Tensor, key: Key, *, out: torch.Tensor | None = None, offset: int = 0, gain: float = 1.0) -> torch.Tensor:
+        """Encodes ``gain * x``.
+
+        Args:
+            x: floating-point CPU tensor of any shape and strides, read in row-major order.
+            key: what all randomness is derived from.
+            out: 1-D contiguous uint8 tensor of exactly ``payload_nbytes`` to write to; made if None.
+            offset: index of x's first coordinate in the whole tensor, a multiple of ``BLOCK``.
+            gain: positive factor, free of cost.
+
+        Returns:
+            1-D uint8 tensor; its length times 8 are all the bits.
+
+        Raises:
+            TensorError: ``x`` or ``out`` is not of an accepted kind. SpecError: ``offset`` or ``gain`` is out of range.
+        """
+        _check_values(x, "x")
+        _check_numbers(offset, gain)
+        nbytes = self.payload_nbytes(x.numel(), offset=offset, dtype=x.dtype)
+        if out is None:
+            out = torch.empty(nbytes, dtype=torch.uint8)
+        elif out.dtype != torch.uint8 or out.dim() != 1 or not out.is_contiguous() or out.numel() != nbytes or out.device.type != "cpu":
+            raise TensorError(f"out must be a contiguous 1-D uint8 CPU tensor of {nbytes} bytes, got {_describe(out)}")
+        self._encode(x.detach().reshape(-1), key, out, offset, gain)
+        return out
+
+    def decode(
+        self,
+        payload: torch.Tensor,
+        key: Key,
+        *,
+        out: torch.Tensor,
+        accumulate: bool = False,
+        offset: int = 0,
+        gain: float = 1.0,
+        beta: float = 1.0,
+    ) -> torch.Tensor:
+        """Writes ``gain * value`` to ``out``, or ``beta * out + gain * value`` with ``accumulate``.
+
+        Args:
+            payload: 1-D uint8 tensor of exactly ``payload_nbytes(out.numel())``.
+            key: the encoder's.
+            out: floating-point CPU tensor; its number of elements is what bounds the work.
+            accumulate, gain, beta: as above; ``beta`` is ignored without ``accumulate``.
+            offset: the encoder's.
+
+        Returns:
+            ``out``.
+
+        Raises:
+            WireError: the payload has the wrong size or an invalid scale; ``out`` is untouched.
+            TensorError: ``out`` or ``payload`` is not of an accepted kind. SpecError: ``offset`` or ``gain`` is out of range.
+        """
+        _check_values(out, "out")
+        _check_numbers(offset, gain)
+        if payload.dtype != torch.uint8 or payload.dim() != 1 or payload.device.type != "cpu":
+            raise TensorError(f"a payload is a 1-D uint8 CPU tensor, got {_describe(payload)}")
+        nbytes = self.payload_nbytes(out.numel(), offset=offset, dtype=out.dtype)
+        if payload.numel() != nbytes:
+            raise WireError(f"a {self} payload of {out.numel()} coordinates has {nbytes} bytes, got {payload.numel()}")
+        payload = payload.contiguous()
+        flat = out.detach().view(-1) if out.is_contiguous() else out.detach().reshape(-1)
+        self._decode(payload, key, flat, accumulate, offset, gain, beta)
+        if not out.is_contiguous():
+            out.detach().copy_(flat.view(out.shape))
+        return out
+
+
+def _describe(t: torch.Tensor) -> str:
+    return f"{t.dtype} of shape {tuple(t.shape)} on {t.device}"
+
+
+def _check_values(t: torch.Tensor, name: str) -> None:
+    if not isinstance(t, torch.Tensor) or not t.dtype.is_floating_point or t.layout != torch.strided:
+        what = f"{t.layout} {t.dtype}" if isinstance(t, torch.Tensor) else type(t).__name__
+        raise TensorError(f"{name} must be a dense floating-point tensor, got {what} (complex tensors: torch.view_as_real)")
+    if t.device.type != "cpu":
+        raise TensorError(f"{name} is on {t.device}: this version encodes on the CPU only; its CUDA kernels come in a later one")
+
+
+def _check_numbers(offset: int, gain: float) -> None:
+    if offset < 0 or offset % BLOCK:
+        raise SpecError(f"offset must be a non-negative multiple of {BLOCK}, got {offset}")
+    if not (gain > 0 and math.isfinite(gain)):
+        raise SpecError(f"gain must be positive and finite, got {gain}")

@@ -1,0 +1,104 @@
+"""Codecs whose arithmetic is in the C++ kernels: casts, uniform, lloyd, hadamard+lloyd."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import torch
+
+from commpress import ops
+from commpress.codecs._base import Codec
+from commpress.codecs._key import Key
+from commpress.codecs._spec import RATE_ONE, Spec, format_rate, parse_rate
+from commpress.errors import SpecError, WireError
+
+
+class Family(enum.IntEnum):
+    """Numbers that the C++ kernels use (csrc/kernels/wire.h)."""
+
+    CAST_FP16 = 1
+    CAST_BF16 = 2
+    UNIFORM = 3
+    LLOYD = 4
+    HADAMARD_LLOYD = 5
+
+
+_CASTS = {"fp16": Family.CAST_FP16, "bf16": Family.CAST_BF16}
+_QUANTISERS = {"uniform": Family.UNIFORM, "lloyd": Family.LLOYD, "hadamard+lloyd": Family.HADAMARD_LLOYD}
+FAMILIES = ("cast", *_QUANTISERS)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantisingCodec(Codec):
+    """``rate`` is in millionths of a bit per coordinate; ``centroid`` asks for the least-squares scale. All work is in float32."""
+
+    family: Family
+    rate: int
+    centroid: bool = False
+
+    @property
+    def bits(self) -> float:
+        return self.rate / RATE_ONE
+
+    @property
+    def unbiased(self) -> bool:
+        return self.family is Family.UNIFORM or (self.family is Family.HADAMARD_LLOYD and not self.centroid)
+
+    @property
+    def lossless(self) -> bool:
+        return False
+
+    def for_feedback(self) -> Codec:
+        return dataclasses.replace(self, centroid=True) if self.family is Family.HADAMARD_LLOYD else self
+
+    def __str__(self) -> str:
+        for text, family in _CASTS.items():
+            if family is self.family:
+                return f"cast:{text}"
+        name = next(name for name, family in _QUANTISERS.items() if family is self.family)
+        return f"{name}:{format_rate(self.rate)}" + (",scale=centroid" if self.centroid else "")
+
+    def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
+        return ops.payload_nbytes(self.family, self.rate, offset, numel)
+
+    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        x = x.to(torch.float32)
+        ops.encode(x, out, family=self.family, rate=self.rate, centroid=self.centroid, seed=key.seed, words=key.words(), offset=offset, gain=gain)
+
+    def _decode(self, payload: torch.Tensor, key: Key, out: torch.Tensor, accumulate: bool, offset: int, gain: float, beta: float) -> None:
+        work = out.to(torch.float32)
+        block = ops.decode(
+            payload,
+            work,
+            family=self.family,
+            rate=self.rate,
+            seed=key.seed,
+            words=key.words(),
+            offset=offset,
+            accumulate=accumulate,
+            gain=gain,
+            beta=beta,
+        )
+        if block >= 0:
+            raise WireError(f"block {block} of a {self} payload has a scale that no encoder writes: the bytes are corrupt, or of another codec")
+        if work is not out:
+            out.copy_(work)
+
+
+def parse_cast(spec: Spec) -> Codec:
+    """``cast:fp16`` or ``cast:bf16``."""
+    if spec.options or spec.argument not in _CASTS:
+        raise SpecError(f"write 'cast:fp16' or 'cast:bf16', got {str(spec)!r}")
+    return QuantisingCodec(_CASTS[spec.argument], 16 * RATE_ONE)
+
+
+def parse_quantiser(spec: Spec) -> Codec:
+    """``uniform:b``, ``lloyd:b``, ``hadamard+lloyd:b[,scale=unbiased|centroid]`` with 0 < b <= 8."""
+    family = _QUANTISERS[spec.family]
+    options = dict(spec.options)
+    scale = options.pop("scale", None) if family is Family.HADAMARD_LLOYD else None
+    if options or scale not in (None, "unbiased", "centroid"):
+        allowed = "scale=unbiased or scale=centroid" if family is Family.HADAMARD_LLOYD else "none"
+        raise SpecError(f"unknown option in {str(spec)!r}; options of {spec.family}: {allowed}")
+    return QuantisingCodec(family, parse_rate(spec), scale == "centroid")

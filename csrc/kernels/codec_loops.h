@@ -1,0 +1,64 @@
+// encode() and decode() of one code path. A cpu_*.cpp names the path with COMMPRESS_ISA and includes the lanes, then this.
+#pragma once
+#include "pack.h"
+#include "uniform.h"
+#include "hadamard.h"
+#include "lloyd.h"
+#include "kernels.h"
+
+namespace commpress {
+namespace COMMPRESS_ISA {
+
+static void cast_encode(const Codec& codec, const float* x, int64_t n, float gain, uint8_t* out) {
+  const bool fp16 = codec.family == CAST_FP16;
+  uint16_t chunk[BLOCK];
+  if (fp16)
+    for (int64_t i = 0; i < n; ++i) chunk[i] = to_fp16(x[i] * gain);
+  else
+    for (int64_t i = 0; i < n; ++i) chunk[i] = to_bf16(x[i] * gain);
+  memcpy(out, chunk, 2 * n);
+}
+
+static void cast_decode(const Codec& codec, const uint8_t* in, int64_t n, float* out, const Sink& sink) {
+  const bool fp16 = codec.family == CAST_FP16;
+  uint16_t chunk[BLOCK];
+  memcpy(chunk, in, 2 * n);
+  if (fp16)
+    for (int64_t i = 0; i < n; ++i) deliver(out + i, from_fp16(chunk[i]) * sink.gain, sink);
+  else
+    for (int64_t i = 0; i < n; ++i) deliver(out + i, from_bf16(chunk[i]) * sink.gain, sink);
+}
+
+void encode(const Payload& p, const float* x, float gain, uint8_t* out) {
+  for (int64_t i = 0; i < p.numel; i += BLOCK) {
+    const int64_t n = p.numel - i < BLOCK ? p.numel - i : BLOCK;
+    const uint64_t index = static_cast<uint64_t>(p.offset + i);
+    switch (p.codec.family) {
+      case UNIFORM: out += uniform_encode_block(x + i, n, p.codec.rate, p.key, index, gain, out); break;
+      case LLOYD: out += lloyd_encode_block(x + i, n, p.codec.rate, p.key, index, gain, out); break;
+      case HADAMARD_LLOYD: out += rotated_encode_any(x + i, n, {p.codec.rate, p.codec.centroid}, p.key, index, gain, out); break;
+      default:
+        cast_encode(p.codec, x + i, n, gain, out);
+        out += 2 * n;
+    }
+  }
+}
+
+void decode(const Payload& p, const uint8_t* in, float* out, bool accumulate, float gain, float beta) {
+  const Sink sink{accumulate, gain, beta};
+  for (int64_t i = 0; i < p.numel; i += BLOCK) {
+    const int64_t n = p.numel - i < BLOCK ? p.numel - i : BLOCK;
+    const uint64_t index = static_cast<uint64_t>(p.offset + i);
+    switch (p.codec.family) {
+      case UNIFORM: in += uniform_decode_block(in, n, p.codec.rate, p.key, index, out + i, sink); break;
+      case LLOYD: in += lloyd_decode_block(in, n, p.codec.rate, p.key, index, out + i, sink); break;
+      case HADAMARD_LLOYD: in += rotated_decode_any(in, n, {p.codec.rate, p.codec.centroid}, p.key, index, out + i, sink); break;
+      default:
+        cast_decode(p.codec, in, n, out + i, sink);
+        in += 2 * n;
+    }
+  }
+}
+
+}  // namespace COMMPRESS_ISA
+}  // namespace commpress

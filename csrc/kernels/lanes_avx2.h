@@ -1,0 +1,188 @@
+// Sixteen lanes in AVX2 with FMA: two registers of eight. Operation by operation the same as lanes_plain.h.
+#pragma once
+#define COMMPRESS_UNROLL
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "philox.h"
+#include "quantise.h"
+
+namespace commpress {
+namespace COMMPRESS_ISA {
+
+struct Floats {
+  __m256 a, b;
+};
+struct Ints {
+  __m256i a, b;
+};
+
+static inline Ints load_bytes(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+static inline Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline Ints load(const uint32_t* p) { return load_bytes(reinterpret_cast<const uint8_t*>(p)); }
+static inline void store(float* p, Floats x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+static inline void store(void* p, Ints x) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), x.a);
+  _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, x.b);
+}
+static inline Floats all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+static inline Ints all(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x)), _mm256_set1_epi32(static_cast<int>(x))}; }
+
+static inline Floats operator+(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+static inline Floats operator-(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+static inline Floats operator*(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+static inline Floats larger(Floats x, Floats y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+static inline Ints operator+(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+static inline Ints operator|(Ints x, Ints y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+static inline Ints operator&(Ints x, Ints y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
+static inline Ints operator^(Ints x, Ints y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+static inline Ints larger(Ints x, Ints y) { return {_mm256_max_epu32(x.a, y.a), _mm256_max_epu32(x.b, y.b)}; }
+
+static inline Ints shift_left(Ints x, int k) { return {_mm256_slli_epi32(x.a, k), _mm256_slli_epi32(x.b, k)}; }
+static inline Ints shift_right(Ints x, int k) { return {_mm256_srli_epi32(x.a, k), _mm256_srli_epi32(x.b, k)}; }
+// Left by i % 4 bytes.
+template <int I>
+static inline Ints rotate_bytes(Ints x, std::integral_constant<int, I>) {
+  if constexpr (I % 4 == 0) return x;
+  return shift_left(x, 8 * (I % 4)) | shift_right(x, 32 - 8 * (I % 4));
+}
+
+static inline Ints bits(Floats x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
+static inline Floats floats(Ints x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+static inline Floats absolute(Floats x) { return floats(bits(x) & all(0x7FFFFFFFu)); }
+// The rounding mode is the default one: to nearest even.
+static inline Ints rounded(Floats x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+static inline Floats to_float(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+
+struct Count {
+  __m128i v;
+};
+static inline Count count_of(int n) { return {_mm_cvtsi32_si128(n)}; }
+static inline Floats flip(Floats x, Ints word, Count count) {
+  const Ints shifted{_mm256_sll_epi32(word.a, count.v), _mm256_sll_epi32(word.b, count.v)};
+  return floats(bits(x) ^ (shifted & all(0x80000000u)));
+}
+
+// The product with +1 or -1 is exact, so the fused form rounds as the plain sum does.
+static inline Floats hadamard16(Floats x) {
+  const __m256 s1 = _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), s2 = _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1), s4 = _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1);
+  const auto half = [&](__m256 v) {
+    v = _mm256_fmadd_ps(v, s1, _mm256_permute_ps(v, 0xB1));
+    v = _mm256_fmadd_ps(v, s2, _mm256_permute_ps(v, 0x4E));
+    return _mm256_fmadd_ps(v, s4, _mm256_permute2f128_ps(v, v, 1));
+  };
+  const __m256 a = half(x.a), b = half(x.b);
+  return {_mm256_add_ps(a, b), _mm256_sub_ps(a, b)};
+}
+
+struct Philox {
+  __m256i c1, c2, c3;
+  uint32_t k0, k1;
+  Philox(const Key& key, uint32_t purpose)
+      : c1(_mm256_set1_epi64x(key.step)), c2(_mm256_set1_epi64x(key.sender_phase | purpose)), c3(_mm256_set1_epi64x(key.tensor)), k0(static_cast<uint32_t>(key.seed)),
+        k1(static_cast<uint32_t>(key.seed >> 32)) {}
+
+  // One 32-bit word of each of four counters lies in the low half of a 64-bit lane; the high halves hold leftovers that vpmuludq ignores.
+  void four(uint32_t index, __m256i& first, __m256i& second) const {
+    const __m256i m0 = _mm256_set1_epi64x(PHILOX_M0), m1 = _mm256_set1_epi64x(PHILOX_M1);
+    __m256i a = _mm256_cvtepu32_epi64(_mm_add_epi32(_mm_set1_epi32(static_cast<int>(index)), _mm_setr_epi32(0, 1, 2, 3)));
+    __m256i b = c1, c = c2, d = c3;
+    uint32_t key0 = k0, key1 = k1;
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+      const __m256i p0 = _mm256_mul_epu32(a, m0), p1 = _mm256_mul_epu32(c, m1);
+      a = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), b), _mm256_set1_epi64x(key0));
+      c = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), d), _mm256_set1_epi64x(key1));
+      b = p1;
+      d = p0;
+      key0 += PHILOX_W0;
+      key1 += PHILOX_W1;
+    }
+    first = _mm256_blend_epi32(a, _mm256_slli_epi64(b, 32), 0xAA);
+    second = _mm256_blend_epi32(c, _mm256_slli_epi64(d, 32), 0xAA);
+  }
+  void operator()(uint32_t index, Ints& first, Ints& second) const {
+    four(index, first.a, second.a);
+    four(index + 4, first.b, second.b);
+  }
+};
+
+template <int N>
+struct Table {
+  const float* t;  // gathers may read any type
+  explicit Table(const void* p) : t(static_cast<const float*>(p)) {}
+  Floats operator[](Ints i) const {
+    const Ints k = i & all(static_cast<uint32_t>(N - 1));
+    return {_mm256_i32gather_ps(t, k.a, 4), _mm256_i32gather_ps(t, k.b, 4)};
+  }
+};
+// Up to 8 entries stay in a register; shorter tables are repeated.
+template <int N>
+struct SmallTable {
+  __m256 t;
+  explicit SmallTable(const void* p) {
+    alignas(32) float repeated[8];
+    for (int i = 0; i < 8; i += N) memcpy(repeated + i, p, 4 * N);
+    t = _mm256_load_ps(repeated);
+  }
+  Floats operator[](Ints i) const { return {_mm256_permutevar8x32_ps(t, i.a), _mm256_permutevar8x32_ps(t, i.b)}; }
+};
+template <>
+struct Table<1> : SmallTable<1> {
+  using SmallTable::SmallTable;
+};
+template <>
+struct Table<2> : SmallTable<2> {
+  using SmallTable::SmallTable;
+};
+template <>
+struct Table<4> : SmallTable<4> {
+  using SmallTable::SmallTable;
+};
+template <>
+struct Table<8> : SmallTable<8> {
+  using SmallTable::SmallTable;
+};
+template <>
+struct Table<16> {
+  SmallTable<8> low, high;
+  explicit Table(const void* p) : low(p), high(static_cast<const char*>(p) + 32) {}
+  Floats operator[](Ints i) const {
+    const Floats l = low[i], h = high[i], choice = floats(shift_left(i, 28));  // bit 3 becomes the sign that blends
+    return {_mm256_blendv_ps(l.a, h.a, choice.a), _mm256_blendv_ps(l.b, h.b, choice.b)};
+  }
+};
+
+template <int B>
+struct Search {
+  using L = LloydMax<B>;
+  Table<L::CELLS> threshold{L::CELL_THRESHOLD}, base{L::CELL_BASE};
+  Ints operator()(Floats u) const {
+    const __m256 per_sigma = _mm256_set1_ps(L::PER_SIGMA), last = _mm256_set1_ps(L::CELLS - 1);
+    const Ints cell{_mm256_cvttps_epi32(_mm256_min_ps(_mm256_mul_ps(u.a, per_sigma), last)), _mm256_cvttps_epi32(_mm256_min_ps(_mm256_mul_ps(u.b, per_sigma), last))};
+    const Floats t = threshold[cell];
+    const Ints low = bits(base[cell]);
+    // A comparison that holds is -1.
+    return {_mm256_sub_epi32(low.a, _mm256_castps_si256(_mm256_cmp_ps(u.a, t.a, _CMP_GE_OQ))), _mm256_sub_epi32(low.b, _mm256_castps_si256(_mm256_cmp_ps(u.b, t.b, _CMP_GE_OQ)))};
+  }
+};
+template <>
+struct Search<1> {
+  Ints operator()(Floats) const { return all(0u); }
+};
+template <>
+struct Search<2> {
+  __m256 threshold = _mm256_set1_ps(LloydMax<2>::CELL_THRESHOLD[7]);
+  Ints operator()(Floats u) const {
+    return shift_right({_mm256_castps_si256(_mm256_cmp_ps(u.a, threshold, _CMP_GE_OQ)), _mm256_castps_si256(_mm256_cmp_ps(u.b, threshold, _CMP_GE_OQ))}, 31);
+  }
+};
+
+}  // namespace COMMPRESS_ISA
+}  // namespace commpress

@@ -1,0 +1,172 @@
+// Sixteen lanes in AVX-512 (F, BW, DQ, VL). Operation by operation the same as lanes_plain.h.
+#pragma once
+#define COMMPRESS_UNROLL
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "philox.h"
+#include "quantise.h"
+
+namespace commpress {
+namespace COMMPRESS_ISA {
+
+struct Floats {
+  __m512 v;
+};
+struct Ints {
+  __m512i v;
+};
+
+static inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline Ints load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline Ints load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
+static inline void store(void* p, Ints a) { _mm512_storeu_si512(p, a.v); }
+static inline Floats all(float x) { return {_mm512_set1_ps(x)}; }
+static inline Ints all(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
+
+static inline Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline Floats larger(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline Ints operator|(Ints a, Ints b) { return {_mm512_or_si512(a.v, b.v)}; }
+static inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
+static inline Ints operator^(Ints a, Ints b) { return {_mm512_xor_si512(a.v, b.v)}; }
+static inline Ints larger(Ints a, Ints b) { return {_mm512_max_epu32(a.v, b.v)}; }
+
+// GCC's vector operators take the immediate form where the count is a constant.
+static inline Ints shift_left(Ints a, int k) { return {reinterpret_cast<__m512i>(reinterpret_cast<__v16su>(a.v) << k)}; }
+static inline Ints shift_right(Ints a, int k) { return {reinterpret_cast<__m512i>(reinterpret_cast<__v16su>(a.v) >> k)}; }
+// Left by i % 4 bytes.
+template <int I>
+static inline Ints rotate_bytes(Ints a, std::integral_constant<int, I>) {
+  return {I % 4 ? _mm512_rol_epi32(a.v, 8 * (I % 4)) : a.v};
+}
+
+static inline Ints bits(Floats a) { return {_mm512_castps_si512(a.v)}; }
+static inline Floats absolute(Floats a) { return {_mm512_abs_ps(a.v)}; }
+static inline Ints rounded(Floats a) { return {_mm512_cvt_roundps_epi32(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+static inline Floats to_float(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
+
+struct Count {
+  __m512i v;
+};
+static inline Count count_of(int n) { return {_mm512_set1_epi32(n)}; }
+static inline Floats flip(Floats x, Ints word, Count count) {
+  const __m512i shifted = _mm512_sllv_epi32(word.v, count.v), sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
+  // 0x78: first ^ (second & third)
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(x.v), shifted, sign, 0x78))};
+}
+
+// The product with +1 or -1 is exact, so the fused form rounds as the plain sum does.
+static inline Floats hadamard16(Floats a) {
+  const __m512 s1 = _mm512_castsi512_ps(_mm512_setr_epi32(0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000,
+                                                         0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000));
+  const __m512 s2 = _mm512_setr_ps(1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1);
+  const __m512 s4 = _mm512_setr_ps(1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1);
+  const __m512 s8 = _mm512_setr_ps(1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1);
+  __m512 v = a.v;
+  v = _mm512_fmadd_ps(v, s1, _mm512_permute_ps(v, 0xB1));
+  v = _mm512_fmadd_ps(v, s2, _mm512_permute_ps(v, 0x4E));
+  v = _mm512_fmadd_ps(v, s4, _mm512_shuffle_f32x4(v, v, 0xB1));
+  v = _mm512_fmadd_ps(v, s8, _mm512_shuffle_f32x4(v, v, 0x4E));
+  return {v};
+}
+
+struct Philox {
+  __m512i c1, c2, c3;
+  uint32_t k0, k1;
+  Philox(const Key& key, uint32_t purpose)
+      : c1(_mm512_set1_epi64(key.step)), c2(_mm512_set1_epi64(key.sender_phase | purpose)), c3(_mm512_set1_epi64(key.tensor)), k0(static_cast<uint32_t>(key.seed)),
+        k1(static_cast<uint32_t>(key.seed >> 32)) {}
+
+  // One 32-bit word of each of eight counters lies in the low half of a 64-bit lane; the high halves hold leftovers that vpmuludq ignores.
+  void operator()(uint32_t index, Ints& first, Ints& second) const {
+    const __m512i m0 = _mm512_set1_epi64(PHILOX_M0), m1 = _mm512_set1_epi64(PHILOX_M1);
+    __m512i a = _mm512_cvtepu32_epi64(_mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(index)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+    __m512i b = c1, c = c2, d = c3;
+    uint32_t key0 = k0, key1 = k1;
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+      const __m512i p0 = _mm512_mul_epu32(a, m0), p1 = _mm512_mul_epu32(c, m1);
+      a = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), b, _mm512_set1_epi64(key0), 0x96);
+      c = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), d, _mm512_set1_epi64(key1), 0x96);
+      b = p1;
+      d = p0;
+      key0 += PHILOX_W0;
+      key1 += PHILOX_W1;
+    }
+    first.v = _mm512_mask_mov_epi32(a, 0xAAAA, _mm512_slli_epi64(b, 32));
+    second.v = _mm512_mask_mov_epi32(c, 0xAAAA, _mm512_slli_epi64(d, 32));
+  }
+};
+
+template <int N>
+struct Table {
+  const void* t;
+  explicit Table(const void* p) : t(p) {}
+  Floats operator[](Ints i) const { return {_mm512_i32gather_ps(_mm512_and_si512(i.v, _mm512_set1_epi32(N - 1)), t, 4)}; }
+};
+// Up to 16 entries stay in a register; shorter tables are repeated.
+template <int N>
+struct SmallTable {
+  __m512 t;
+  explicit SmallTable(const void* p) {
+    alignas(64) float repeated[16];
+    for (int i = 0; i < 16; i += N) memcpy(repeated + i, p, 4 * N);
+    t = _mm512_load_ps(repeated);
+  }
+  Floats operator[](Ints i) const { return {_mm512_permutexvar_ps(i.v, t)}; }
+};
+template <>
+struct Table<1> : SmallTable<1> {
+  using SmallTable::SmallTable;
+};
+template <>
+struct Table<2> : SmallTable<2> {
+  using SmallTable::SmallTable;
+};
+template <>
+struct Table<4> : SmallTable<4> {
+  using SmallTable::SmallTable;
+};
+template <>
+struct Table<8> : SmallTable<8> {
+  using SmallTable::SmallTable;
+};
+template <>
+struct Table<16> : SmallTable<16> {
+  using SmallTable::SmallTable;
+};
+template <>
+struct Table<32> {
+  __m512 low, high;
+  explicit Table(const void* p) : low(_mm512_loadu_ps(p)), high(_mm512_loadu_ps(static_cast<const char*>(p) + 64)) {}
+  Floats operator[](Ints i) const { return {_mm512_permutex2var_ps(low, i.v, high)}; }
+};
+
+template <int B>
+struct Search {
+  using L = LloydMax<B>;
+  Table<L::CELLS> threshold{L::CELL_THRESHOLD}, base{L::CELL_BASE};
+  Ints operator()(Floats u) const {
+    const __m512 position = _mm512_min_ps(_mm512_mul_ps(u.v, _mm512_set1_ps(L::PER_SIGMA)), _mm512_set1_ps(L::CELLS - 1));
+    const Ints cell{_mm512_cvttps_epi32(position)};
+    const __m512i low = _mm512_castps_si512(base[cell].v);
+    return {_mm512_mask_add_epi32(low, _mm512_cmp_ps_mask(u.v, threshold[cell].v, _CMP_GE_OQ), low, _mm512_set1_epi32(1))};
+  }
+};
+template <>
+struct Search<1> {
+  Ints operator()(Floats) const { return {_mm512_setzero_si512()}; }
+};
+template <>
+struct Search<2> {
+  __m512 threshold = _mm512_set1_ps(LloydMax<2>::CELL_THRESHOLD[7]);
+  Ints operator()(Floats u) const { return {_mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(u.v, threshold, _CMP_GE_OQ), 1)}; }
+};
+
+}  // namespace COMMPRESS_ISA
+}  // namespace commpress

@@ -1,0 +1,183 @@
+// The `uniform` family: block maximum, stochastic rounding, packing; and back. Include after pack.h.
+#pragma once
+
+namespace commpress {
+namespace COMMPRESS_ISA {
+
+// Largest |x| as the bits of a float: integers order as floats do, with infinities and NaN on top, and the order of the comparisons doesn't matter.
+static uint32_t largest_bits(const float* x, int64_t n) {
+  Ints m = all(0u);
+  const Ints mask = all(0x7FFFFFFFu);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) m = larger(m, bits(load(x + i)) & mask);
+  uint32_t lanes[16], best = 0;
+  store(lanes, m);
+  for (uint32_t lane : lanes) best = lane > best ? lane : best;
+  for (; i < n; ++i) {
+    const uint32_t a = bits_of(x[i]) & 0x7FFFFFFFu;
+    best = a > best ? a : best;
+  }
+  return best;
+}
+
+template <int B>
+static void uniform_encode_group(const float* x, const Philox& random, uint32_t counter, float multiplier, uint8_t* out) {
+  const Floats m = all(multiplier);
+  Ints words[B];
+  each<4>([&](auto quarter) __attribute__((always_inline)) {
+    Ints random_words[2];
+    random(counter + 8 * quarter, random_words[0], random_words[1]);
+    each<8>([&](auto i) __attribute__((always_inline)) {
+      const int row = 8 * quarter + i;
+      const Ints fixed = rounded(load(x + 16 * row) * m);
+      const Ints noise = shift_right(rotate_bytes(random_words[i / 4], i), B);
+      put<B>(words, row, shift_right(fixed + noise + all(uniform_half(B)), 32 - B));
+    });
+  });
+  for (int k = 0; k < B; ++k) store(out + 64 * k, words[k]);
+}
+
+// n <= 512 coordinates whose first has index `index`, all in one group. Returns the bytes written.
+static int64_t uniform_encode_run(const float* x, int64_t n, int bits, const Key& key, uint64_t index, float gain, uint8_t* out) {
+  const int64_t nbytes = packed_nbytes(n, bits);
+  const uint32_t top = largest_bits(x, n);
+  float scaled[GROUP], largest = float_of(top);
+  UniformScale scale{0, 0.0f};
+  if (top >= SCALE32_INFINITY) {
+    scale.code = SCALE16_NON_FINITE;
+  } else if (top != 0) {
+    int exponent = 0;
+    if (!ordinary(largest)) {
+      exponent = exponent_of(largest);
+      for (int64_t i = 0; i < n; ++i) scaled[i] = scale_by_power(x[i], -exponent);
+      x = scaled;
+      largest = scale_by_power(largest, -exponent);
+    }
+    scale = uniform_scale(largest, exponent, bits, gain);
+  }
+  memcpy(out, &scale.code, 2);
+  out += 2;
+  if (scale.multiplier == 0.0f) {
+    memset(out, 0, nbytes);
+  } else if (n == GROUP) {
+    const Philox random(key, ROUND);
+    with_bits(bits, [&](auto b) { uniform_encode_group<b>(x, random, static_cast<uint32_t>(index / 16), scale.multiplier, out); });
+  } else {
+    uint32_t codes[GROUP], words[GROUP];
+    const Philox random(key, ROUND);
+    const uint64_t place = index % GROUP;  // of the first coordinate in its group
+    for (uint32_t quarter = 0; quarter < 4; ++quarter) {
+      if (128 * (quarter + 1) <= place || 128 * quarter >= place + n) continue;
+      Ints first, second;
+      random(static_cast<uint32_t>((index - place) / 16) + 8 * quarter, first, second);
+      store(words + 32 * quarter, first);
+      store(words + 32 * quarter + 16, second);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const uint64_t p = place + i, row = p / 16;
+      codes[i] = uniform_code(x[i], scale.multiplier, bits, rotate_left(words[row / 4 * 16 + p % 16], 8 * (row % 4)));
+    }
+    pack_string(codes, n, bits, out);
+  }
+  return 2 + nbytes;
+}
+
+template <int B, bool ACCUMULATE>
+static void uniform_decode_group(const uint8_t* in, float step, float* out, float beta) {
+  Ints words[B];
+  for (int k = 0; k < B; ++k) words[k] = load_bytes(in + 64 * k);
+  const Floats b = all(beta);
+  if constexpr (B <= 4) {
+    float values[1 << B];
+    for (uint32_t c = 0; c < 1u << B; ++c) values[c] = uniform_value(c, B, step);
+    const Table<1 << B> table(values);
+    each<32>([&](auto row) __attribute__((always_inline)) { deliver<ACCUMULATE>(out + 16 * row, table[get<B>(words, row)], b); });
+  } else {
+    const Floats s = all(step), half = all(static_cast<float>(1 << (B - 1)));
+    const Ints mask = all((1u << B) - 1);
+    each<32>([&](auto row) __attribute__((always_inline)) { deliver<ACCUMULATE>(out + 16 * row, (to_float(get<B>(words, row) & mask) - half) * s, b); });
+  }
+}
+
+static int64_t uniform_decode_run(const uint8_t* in, int64_t n, int bits, float* out, const Sink& sink) {
+  uint16_t code;
+  memcpy(&code, in, 2);
+  in += 2;
+  const float step = from_bf16(code) * sink.gain;
+  if (code == 0 || code == SCALE16_NON_FINITE) {
+    deliver_constant(out, n, code ? float_of(0x7FC00000u) : 0.0f, sink);
+  } else if (n == GROUP) {
+    with_bits(bits, [&](auto b) {
+      if (sink.accumulate)
+        uniform_decode_group<b, true>(in, step, out, sink.beta);
+      else
+        uniform_decode_group<b, false>(in, step, out, sink.beta);
+    });
+  } else {
+    uint32_t codes[GROUP];
+    unpack_string(in, n, bits, codes);
+    for (int64_t i = 0; i < n; ++i) deliver(out + i, uniform_value(codes[i], bits, step), sink);
+  }
+  return 2 + packed_nbytes(n, bits);
+}
+
+// ---- selection, below one bit ----
+
+// Window j of k over n coordinates is [j n / k, (j+1) n / k); the selected coordinate is drawn from it.
+struct Window {
+  int64_t chosen, length;
+};
+static COMMPRESS_INLINE Window window(const Key& key, uint64_t start, int64_t n, int64_t k, int64_t j) {
+  const int64_t begin = j * n / k, length = (j + 1) * n / k - begin;
+  return {begin + multiply_high(selection_word(key, start, static_cast<uint32_t>(j)), static_cast<uint32_t>(length)), length};
+}
+
+// Runs of up to 512 coordinates that make up n <= BLOCK coordinates from index `index` on.
+static int64_t uniform_encode_runs(const float* x, int64_t n, int32_t rate, const Key& key, uint64_t index, float gain, uint8_t* out) {
+  uint8_t* const begin = out;
+  for (int64_t i = 0; i < n; i += GROUP) {
+    const int64_t run = n - i < GROUP ? n - i : GROUP;
+    out += uniform_encode_run(x + i, run, group_bits(rate, index + i), key, index + i, gain, out);
+  }
+  return out - begin;
+}
+
+static int64_t uniform_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uint64_t index, float* out, const Sink& sink) {
+  const uint8_t* const begin = in;
+  for (int64_t i = 0; i < n; i += GROUP) in += uniform_decode_run(in, n - i < GROUP ? n - i : GROUP, group_bits(rate, index + i), out + i, sink);
+  return in - begin;
+}
+
+static int64_t uniform_encode_block(const float* x, int64_t n, int32_t rate, const Key& key, uint64_t index, float gain, uint8_t* out) {
+  if (!below_one_bit(rate)) return uniform_encode_runs(x, n, rate, key, index, gain, out);
+  const int64_t k = selected(rate, index, n);
+  float chosen[BLOCK];
+  const bool finite = largest_bits(x, n) < SCALE32_INFINITY;
+  for (int64_t j = 0; j < k; ++j) {
+    const Window w = window(key, index, n, k, j);
+    const float value = x[w.chosen] * static_cast<float>(w.length), limit = float_of(SCALE32_INFINITY - 1);
+    // One value that is not finite marks the whole block, selected or not.
+    chosen[j] = !finite ? float_of(SCALE32_INFINITY) : value > limit ? limit : value < -limit ? -limit : value;
+  }
+  return uniform_encode_runs(chosen, k, rate, key, index, gain, out);
+}
+
+static int64_t uniform_decode_block(const uint8_t* in, int64_t n, int32_t rate, const Key& key, uint64_t index, float* out, const Sink& sink) {
+  if (!below_one_bit(rate)) return uniform_decode_runs(in, n, rate, index, out, sink);
+  const int64_t k = selected(rate, index, n);
+  float chosen[BLOCK], block[BLOCK];
+  const int64_t nbytes = uniform_decode_runs(in, k, rate, index, chosen, {false, sink.gain, 1.0f});
+  bool finite = true;
+  for (int64_t j = 0; j < k; ++j) finite = finite && chosen[j] == chosen[j];
+  if (!finite) {
+    deliver_constant(out, n, float_of(0x7FC00000u), sink);
+    return nbytes;
+  }
+  memset(block, 0, 4 * n);
+  for (int64_t j = 0; j < k; ++j) block[window(key, index, n, k, j).chosen] = chosen[j];
+  for (int64_t i = 0; i < n; ++i) deliver(out + i, block[i], sink);
+  return nbytes;
+}
+
+}  // namespace COMMPRESS_ISA
+}  // namespace commpress
