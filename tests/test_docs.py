@@ -1,0 +1,140 @@
+"""What README and docs say is run: Python snippets, the diff, commands, links, and the figures that can be computed."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import commpress
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+README = (ROOT / "README.md").read_text()
+
+# A snippet may use a process group (of one rank) and a model, as a reader's script would.
+PREAMBLE = """
+import torch, torch.distributed
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+model = torch.nn.Linear(64, 100)
+"""
+# Commands that pages show -> what stands for them here. `make demo` and `make test` themselves are run by .ci/run.
+STAND_INS = {
+    "make demo": "make --dry-run demo",
+    "make test": "make --dry-run test",
+    "make lint": "make --dry-run lint",
+    "make format": "make --dry-run format",
+    "make cpptest": "make --dry-run cpptest",
+    "make bench": f"{sys.executable} -m benchmarks --quick",
+    "bash .ci/run": "bash -n .ci/run",
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def run(command: list[str], cwd: pathlib.Path) -> str:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_python(source: str, cwd: pathlib.Path) -> None:
+    script = cwd / "snippet.py"
+    script.write_text(PREAMBLE + source + "\ntorch.distributed.destroy_process_group()\n")
+    run([sys.executable, "-W", "error::DeprecationWarning:commpress", str(script)], cwd)
+
+
+def test_there_is_something_to_check() -> None:
+    assert "README.md" in NAMES
+    assert "docs/wire-format.md" in NAMES
+    assert blocks(README, "python")
+    assert blocks(README, "diff")
+    assert blocks(README, "sh")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_python_snippets_run(page: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The snippets of one page, in order, as one program."""
+    snippets = blocks(page.read_text(), "python")
+    if snippets:
+        run_python("\n".join(snippets), tmp_path)
+
+
+def test_the_diff_is_all_that_a_script_needs(tmp_path: pathlib.Path) -> None:
+    (diff,) = blocks(README, "diff")
+    lines = diff.splitlines()
+    assert all(line[:1] in ("+", " ", "") for line in lines), "the diff takes something away"
+    before = "\n".join(line[1:] for line in lines if not line.startswith("+"))
+    after = "\n".join(line[1:] for line in lines)
+    step = """
+for _ in range(3):
+    optimizer.zero_grad()
+    model(torch.randn(8, 64)).square().mean().backward()
+    optimizer.step()
+"""
+    run_python(before + step, tmp_path)
+    run_python(after + step + "assert state.state_dict()", tmp_path)
+
+
+def commands() -> list[str]:
+    found = []
+    for page in PAGES:
+        for block in blocks(page.read_text(), "sh"):
+            found += [line.split("#")[0].strip() for line in block.splitlines()]
+    return sorted({line for line in found if line})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_run(command: str, tmp_path: pathlib.Path) -> None:
+    stand_in = STAND_INS.get(command)
+    if stand_in is not None:
+        run(stand_in.split(), ROOT)
+        return
+    words = command.split()
+    assert words[0] in ("python", "commpress"), f"say in STAND_INS how to check {command!r}"
+    program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "commpress"]
+    run([*program, *words[1:]], tmp_path)
+
+
+def test_ci_runs_what_readme_promises() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "make test" in ci
+    assert "make demo" in ci
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page: pathlib.Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not re.match(r"https?:|mailto:", target):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def codec_table() -> list[tuple[str, str]]:
+    """(spec, what the table says under `unbiased`) for each spec in README's table."""
+    rows = re.findall(r"^\| (`.*?) \| .*? \| (.*?) \|$", README, flags=re.MULTILINE)
+    return [(spec, unbiased) for specs, unbiased in rows for spec in re.findall(r"`([^`]+)`", specs)]
+
+
+@pytest.mark.parametrize(("spec", "unbiased"), codec_table())
+def test_codec_table(spec: str, unbiased: str) -> None:
+    codec = commpress.codec(spec.replace(":b", ":3"))
+    assert unbiased.split()[0] in ("yes", "no")
+    assert codec.unbiased == unbiased.startswith("yes")
+    assert codec.lossless == ("lossless" in unbiased)
+
+
+def test_codec_table_is_complete() -> None:
+    assert {spec.split(":")[0] for spec, _ in codec_table()} == {"none", "cast", "uniform", "lloyd", "hadamard+lloyd"}
+
+
+@pytest.mark.parametrize(("spec", "shown"), [("uniform:4", "4.031"), ("hadamard+lloyd:2", "2.008")])
+def test_bytes_that_readme_counts(spec: str, shown: str) -> None:
+    assert f"({shown}" in README
+    numel = 1 << 20
+    assert f"{8 * commpress.codec(spec).payload_nbytes(numel) / numel:.3f}" == shown
