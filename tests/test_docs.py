@@ -123,7 +123,7 @@ def codec_table() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("spec", "unbiased"), codec_table())
 def test_codec_table(spec: str, unbiased: str) -> None:
-    codec = commpress.codec(spec.replace(":b", ":3"))
+    codec = commpress.codec(re.sub(":b$", ":3", spec))
     assert unbiased.split()[0] in ("yes", "no")
     assert codec.unbiased == unbiased.startswith("yes")
     assert codec.lossless == ("lossless" in unbiased)
