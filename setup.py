@@ -26,11 +26,18 @@ ROOT = pathlib.Path(__file__).resolve().parent
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # What csrc/kernels/dispatch.cpp asks the processor for, and nothing beyond.
 AVX2 = ["-mavx2", "-mfma"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 ISA_FLAGS = {"_avx2": AVX2, "_avx512": AVX512}
 # Results are defined to the bit: nothing here may change one, and a*b+c must stay two operations on every machine.
-CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-CXX_FLAGS += ["-ffp-contract=off", "-fno-math-errno"]
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-ftree-loop-vectorize",
+    "-fno-tree-slp-vectorize",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+]
+CXX_FLAGS += ["-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # gcc 12 sees some in its own AVX-512 headers
 TORCH_FLAGS = ["-std=c++20", "-DTORCH_TARGET_VERSION=0x020a000000000000"]  # the stable ABI of torch 2.10
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
