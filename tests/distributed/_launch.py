@@ -8,7 +8,7 @@ read: tensors, numbers, strings, lists, dicts) comes back as `RankResult.value`.
 with the traceback in `.stderr`, and the process exits with status 1: a negative `returncode` always means death by a signal.
 The default process group exists when the worker is called (`init=False` leaves it to the worker); `destroy=False` leaves it alive at exit.
 
-Importing torch takes seconds, so ranks are forked from one helper process that has imported torch and nothing else, before any of its threads exist; they leave
+Importing torch takes seconds, so ranks are forked from one helper process that has imported torch (and pytest) before any of its threads exist; they leave
 through the interpreter's normal exit. Ranks with a `prefix` (another network namespace) are started afresh.
 """
 
@@ -197,8 +197,13 @@ def _nursery() -> _Nursery:
 
 def _nursery_main() -> int:
     """Forks ranks on request. Returns in the parent when its input ends, and in each rank with its exit status."""
+    import contextlib
+
     import torch
     import torch.distributed  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import pytest  # noqa: F401  test files import it, and that takes as long as the rest
 
     torch.set_num_threads(1)
     replies = os.fdopen(os.dup(1), "w")
