@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _DEFAULT_BITS = "4,2,1"
 _EXAMPLES = """\
@@ -42,7 +43,7 @@ def add_to(commands: Any) -> None:
     which.add_argument(
         "--codecs",
         metavar="SPEC,..",
-        help="exactly these runs: codecs (separate those with options by ';'), or fp32, fp16, bf16",
+        help="exactly these runs: codecs (separate those with options by ';'), or fp32, fp16",
     )
     parser.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (default %(default)s)")
     parser.add_argument(
@@ -66,14 +67,16 @@ def run(options: argparse.Namespace) -> int:
     codecs = codecs_of(options)
     if options.ranks < 1:
         raise SpecError(f"--ranks must be at least 1, got {options.ranks}")
-    # What would stop every run stops the demo before the first.
-    check_codecs(codecs)
+    # What would stop a run stops the demo before the first.
+    for codec in codecs:
+        check(codec, options)
     standard_library(options.text)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in ("table.txt", "loss.png"):
         (options.out / name).unlink(missing_ok=True)  # of an earlier demo: they must not outlive a failure of this one
     runs: list[Run] = []
     status = 0
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         for i, codec in enumerate(codecs):
             runs.append(_one(codec, f"run {i + 1}/{len(codecs)}  {codec.ljust(max(map(len, codecs)))}", options))
@@ -85,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
     except CommpressError as error:
         print(f"\ncommpress demo: the run with {codec} failed; finished runs are kept\n{error}", file=sys.stderr)
         status = 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if runs:
         _report(runs, options.out, one_line)
     print(f"\n{time.monotonic() - began:.0f} s in all. Results: {options.out.resolve()}")
@@ -104,14 +109,17 @@ def codecs_of(options: argparse.Namespace) -> list[str]:
     return codecs
 
 
-def check_codecs(codecs: list[str]) -> None:
-    """Raises SpecError if one is none."""
-    from commpress.codecs import codec as parse
+def check(codec: str, options: argparse.Namespace) -> None:
+    """Raises SpecError if there is no such codec, or a run's settings make no sense."""
+    from commpress.cli._train import settings_of
     from commpress.experiments import BASELINES
 
-    for spec in codecs:
-        if spec not in BASELINES:
-            parse(spec)
+    if codec not in BASELINES:
+        from commpress.codecs import codec as parse
+
+        parse(codec)
+    options.codec = codec
+    settings_of(options)
 
 
 def _one(codec: str, title: str, options: argparse.Namespace) -> Any:
@@ -151,3 +159,8 @@ def _report(runs: list[Any], out: Path, one_line: Any) -> None:
         print(f"\nPicture: {(out / 'loss.png').resolve()}")
     except PlotError as error:
         print(f"\nThe picture was left out: {one_line(error)}")
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    # As Ctrl-C: the run under way is ended in order, what is finished is kept.
+    raise KeyboardInterrupt("terminated")

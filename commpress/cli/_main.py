@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from commpress._version import __version__
 from commpress.cli import _demo, _info, _pack, _train, _unpack
@@ -48,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     name = f"commpress {options.command}"
-    signal.signal(signal.SIGTERM, _terminated)
     try:
         return options.run(options)
     except KeyboardInterrupt as stopped:
@@ -67,8 +64,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks."""
     return " ".join(str(error).split())
-
-
-def _terminated(signum: int, frame: object) -> NoReturn:
-    # As Ctrl-C: what runs is ended in order and what is finished is kept.
-    raise KeyboardInterrupt("terminated")

@@ -32,9 +32,8 @@ def run(options: argparse.Namespace) -> int:
     from commpress.wire import pack
 
     x = read_tensor(options.tensor)
-    frame = pack(x, codec(options.codec), Key(seed=options.seed))
+    data = pack(x, codec(options.codec), Key(seed=options.seed)).numpy().tobytes()
     out = options.out or options.tensor.with_name(options.tensor.name + SUFFIX)
-    data = bytes(frame) if isinstance(frame, (bytes, bytearray, memoryview)) else frame.numpy().tobytes()
     out.write_bytes(data)
     numel = x.numel()
     rate = f", {8 * len(data) / numel:.3f} bits per coordinate with the frame" if numel else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,10 @@ def read_tensor(path: Path) -> torch.Tensor:
         if kind == ".npy":
             return torch.from_numpy(np.load(path, allow_pickle=False))
         value = torch.load(path, weights_only=True, map_location="cpu")
-    except (ValueError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise TensorError(f"{path} is not a {kind} file with one tensor: {str(error).splitlines()[0]}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a file of something else can raise anything
+        raise TensorError(f"{path} is not a {kind} file with one tensor: {type(error).__name__}: {error}") from error
     if not isinstance(value, torch.Tensor):
         raise TensorError(f"{path} holds a {type(value).__name__}, not one tensor")
     return value.detach()

@@ -50,7 +50,7 @@ def add_to(commands: Any) -> None:
         "--codec",
         default="hadamard+lloyd:2",
         metavar="SPEC",
-        help="how gradients travel: a codec, or fp32, fp16, bf16 for what torch has itself (default %(default)s)",
+        help="how gradients travel: a codec, or fp32 or fp16 for what torch has itself (default %(default)s)",
     )
     add_job_options(parser)
     parser.add_argument("--records", type=Path, metavar="FILE", help="write one JSON object per line here")

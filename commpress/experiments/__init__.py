@@ -6,12 +6,13 @@ with process_group():
     job.close()
 """
 
-from commpress.experiments._job import QUICK, MainJob, Progress, Settings, process_group
+from commpress.experiments._job import MainJob, Progress, process_group
 from commpress.experiments._launch import RunError, cores, launch
 from commpress.experiments._model import ByteGPT, Shape
 from commpress.experiments._plot import PlotError, plot
 from commpress.experiments._records import BASELINES, RecordError, Run, RunWriter, file_name, read_run
 from commpress.experiments._report import table
+from commpress.experiments._settings import QUICK, Settings
 from commpress.experiments._text import Corpus, CorpusError, standard_library
 from commpress.experiments._traffic import Traffic, TrafficMeter, read_counters
 

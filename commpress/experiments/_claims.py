@@ -9,7 +9,7 @@ from typing import Any, final
 
 from commpress.telemetry import JsonlSink, Sink
 
-_BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2}
+_BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}
 
 
 def baseline_bytes(name: str, numel: int, world_size: int) -> float:

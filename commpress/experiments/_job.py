@@ -29,73 +29,19 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from commpress.errors import MismatchError, SpecError
+from commpress.errors import MismatchError
 from commpress.experiments import _checkpoint
 from commpress.experiments._claims import ClaimedBytes, baseline_bytes
-from commpress.experiments._model import ByteGPT, Shape, loss_of
+from commpress.experiments._model import ByteGPT, loss_of
 from commpress.experiments._records import BASELINES, RunWriter
+from commpress.experiments._settings import Settings
 from commpress.experiments._text import Corpus, standard_library
-from commpress.experiments._traffic import TrafficMeter
+from commpress.experiments._traffic import Clock
+from commpress.hooks import register
 
 _GROUP_TIMEOUT = datetime.timedelta(seconds=120)
 _EVALUATION_BATCH = 64
 _MOMENTS = (0.9, 0.95)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Everything that decides a run.
-
-    Attributes:
-        codec: a codec's spec, or one of `BASELINES`.
-        steps: optimiser steps.
-        seed: of initialisation, data order and the codec's randomness.
-        shape: sizes of the model.
-        windows_per_rank: sequences per rank and step.
-        learning_rate: its largest value; it warms up for a tenth of the steps and falls along a cosine to a twentieth.
-        weight_decay: of matrices; vectors have none.
-        clip: largest norm of the gradient.
-        held_out_windows: size of the sample for the final loss.
-        curve_points: evaluations on the way, on the first `curve_windows` of an evenly spread sample.
-        curve_windows: its size.
-        probes: steps in which the NMSE is measured.
-        text: folder of .py files; None means the standard library.
-        interface: network interface to watch; None means the one that sends most.
-    """
-
-    codec: str = "hadamard+lloyd:2"
-    steps: int = 250
-    seed: int = 0
-    shape: Shape = dataclasses.field(default_factory=Shape)
-    windows_per_rank: int = 8
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    held_out_windows: int = 1024
-    curve_points: int = 10
-    curve_windows: int = 128
-    probes: int = 6
-    text: str | None = None
-    interface: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "windows_per_rank", "held_out_windows", "curve_points", "curve_windows"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.seed < 1 << 63:
-            raise SpecError(f"seed must be in [0, 2^63), got {self.seed}")
-
-
-QUICK: dict[str, Any] = {
-    "steps": 12,
-    "shape": Shape(width=64, layers=2, heads=2, context=32),
-    "windows_per_rank": 4,
-    "held_out_windows": 64,
-    "curve_points": 4,
-    "curve_windows": 16,
-    "probes": 2,
-}
-"""Settings of a run of seconds that still does everything once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +108,7 @@ class MainJob:
         self.claims = ClaimedBytes(telemetry if self.rank == 0 else None)
         self._add_communication()
         self.optimizer = self._make_optimizer()
-        self._clock = _Clock(settings.interface)
+        self._clock = Clock(settings.interface)
         self._step_seconds: list[float] = []
         self._nmse: list[float] = []
         whole = self.corpus.held_out_windows(settings.held_out_windows, settings.shape.context)
@@ -224,7 +170,7 @@ class MainJob:
     def _step(self, *, probe: bool) -> None:
         settings, shape = self.settings, self.settings.shape
         began = time.perf_counter()
-        rate = settings.learning_rate * _schedule(self.steps_done, settings.steps)
+        rate = settings.learning_rate * learning_rate_factor(self.steps_done, settings.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         windows = self.corpus.batch(
@@ -277,12 +223,12 @@ class MainJob:
             claimed_bytes_per_rank=claimed,
         )
 
-    @torch.no_grad()
     def _evaluate(self, windows: torch.Tensor) -> float:
         """Mean loss in nats per byte; the ranks share the work."""
         total = torch.zeros(2, dtype=torch.float64)
         for part in windows[self.rank :: self.world_size].split(_EVALUATION_BATCH):
-            total[0] += loss_of(self.model, part, reduction="sum").double()
+            with torch.no_grad():
+                total[0] += loss_of(self.model, part, reduction="sum").double()
             total[1] += part.shape[0] * (part.shape[1] - 1)
         dist.all_reduce(total)
         return float(total[0] / total[1])
@@ -327,11 +273,7 @@ class MainJob:
         codec = self.settings.codec
         if codec == "fp16":
             self.ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
-        elif codec == "bf16":
-            self.ddp.register_comm_hook(None, default_hooks.bf16_compress_hook)
         elif codec != "fp32":
-            from commpress.hooks import register
-
             self.state = register(self.ddp, codec=codec, seed=self.settings.seed, telemetry=self.claims)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -375,29 +317,7 @@ class MainJob:
         }
 
 
-@final
-class _Clock:
-    """Time and traffic of training alone. Collective, so that nobody still sends when counters are read."""
-
-    def __init__(self, interface: str | None) -> None:
-        self.traffic = TrafficMeter(interface)
-        self.seconds = 0.0
-        self._began = 0.0
-
-    def start(self) -> None:
-        dist.barrier()
-        self.traffic.start()
-        dist.barrier()
-        self._began = time.perf_counter()
-
-    def stop(self) -> None:
-        dist.barrier()
-        self.seconds += time.perf_counter() - self._began
-        self.traffic.stop()
-        dist.barrier()
-
-
-def _schedule(step: int, steps: int) -> float:
+def learning_rate_factor(step: int, steps: int) -> float:
     """Factor of the learning rate: linear warm-up over a tenth of the steps, then a cosine down to a twentieth."""
     warm_up = max(1, steps // 10)
     past = max(0, step - warm_up) / max(1, steps - warm_up)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from commpress.experiments._records import Follower, Run, read_run
 
 _LOOK_SECONDS = 0.1
 _STOP_SECONDS = 15.0
+_RAISED = re.compile(r"\[rank\d+\]: [\w.]+(Error|Exception|Interrupt): ")  # the last line of a traceback under torchrun
 
 
 class RunError(CommpressError, RuntimeError):
@@ -87,4 +89,5 @@ def _last_words(log: Path) -> str:
     """The lines in which ranks said what went wrong, or the log's end."""
     lines = log.read_text(errors="replace").splitlines()
     own = [line for line in lines if line.startswith("commpress train: ")]
-    return "\n".join(dict.fromkeys(own) if own else lines[-15:]) or "the run printed nothing"
+    raised = [line for line in lines if _RAISED.match(line)]
+    return "\n".join(dict.fromkeys(own or raised or lines[-15:])) or "the run printed nothing"

@@ -10,8 +10,8 @@ from typing import Any, TextIO
 
 from commpress.errors import CommpressError
 
-BASELINES = ("fp32", "fp16", "bf16")
-"""Runs that use no commpress codec: DDP's own all-reduce, and torch's hooks that halve it."""
+BASELINES = ("fp32", "fp16")
+"""Runs that use no commpress codec: DDP's own all-reduce, and torch's hook that halves it."""
 
 
 class RecordError(CommpressError, ValueError):

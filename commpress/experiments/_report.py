@@ -14,7 +14,6 @@ def name_of(run: Run) -> str:
     return {
         "fp32": "fp32 all-reduce (DDP)",
         "fp16": "fp16 (torch's hook)",
-        "bf16": "bf16 (torch's hook)",
     }.get(run.codec, run.codec)
 
 

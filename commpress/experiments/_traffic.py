@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import time
 from pathlib import Path
+from typing import final
 
 import torch.distributed as dist
 
-_INTERFACES = Path("/sys/class/net")
+# The figures of /sys/class/net/*/statistics/tx_bytes, but always those of this process's own network namespace:
+# /sys shows the namespace of whoever mounted it.
+_COUNTERS = Path("/proc/self/net/dev")
+_SENT_BYTES = 8  # column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +37,17 @@ class Traffic:
         return self.nbytes / self.ranks
 
 
-def read_counters(folder: Path = _INTERFACES) -> dict[str, int]:
+def read_counters(path: Path = _COUNTERS) -> dict[str, int]:
     """Bytes sent so far by each interface of this network namespace; empty where the system does not count."""
-    counters = {}
-    for path in sorted(folder.glob("*/statistics/tx_bytes")):
-        try:
-            counters[path.parent.parent.name] = int(path.read_text())
-        except (OSError, ValueError):  # an interface that has just gone
-            continue
-    return counters
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    rows = (line.rpartition(":") for line in lines if ":" in line)
+    return {name.strip(): int(figures.split()[_SENT_BYTES]) for name, _, figures in rows}
 
 
+@final
 class TrafficMeter:
     """Adds up traffic over the windows between `start` and `stop`; what happens outside them is not counted.
 
@@ -80,6 +85,30 @@ class TrafficMeter:
             return Traffic("", 0, self._ranks)
         busiest = max(sent, key=lambda name: sent[name])
         return Traffic(busiest, sent[busiest], self._ranks)
+
+
+@final
+class Clock:
+    """Time and traffic of training alone, in windows that begin and end together on all ranks."""
+
+    def __init__(self, interface: str | None) -> None:
+        self.traffic = TrafficMeter(interface)
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Begins a window. Collective."""
+        dist.barrier()
+        self.traffic.start()
+        dist.barrier()
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """Ends the window. Collective."""
+        dist.barrier()
+        self.seconds += time.perf_counter() - self._began
+        self.traffic.stop()
+        dist.barrier()
 
 
 def _ranks_sharing_counters() -> int:

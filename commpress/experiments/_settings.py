@@ -1,0 +1,65 @@
+"""Everything that decides a run of the main job."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from commpress.errors import SpecError
+from commpress.experiments._model import Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run.
+
+    Attributes:
+        codec: a codec's spec, or one of `BASELINES`.
+        steps: optimiser steps.
+        seed: of initialisation, data order and the codec's randomness.
+        shape: sizes of the model.
+        windows_per_rank: sequences per rank and step.
+        learning_rate: its largest value; it warms up for a tenth of the steps and falls along a cosine to a twentieth.
+        weight_decay: of matrices; vectors have none.
+        clip: largest norm of the gradient.
+        held_out_windows: size of the sample for the final loss.
+        curve_points: evaluations on the way, on the first `curve_windows` of an evenly spread sample.
+        curve_windows: its size.
+        probes: steps in which the NMSE is measured.
+        text: folder of .py files; None means the standard library.
+        interface: network interface to watch; None means the one that sends most.
+    """
+
+    codec: str = "hadamard+lloyd:2"
+    steps: int = 250
+    seed: int = 0
+    shape: Shape = dataclasses.field(default_factory=Shape)
+    windows_per_rank: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    held_out_windows: int = 1024
+    curve_points: int = 10
+    curve_windows: int = 128
+    probes: int = 6
+    text: str | None = None
+    interface: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "windows_per_rank", "held_out_windows", "curve_points", "curve_windows"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 63:
+            raise SpecError(f"seed must be in [0, 2^63), got {self.seed}")
+
+
+QUICK: dict[str, Any] = {
+    "steps": 12,
+    "shape": Shape(width=64, layers=2, heads=2, context=32),
+    "windows_per_rank": 4,
+    "held_out_windows": 64,
+    "curve_points": 4,
+    "curve_windows": 16,
+    "probes": 2,
+}
+"""Settings of a run of seconds that still does everything once."""
