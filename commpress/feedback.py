@@ -105,8 +105,8 @@ class BucketFeedback:
     def record_sent(self, tensor: torch.Tensor, payload: torch.Tensor, key: Any, start: int, stop: int) -> None:
         """Phase 1, after the encode of ``tensor[start:stop] / world_size`` to `payload` under `key`."""
         left = self._sent[1][start:stop]
-        left.copy_(tensor[start:stop])
-        self._codec.decode(payload, key, out=left, accumulate=True, offset=start, gain=-float(self._world_size))
+        self._codec.decode(payload, key, out=left, offset=start, gain=float(self._world_size))
+        torch.sub(tensor[start:stop], left, out=left)
 
     def add_mean(self, tensor: torch.Tensor, start: int, stop: int) -> None:
         """Phase 2, before the encode of a piece of the own shard: ``tensor[start:stop] += mean_residual``."""
@@ -115,8 +115,8 @@ class BucketFeedback:
     def record_mean(self, tensor: torch.Tensor, payload: torch.Tensor, key: Any, start: int, stop: int) -> None:
         """Phase 2, after the encode of ``tensor[start:stop]`` to `payload` and before its decode overwrites it."""
         left = self._mean[1][start - self._start : stop - self._start]
-        left.copy_(tensor[start:stop])
-        self._codec.decode(payload, key, out=left, accumulate=True, offset=start, gain=-1.0)
+        self._codec.decode(payload, key, out=left, offset=start)
+        torch.sub(tensor[start:stop], left, out=left)
 
     def left_out(self, start: int, stop: int, phase: int) -> torch.Tensor:
         """A view of what the current step's encode of ``[start, stop)`` left out."""
@@ -251,7 +251,7 @@ class ErrorFeedback:
             raise StateError(f"the residuals are of {state['world_size']} ranks, not of {self._world_size}")
         if state["world_size"] and state["rank"] != self._rank and state["residuals"]:
             raise StateError(
-                f"the residuals are of rank {state['rank']} and cannot be rank {self._rank}'s: each rank saves and loads "
+                f"the residuals are of rank {state['rank']}, not {self._rank}: each rank saves and loads "
                 "its own state, or all of them load what merge_residuals() makes of every rank's"
             )
         layouts = [Layout.from_list(entry) for entry in state["layouts"]]
@@ -265,7 +265,7 @@ class ErrorFeedback:
 def merge_residuals(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Makes of all ranks' :meth:`ErrorFeedback.state_dict` one that every rank of a world of any size may load.
 
-    Each new rank then starts with the mean of what the old ranks owed, so the next mean is as it would have been.
+    Each new rank starts with the mean of what the old ranks owed: the next mean is what it would have been.
 
     Raises:
         StateError: the states are not those of ranks 0 to n-1 of one world.

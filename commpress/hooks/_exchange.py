@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -12,11 +13,13 @@ import torch
 import torch.distributed as dist
 
 import commpress
-from commpress.collectives import Reducer, group_timeout, make_channels, shard_bounds
+from commpress.collectives import Communicator, Reducer, group_timeout, make_channels, shard_bounds
+from commpress.errors import CommpressError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks import _handshake
+from commpress.hooks._notes import Notes
 from commpress.hooks._replicas import name_difference, replica_hash
-from commpress.hooks._step import BucketObserver, Step
+from commpress.hooks._step import NOTE_NBYTES, BucketObserver, Step
 from commpress.telemetry import JsonlSink, Sink, StepRecord
 
 _log = logging.getLogger("commpress.hooks")
@@ -64,14 +67,20 @@ class Exchange:
             comm1.close()
             comm2.close()
             raise
+        self._channels: list[Communicator] = []
         self.rank, self.world_size = group.rank(), group.size()
         self.parameters = parameters
         self.counts = dict.fromkeys(COUNTS, 0)
         self.error: Exception | None = None
         self._lock = threading.Lock()
         self._codec = codec
-        self._control = comm1
         self._timeout = timeout
+        self._control: Communicator | None = None
+        self._notes: Notes | None = None
+        if (feedback and not codec.lossless) or check_every:
+            comm3, self._control = make_channels(group, timeout)
+            self._channels = [comm3, self._control]
+            self._notes = Notes(comm3, NOTE_NBYTES, timeout)
         self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=f"ddp hook, feedback {'on' if feedback else 'off'}")
         self._work: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self._telemetry_every = telemetry_every
@@ -120,15 +129,18 @@ class Exchange:
             own=self._own(layout.numel),
             codec=self._codec,
             feedback=feedback,
+            notes=self._notes,
             sample=step.record is not None and _due(self._telemetry_every, step.number),
             check=replica_hash(layout, self.parameters) if _due(self._check_every, step.number) else None,
-            diverged=lambda: name_difference(self._control, self._timeout, layout, index, step.number, self.parameters),
+            diverged=lambda: self._diverged(layout, index, step.number),
             failed=self.fail,
         )
         key = commpress.Key(seed=seed, step=step.number & 0xFFFFFFFF, sender=0, tensor=index)
-        return self._reducer.submit(
-            flat, self._codec, self._codec, key, op="mean", observer=observer, note=observer.note()
-        )
+        return self._reducer.submit(flat, self._codec, self._codec, key, op="mean", observer=observer)
+
+    def _diverged(self, layout: Layout, index: int, step: int) -> None:
+        assert self._control is not None
+        name_difference(self._control, self._timeout, layout, index, step, self.parameters)
 
     def _work_buffer(self, index: int, buffer: torch.Tensor) -> torch.Tensor:
         place = (index, buffer.numel(), buffer.dtype)
@@ -162,13 +174,25 @@ class Exchange:
             _log.error("rank %d: %s: %s", self.rank, type(error).__name__, error)
 
     def give_up(self, error: Exception) -> None:
-        """The hook itself failed on this rank: tells the others, so that they do not wait for the timeout."""
+        """The hook itself failed on this rank: tells the others, so that they do not wait for the timeout.
+
+        They are about to exchange a bucket. What they meet instead is a header that differs from theirs and says why.
+        """
         self.fail(error)
-        self._reducer.fail(error)
+        with contextlib.suppress(CommpressError):  # the reducer failed before, and they know
+            self._reducer.submit(
+                torch.zeros(0),
+                self._codec,
+                self._codec,
+                commpress.Key(),
+                plan=f"failed: {type(error).__name__}: {error}",
+            )
 
     def close(self) -> None:
         """Ends threads, process groups and the telemetry that came as a path."""
         self._reducer.close()
+        for channel in self._channels:
+            channel.close()
         if self._owns_sink and self.sink is not None:
             self.sink.close()
 

@@ -33,11 +33,15 @@ def _exchange(
     comm: Communicator, mine: torch.Tensor, received: dict[int, torch.Tensor], timeout: float, purpose: str
 ) -> None:
     peer = comm.rank
+    peer = comm.rank
     try:
-        receives = [(r, comm.irecv(into, r)) for r, into in received.items()]
-        sends = [(r, comm.isend(mine, r)) for r in received]
-        for peer, handle in receives + sends:
-            handle.wait(timeout)
+        handles = {r: [comm.irecv(into, r)] for r, into in received.items()}
+        for r in received:
+            handles[r].append(comm.isend(mine, r))
+        for r, pair in handles.items():
+            peer = r
+            for handle in pair:
+                handle.wait(timeout)
     except ChannelError as error:
         raise PeerError(f"rank {comm.rank} lost rank {peer} during {purpose}: {error}") from error
 

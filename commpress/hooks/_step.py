@@ -9,8 +9,9 @@ from typing import Any, final
 
 import torch
 
-from commpress.collectives import Observer
+from commpress.collectives import Observer, wire_nbytes
 from commpress.feedback import BucketFeedback, Layout
+from commpress.hooks._notes import Notes, Pending
 from commpress.telemetry import StepRecord
 
 NOTE_NBYTES = 128
@@ -98,6 +99,7 @@ class BucketObserver(Observer):
         own: the shard ``(start, stop)`` that this rank owns.
         codec: of both phases.
         feedback: the bucket's residuals, or None.
+        notes: what the ranks tell each other, needed with feedback or with `check`.
         sample: measure the distortion by layer.
         check: hash of this rank's parameters in the bucket, 8 bytes, on steps that compare replicas; else None.
         diverged: called when the ranks' hashes differ; raises.
@@ -117,6 +119,7 @@ class BucketObserver(Observer):
         own: tuple[int, int],
         codec: Any,
         feedback: BucketFeedback | None,
+        notes: Notes | None,
         sample: bool,
         check: bytes | None,
         diverged: Callable[[], None],
@@ -136,10 +139,12 @@ class BucketObserver(Observer):
         self._check = check
         self._diverged = diverged
         self._failed = failed
+        self._notes = notes if feedback is not None or check is not None else None
+        self._pending: Pending | None = None
         self._hold: list[tuple[int, int]] = []
 
-    def note(self) -> bytes:
-        """What this rank tells the others with its header: the hash, and a bit for each layer whose gradient is zero
+    def _note(self) -> bytes:
+        """What this rank tells the others: the hash, and a bit for each layer whose gradient is zero
         here.
 
         With more layers than bits, a bit stands for several neighbours, all of which must be zero.
@@ -151,7 +156,7 @@ class BucketObserver(Observer):
                     zero[bit // 8] |= 1 << bit % 8
         return (self._check or bytes(_HASH_NBYTES)) + bytes(zero)
 
-    def headers(self, notes: Sequence[bytes]) -> None:
+    def _read(self, notes: Sequence[bytes]) -> None:
         if self._check is not None and len({note[:_HASH_NBYTES] for note in notes}) > 1:
             self._diverged()
         if self._feedback is not None:
@@ -163,6 +168,8 @@ class BucketObserver(Observer):
                 self._hold = [piece for bit, group in enumerate(groups) if common >> bit & 1 for piece in group]
 
     def prepare(self, flat: torch.Tensor) -> None:
+        if self._notes is not None:
+            self._pending = self._notes.post(self._note())
         if self._feedback is not None:
             self._feedback.add_input(flat)
 
@@ -180,8 +187,9 @@ class BucketObserver(Observer):
         elif self._codec.lossless:
             left_out = torch.zeros_like(values)
         else:
-            left_out = values.clone()
-            self._codec.decode(payload, key, out=left_out, accumulate=True, offset=start, gain=-1.0 / gain)
+            left_out = torch.empty_like(values)
+            self._codec.decode(payload, key, out=left_out, offset=start, gain=1.0 / gain)
+            torch.sub(values, left_out, out=left_out)
         if self._distortion is not None:
             self._distortion.add(start, stop, values, left_out)
 
@@ -191,6 +199,9 @@ class BucketObserver(Observer):
 
     def complete(self, report: Any) -> None:
         finite = not report.nonfinite
+        if self._pending is not None:
+            # No wait: a peer posts its note before it sends the payloads that have arrived by now.
+            self._read(self._pending.collect())
         if self._feedback is not None:
             for start, stop in self._hold:
                 self._feedback.hold(start, stop)
@@ -220,11 +231,14 @@ class BucketObserver(Observer):
         own, numel = self._own[1] - self._own[0], self._layout.numel
         others = self._world_size - 1
         sent = (numel - own + own * others) if others else 0
+        note, notes = 0, 0
+        if self._notes is not None:
+            note, notes = self._notes.bytes_each, self._notes.messages_each
         counts = {
             "payload_bytes": report.bytes_payload1 + report.bytes_payload2,
-            "header_bytes": report.bytes_header,
-            "wire_bytes": report.wire_bytes,
-            "messages": report.messages,
+            "header_bytes": report.bytes_header + note,
+            "wire_bytes": report.wire_bytes + wire_nbytes(note, notes, note, notes),
+            "messages": report.messages + notes,
             "compressed_numel": 0 if self._codec.lossless else sent,
         }
         prefix = "seconds_"
