@@ -34,7 +34,7 @@ from commpress.experiments import (
     standard_library,
     table,
 )
-from commpress.experiments._claims import ClaimedBytes, baseline_bytes
+from commpress.experiments._claims import ClaimedBytes, baseline_bytes, framed_bytes
 from commpress.experiments._job import learning_rate_factor
 from commpress.experiments._model import loss_of
 from commpress.experiments._records import Follower
@@ -221,14 +221,27 @@ def test_claims_add_up_over_steps(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "telemetry.jsonl"
     path.write_text('{"of": "an earlier run"}\n')
     claims = ClaimedBytes(path)
-    assert claims.per_step("wire_bytes") == 0
+    assert claims.per_step("header_bytes") == 0
     for wire in (100, 300):
-        claims.emit({"kind": "step", "payload_bytes": 10, "header_bytes": 1, "wire_bytes": wire})
+        claims.emit({"kind": "step", "payload_bytes": 10, "header_bytes": wire, "messages": 3})
     claims.emit({"kind": "note"})
     claims.close()
-    assert (claims.per_step("wire_bytes"), claims.per_step("payload_bytes")) == (200, 10)
+    assert (claims.per_step("header_bytes"), claims.per_step("payload_bytes")) == (200, 10)
     assert [json.loads(line)["kind"] for line in path.read_text().splitlines()] == ["step", "step", "note"]
     assert baseline_bytes("fp32", 1000, 4) == 6000 and baseline_bytes("fp16", 1000, 2) == 2000
+
+
+def test_framing_follows_the_packet_size() -> None:
+    small, large = framed_bytes(600_000, 4, 1500), framed_bytes(600_000, 4, 65536)
+    assert 1.04 * 600_000 < small < 1.08 * 600_000
+    assert 600_000 < large < 1.01 * 600_000
+    assert framed_bytes(0, 0, 1500) == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for the packet size")
+def test_the_packet_size_of_an_interface() -> None:
+    assert _traffic.mtu_of("lo") > 1500
+    assert _traffic.mtu_of("no-such-if") == 1500
 
 
 # -- checkpoints

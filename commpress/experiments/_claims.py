@@ -7,14 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+from commpress.collectives import wire_nbytes
 from commpress.telemetry import JsonlSink, Sink
 
+_TCP_IP_HEADERS = 52  # of each packet, with TCP's timestamps
 _BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}
 
 
 def baseline_bytes(name: str, numel: int, world_size: int) -> float:
     """Bytes that one rank sends in a ring all-reduce of `numel` values, without any framing."""
     return 2 * (world_size - 1) / world_size * numel * _BYTES_PER_VALUE[name]
+
+
+def framed_bytes(sent: float, messages: float, mtu: int) -> float:
+    """What the interface should count for that much sent, if as much is received.
+
+    Telemetry's own ``wire_bytes`` assume Ethernet's packets of 1500 bytes; the loopback interface has far larger ones.
+    """
+    mss = mtu - _TCP_IP_HEADERS
+    return wire_nbytes(round(sent), round(messages), round(sent), round(messages), mss=mss)
 
 
 @final
@@ -26,11 +37,11 @@ class ClaimedBytes(Sink):
             Path(path).unlink(missing_ok=True)  # of an earlier run: a sink appends
         self._file = None if path is None else JsonlSink(path)
         self._lock = threading.Lock()
-        self._sums: dict[str, int] = {"payload_bytes": 0, "header_bytes": 0, "wire_bytes": 0}
+        self._sums: dict[str, int] = {"payload_bytes": 0, "header_bytes": 0, "messages": 0}
         self._records = 0
 
     def per_step(self, name: str) -> float:
-        """Mean over the steps so far of ``payload_bytes``, ``header_bytes`` or ``wire_bytes`` (both, with framing)."""
+        """Mean over the steps so far of ``payload_bytes``, ``header_bytes`` or ``messages``."""
         with self._lock:
             return self._sums[name] / self._records if self._records else 0.0
 

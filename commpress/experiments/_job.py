@@ -31,12 +31,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from commpress.errors import MismatchError
 from commpress.experiments import _checkpoint
-from commpress.experiments._claims import ClaimedBytes, baseline_bytes
+from commpress.experiments._claims import ClaimedBytes, baseline_bytes, framed_bytes
 from commpress.experiments._model import ByteGPT, loss_of
 from commpress.experiments._records import BASELINES, RunWriter
 from commpress.experiments._settings import Settings
 from commpress.experiments._text import Corpus, standard_library
-from commpress.experiments._traffic import Clock
+from commpress.experiments._traffic import Clock, mtu_of
 from commpress.hooks import register
 
 _GROUP_TIMEOUT = datetime.timedelta(seconds=120)
@@ -237,9 +237,11 @@ class MainJob:
         """Wire bytes per step that this run's communication claims, mean over the ranks."""
         if self.state is None:
             return baseline_bytes(self.settings.codec, self.numel, self.world_size)
-        per_step = torch.tensor(self.claims.per_step("wire_bytes"), dtype=torch.float64)
-        dist.all_reduce(per_step)
-        return float(per_step) / self.world_size
+        names = ("payload_bytes", "header_bytes", "messages")
+        mean = torch.tensor([self.claims.per_step(name) for name in names], dtype=torch.float64)
+        dist.all_reduce(mean)
+        payload, header, messages = (mean / self.world_size).tolist()
+        return framed_bytes(payload + header, messages, mtu_of(self._clock.traffic.total().interface))
 
     def _summary(self) -> dict[str, Any]:
         digest = hashlib.sha256()

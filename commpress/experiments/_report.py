@@ -76,8 +76,8 @@ def _legend(runs: Sequence[Run]) -> list[str]:
         f"held-out loss   nats per byte on {figures['held_out_bytes']:,} bytes of {text['held_out_files']} files that "
         f"are not trained on (byte frequencies alone give {figures['unigram_loss']:.2f})",
         f"bytes sent      {counted}",
-        "claimed         by commpress: payloads, headers and TCP/IP framing; of torch's own all-reduce: "
-        "2 (n-1)/n of the gradient, no framing",
+        "claimed         by commpress: payloads, headers, and the TCP/IP framing that they should take; of torch's own "
+        "all-reduce: 2 (n-1)/n of the gradient",
         "step            median wall time of a training step",
         "NMSE            squared error over energy of the gradient that the optimiser got, against the exact mean",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import struct
 import time
 from pathlib import Path
 from typing import final
@@ -15,6 +16,7 @@ import torch.distributed as dist
 # /sys shows the namespace of whoever mounted it.
 _COUNTERS = Path("/proc/self/net/dev")
 _SENT_BYTES = 8  # column
+_SIOCGIFMTU = 0x8921
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,18 @@ def read_counters(path: Path = _COUNTERS) -> dict[str, int]:
         return {}
     rows = (line.rpartition(":") for line in lines if ":" in line)
     return {name.strip(): int(figures.split()[_SENT_BYTES]) for name, _, figures in rows}
+
+
+def mtu_of(interface: str) -> int:
+    """Largest packet of an interface, in bytes; 1500, Ethernet's, where the system does not say."""
+    try:
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            answer = fcntl.ioctl(asking.fileno(), _SIOCGIFMTU, struct.pack("<16si12x", interface.encode(), 0))
+        return int(struct.unpack("<16si12x", answer)[1])
+    except (ImportError, OSError):
+        return 1500
 
 
 @final
