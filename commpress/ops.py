@@ -29,9 +29,9 @@ def isa_available(isa: Isa) -> bool:
     return isa is Isa.BEST or _ops.isa_available(int(isa))
 
 
-def payload_nbytes(family: int, rate: int, offset: int, numel: int) -> int:
+def payload_nbytes(family: int, rate: int, centroid: bool, offset: int, numel: int) -> int:
     """Exact size in bytes of a payload; ``rate`` in millionths of a bit per coordinate."""
-    return _ops.payload_nbytes(family, rate, offset, numel)
+    return _ops.payload_nbytes(family, rate, centroid, offset, numel)
 
 
 def _signed(seed: int) -> int:
@@ -61,6 +61,7 @@ def decode(
     *,
     family: int,
     rate: int,
+    centroid: bool,
     seed: int,
     words: tuple[int, int, int],
     offset: int,
@@ -70,7 +71,7 @@ def decode(
     isa: Isa = Isa.BEST,
 ) -> int:
     """Decodes into ``out`` (1-D contiguous float32). Returns -1, or the first block with an invalid scale, and then has written nothing. Releases the GIL."""
-    return _ops.decode(payload, out, family, rate, _signed(seed), *words, offset, accumulate, gain, beta, int(isa))
+    return _ops.decode(payload, out, family, rate, centroid, _signed(seed), *words, offset, accumulate, gain, beta, int(isa))
 
 
 @torch.library.register_fake("commpress::encode")
@@ -79,5 +80,5 @@ def _(x, payload, family, rate, centroid, seed, step, sender_phase, tensor, offs
 
 
 @torch.library.register_fake("commpress::decode")
-def _(payload, out, family, rate, seed, step, sender_phase, tensor, offset, accumulate, gain, beta, isa):  # type: ignore[no-untyped-def]
+def _(payload, out, family, rate, centroid, seed, step, sender_phase, tensor, offset, accumulate, gain, beta, isa):  # type: ignore[no-untyped-def]
     return -1

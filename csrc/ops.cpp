@@ -53,9 +53,9 @@ void encode_op(Tensor x, Tensor payload, int64_t family, int64_t rate, bool cent
 }
 
 // First invalid block, or -1 when the payload was decoded. Nothing is written for an invalid one.
-int64_t decode_op(Tensor payload, Tensor out, int64_t family, int64_t rate, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, bool accumulate, double gain,
-                  double beta, int64_t isa) {
-  const Payload p = payload_of(family, rate, false, seed, step, sender_phase, tensor, offset, out.numel());
+int64_t decode_op(Tensor payload, Tensor out, int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset,
+                  bool accumulate, double gain, double beta, int64_t isa) {
+  const Payload p = payload_of(family, rate, centroid, seed, step, sender_phase, tensor, offset, out.numel());
   check(out, payload, p);
   const Isa path = isa_of(isa);
   const uint8_t* const from = payload.const_data_ptr<uint8_t>();
@@ -68,8 +68,8 @@ int64_t decode_op(Tensor payload, Tensor out, int64_t family, int64_t rate, int6
   return -1;
 }
 
-int64_t payload_nbytes_op(int64_t family, int64_t rate, int64_t offset, int64_t numel) {
-  const Payload p = payload_of(family, rate, false, 0, 0, 0, 0, offset, numel);
+int64_t payload_nbytes_op(int64_t family, int64_t rate, bool centroid, int64_t offset, int64_t numel) {
+  const Payload p = payload_of(family, rate, centroid, 0, 0, 0, 0, offset, numel);
   return payload_nbytes(p.codec, p.offset, p.numel);
 }
 
@@ -80,8 +80,8 @@ bool isa_available_op(int64_t isa) { return isa >= 0 && isa <= 2 && isa_availabl
 STABLE_TORCH_LIBRARY(commpress, m) {
   m.def("encode(Tensor x, Tensor(a!) payload, int family, int rate, bool centroid, int seed, int step, int sender_phase, int tensor, int offset, float gain, int isa) -> ()");
   m.def(
-      "decode(Tensor payload, Tensor(a!) out, int family, int rate, int seed, int step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) -> int");
-  m.def("payload_nbytes(int family, int rate, int offset, int numel) -> int");
+      "decode(Tensor payload, Tensor(a!) out, int family, int rate, bool centroid, int seed, int step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) -> int");
+  m.def("payload_nbytes(int family, int rate, bool centroid, int offset, int numel) -> int");
   m.def("isa_available(int isa) -> bool");
 }
 

@@ -73,7 +73,8 @@ class Codec(abc.ABC):
             out = torch.empty(nbytes, dtype=torch.uint8)
         elif out.dtype != torch.uint8 or out.dim() != 1 or not out.is_contiguous() or out.numel() != nbytes or out.device.type != "cpu":
             raise TensorError(f"out must be a contiguous 1-D uint8 CPU tensor of {nbytes} bytes, got {_describe(out)}")
-        self._encode(x.detach().reshape(-1), key, out, offset, gain)
+        if x.numel():
+            self._encode(x.detach().reshape(-1).contiguous(), key, out, offset, gain)
         return out
 
     def decode(
@@ -111,7 +112,9 @@ class Codec(abc.ABC):
         if payload.numel() != nbytes:
             raise WireError(f"a {self} payload of {out.numel()} coordinates has {nbytes} bytes, got {payload.numel()}")
         payload = payload.contiguous()
-        flat = out.detach().view(-1) if out.is_contiguous() else out.detach().reshape(-1)
+        if out.numel() == 0:
+            return out
+        flat = out.detach().contiguous().view(-1)
         self._decode(payload, key, flat, accumulate, offset, gain, beta)
         if not out.is_contiguous():
             out.detach().copy_(flat.view(out.shape))

@@ -60,7 +60,7 @@ class QuantisingCodec(Codec):
         return f"{name}:{format_rate(self.rate)}" + (",scale=centroid" if self.centroid else "")
 
     def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
-        return ops.payload_nbytes(self.family, self.rate, offset, numel)
+        return ops.payload_nbytes(self.family, self.rate, self.centroid, offset, numel)
 
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
         x = x.to(torch.float32)
@@ -73,6 +73,7 @@ class QuantisingCodec(Codec):
             work,
             family=self.family,
             rate=self.rate,
+            centroid=self.centroid,
             seed=key.seed,
             words=key.words(),
             offset=offset,

@@ -58,10 +58,10 @@ bool uniform_scales_valid(const Codec& codec, int64_t index, int64_t n, const ui
   return true;
 }
 
-bool lloyd_scale_valid(const Codec& codec, int64_t index, int64_t n, const uint8_t*& in) {
+bool lloyd_scale_valid(const Codec& codec, bool rotated, int64_t index, int64_t n, const uint8_t*& in) {
   uint32_t scale;
   memcpy(&scale, in, 4);
-  if (!scale32_valid(scale) || (codec.family == LLOYD && scale != SCALE32_NON_FINITE && (scale & SCALE32_TWO_ROTATIONS))) return false;
+  if (!scale32_valid(scale) || (!rotated && scale != SCALE32_NON_FINITE && (scale & SCALE32_TWO_ROTATIONS))) return false;
   in += 4 + run_nbytes(codec.rate, index, n, 0);
   return true;
 }
@@ -69,14 +69,15 @@ bool lloyd_scale_valid(const Codec& codec, int64_t index, int64_t n, const uint8
 bool block_valid(const Codec& codec, int64_t index, int64_t n, const uint8_t*& in) {
   const auto sent = [&](int64_t at, int64_t size) { return below_one_bit(codec.rate) ? selected(codec.rate, at, size) : size; };
   if (codec.family == UNIFORM) return uniform_scales_valid(codec, index, sent(index, n), in);
-  if (codec.family == LLOYD || n == BLOCK) return lloyd_scale_valid(codec, index, sent(index, n), in);
+  if (codec.family == LLOYD || n == BLOCK) return lloyd_scale_valid(codec, codec.family != LLOYD, index, sent(index, n), in);
   for (int64_t size = BLOCK / 2; size >= SMALLEST_ROTATION; size /= 2) {
     if (!(n & size)) continue;
-    if (!lloyd_scale_valid(codec, index, sent(index, size), in)) return false;
+    if (!lloyd_scale_valid(codec, true, index, sent(index, size), in)) return false;
     index += size;
   }
   const int64_t rest = n % SMALLEST_ROTATION;
-  return rest == 0 || uniform_scales_valid(codec, index, sent(index, rest), in);
+  if (rest == 0) return true;
+  return codec.centroid ? lloyd_scale_valid(codec, false, index, sent(index, rest), in) : uniform_scales_valid(codec, index, sent(index, rest), in);
 }
 
 }  // namespace

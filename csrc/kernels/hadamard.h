@@ -53,15 +53,18 @@ static float most_of(const Floats& a) {
 enum class Measure { NO, YES };
 
 // Flips signs and runs the butterflies of rows 16, 32, ... apart: the first half of a transform of `rows` rows, from `x` to `y` (which may be x).
+// A full block fetches the first FAR_LINES lines of the next along the way: fewer than a core can wait for at a time, or the pipeline stalls.
+constexpr int FAR_LINES = 96;
 template <Measure MEASURE>
 static void rotate_far(const float* x, int rows, const Signs& signs, float* y, Squares& squares) {
   if (rows == 256) {
     for (int j = 0; j < 16; ++j) {
       Floats r[16];
+      if constexpr (MEASURE == Measure::YES)
+        for (int i = 0; i < FAR_LINES / 16; ++i) prefetch_line(x + BLOCK + 16 * (FAR_LINES / 16 * j + i));
       const Count even = count_of(31 - j), odd = count_of(15 - j);
       each<16>([&](auto k) __attribute__((always_inline)) {
         const float* p = x + 16 * (16 * k + j);
-        __builtin_prefetch(p + 4096, 0, 2);  // the block after this one
         const Floats v = load(p);
         if constexpr (MEASURE == Measure::YES) {
           const Floats square = v * v;

@@ -53,6 +53,9 @@ static inline Ints rotate_bytes(Ints x, std::integral_constant<int, I>) {
   return shift_left(x, 8 * (I % 4)) | shift_right(x, 32 - 8 * (I % 4));
 }
 
+// rest | (x & mask)
+static inline Ints merge(Ints rest, Ints x, uint32_t mask) { return rest | (x & all(mask)); }
+
 static inline Ints bits(Floats x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 static inline Floats floats(Ints x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 static inline Floats absolute(Floats x) { return floats(bits(x) & all(0x7FFFFFFFu)); }

@@ -42,8 +42,13 @@ static inline Ints shift_right(Ints a, int k) { return {reinterpret_cast<__m512i
 // Left by i % 4 bytes.
 template <int I>
 static inline Ints rotate_bytes(Ints a, std::integral_constant<int, I>) {
-  return {I % 4 ? _mm512_rol_epi32(a.v, 8 * (I % 4)) : a.v};
+  constexpr int r = (4 - I % 4) % 4;  // byte b of the result is byte (b + r) % 4 of the source
+  constexpr long long word = (r % 4) | (1 + r) % 4 << 8 | (2 + r) % 4 << 16 | (3 + r) % 4 << 24;
+  if constexpr (I % 4 == 0) return a;
+  return {_mm512_shuffle_epi8(a.v, _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(word)), _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0)))};
 }
+// rest | (a & mask)
+static inline Ints merge(Ints rest, Ints a, uint32_t mask) { return {_mm512_ternarylogic_epi32(rest.v, a.v, _mm512_set1_epi32(static_cast<int>(mask)), 0xF8)}; }
 
 static inline Ints bits(Floats a) { return {_mm512_castps_si512(a.v)}; }
 static inline Floats absolute(Floats a) { return {_mm512_abs_ps(a.v)}; }
@@ -91,15 +96,16 @@ struct Philox {
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
       const __m512i p0 = _mm512_mul_epu32(a, m0), p1 = _mm512_mul_epu32(c, m1);
-      a = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), b, _mm512_set1_epi64(key0), 0x96);
-      c = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), d, _mm512_set1_epi64(key1), 0x96);
+      // The high words come down by a shuffle: shifts would crowd the one port that also multiplies.
+      a = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p1, _MM_PERM_DDBB), b, _mm512_set1_epi64(key0), 0x96);
+      c = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p0, _MM_PERM_DDBB), d, _mm512_set1_epi64(key1), 0x96);
       b = p1;
       d = p0;
       key0 += PHILOX_W0;
       key1 += PHILOX_W1;
     }
-    first.v = _mm512_mask_mov_epi32(a, 0xAAAA, _mm512_slli_epi64(b, 32));
-    second.v = _mm512_mask_mov_epi32(c, 0xAAAA, _mm512_slli_epi64(d, 32));
+    first.v = _mm512_mask_shuffle_epi32(a, 0xAAAA, b, _MM_PERM_CCAA);
+    second.v = _mm512_mask_shuffle_epi32(c, 0xAAAA, d, _MM_PERM_CCAA);
   }
 };
 

@@ -76,6 +76,9 @@ static inline Ints shift_right(const Ints& a, int k) {
 // Left by i % 4 bytes.
 static inline Ints rotate_bytes(const Ints& a, int i) { return i % 4 ? shift_left(a, 8 * (i % 4)) | shift_right(a, 32 - 8 * (i % 4)) : a; }
 
+// rest | (a & mask)
+static inline Ints merge(const Ints& rest, const Ints& a, uint32_t mask) { return rest | (a & all(mask)); }
+
 static inline Ints bits(const Floats& a) { return load_as<Ints>(&a); }
 static inline Floats floats(const Ints& a) { return load_as<Floats>(&a); }
 static inline Floats absolute(const Floats& a) { return floats(bits(a) & all(0x7FFFFFFFu)); }

@@ -13,8 +13,9 @@ struct Products {
 enum class Rotate { NO, YES };
 
 // One full group. With Rotate::YES `y` has been through rotate_far() only, and the rest of the transform happens here, in registers.
+// `ahead` is input that will be wanted soon: twenty lines of it are fetched along the way.
 template <int B, Rotate ROTATE, bool CENTROID>
-static void lloyd_encode_group(const float* y, float inverse, Products& products, uint8_t* out) {
+static void lloyd_encode_group(const float* y, const float* ahead, float inverse, Products& products, uint8_t* out) {
   using L = LloydMax<B>;
   const Search<B> search;
   const Table<(1 << (B - 1))> level(L::LEVEL);
@@ -23,17 +24,19 @@ static void lloyd_encode_group(const float* y, float inverse, Products& products
   Products sums = products;  // local, so that it can live in registers
   each<2>([&](auto half) __attribute__((always_inline)) {
     Floats r[16];
-    if constexpr (ROTATE == Rotate::YES)
-      rotate_near(y + 256 * half, r);
-    else
-      each<16>([&](auto i) __attribute__((always_inline)) { r[i] = load(y + 256 * half + 16 * i); });
+    each<16>([&](auto i) __attribute__((always_inline)) { r[i] = load(y + 256 * half + 16 * i); });
+    if constexpr (ROTATE == Rotate::YES) {
+      butterflies16(r);
+      each<16>([&](auto i) __attribute__((always_inline)) { r[i] = hadamard16(r[i]); });
+    }
     each<16>([&](auto i) __attribute__((always_inline)) {
+      if (i < 10) prefetch_line(ahead + 160 * half + 16 * i);
       const Floats u = absolute(r[i]) * scale;
       const Ints magnitude = search(u);
       const Floats l = level[magnitude];
       sums.p[i % 4] = sums.p[i % 4] + u * l;
       if constexpr (CENTROID) sums.q[i % 4] = sums.q[i % 4] + l * l;
-      put<B>(words, 16 * half + i, shift_left(shift_right(bits(r[i]), 31), B - 1) | magnitude);
+      put<B>(words, 16 * half + i, merge(magnitude, shift_right(bits(r[i]), 32 - B), 1u << (B - 1)));
     });
   });
   products = sums;
@@ -62,10 +65,10 @@ static void lloyd_encode_string(const float* y, int64_t n, float inverse, bool c
 }
 
 template <Rotate ROTATE, bool CENTROID>
-static int64_t lloyd_encode_run(const float* y, int64_t n, int bits, float inverse, Products& products, uint8_t* out) {
+static int64_t lloyd_encode_run(const float* y, const float* ahead, int64_t n, int bits, float inverse, Products& products, uint8_t* out) {
   with_bits(bits, [&](auto b) {
     if (n == GROUP)
-      lloyd_encode_group<b, ROTATE, CENTROID>(y, inverse, products, out);
+      lloyd_encode_group<b, ROTATE, CENTROID>(y, ahead, inverse, products, out);
     else
       lloyd_encode_string<b>(y, n, inverse, CENTROID, products, out);
   });
@@ -73,14 +76,23 @@ static int64_t lloyd_encode_run(const float* y, int64_t n, int bits, float inver
 }
 
 template <Rotate ROTATE>
-static int64_t lloyd_encode_runs(const float* y, int64_t n, int32_t rate, uint64_t index, float inverse, bool centroid, Products& products, uint8_t* out) {
+static int64_t lloyd_encode_runs(const float* y, const float* ahead, int64_t n, int32_t rate, uint64_t index, float inverse, bool centroid, Products& products, uint8_t* out) {
   uint8_t* const begin = out;
   for (int64_t i = 0; i < n; i += GROUP) {
     const int64_t run = n - i < GROUP ? n - i : GROUP;
     const int bits = group_bits(rate, index + i);
-    out += centroid ? lloyd_encode_run<ROTATE, true>(y + i, run, bits, inverse, products, out) : lloyd_encode_run<ROTATE, false>(y + i, run, bits, inverse, products, out);
+    out += centroid ? lloyd_encode_run<ROTATE, true>(y + i, ahead + i * 5 / 8, run, bits, inverse, products, out)
+                    : lloyd_encode_run<ROTATE, false>(y + i, ahead + i * 5 / 8, run, bits, inverse, products, out);
   }
   return out - begin;
+}
+
+// A row of which only `n` coordinates exist, the rest zero.
+static COMMPRESS_INLINE Floats load_part(const float* x, int64_t n) {
+  if (n >= 16) return load(x);
+  float padded[16] = {};
+  memcpy(padded, x, 4 * n);
+  return load(padded);
 }
 
 // Sum of squares of any number of coordinates.
@@ -89,9 +101,7 @@ static float energy_of(const float* x, int64_t n) {
   for (int64_t j = 0; j < 16; ++j)
     for (int64_t k = 0; 16 * (16 * k + j) < n; ++k) {
       const int64_t first = 16 * (16 * k + j);
-      float padded[16] = {};
-      memcpy(padded, x + first, 4 * (n - first < 16 ? n - first : 16));
-      const Floats v = load(padded);
+      const Floats v = load_part(x + first, n - first);
       squares.sum[k % 4] = squares.sum[k % 4] + v * v;
     }
   return fold(squares.sum);
@@ -161,10 +171,10 @@ static int64_t rotated_encode_block(const float* x, int64_t n, Rate rate, const 
   const float deviation = square_root(twice ? energy * size : energy), inverse = divide(1.0f, deviation);
   Products products;
   if (n == BLOCK && !part) {
-    lloyd_encode_runs<Rotate::YES>(y, n, rate.value, index, inverse, rate.centroid, products, out + 4);
+    lloyd_encode_runs<Rotate::YES>(y, x + BLOCK + 16 * FAR_LINES, n, rate.value, index, inverse, rate.centroid, products, out + 4);
   } else {
     rotate_near(y, rows);
-    lloyd_encode_runs<Rotate::NO>(y, sent, rate.value, index, inverse, rate.centroid, products, out + 4);
+    lloyd_encode_runs<Rotate::NO>(y, x + n, sent, rate.value, index, inverse, rate.centroid, products, out + 4);
   }
   float product = fold(products.p);
   if (part && !rate.centroid) product = one_bit_product(y, n, inverse) * divide(static_cast<float>(sent), size);
@@ -186,9 +196,9 @@ struct SignedLevels {
 template <int B>
 static constexpr SignedLevels<B> SIGNED_LEVELS{};
 
-// Levels of one full group; with Rotate::YES taken through the near half of the transform as well.
+// Levels of one full group; with Rotate::YES taken through the near half of the transform as well. The lines of `out` will be wanted soon.
 template <int B, Rotate ROTATE>
-static void lloyd_decode_group(const uint8_t* in, float* z) {
+static void lloyd_decode_group(const uint8_t* in, float* z, const float* out) {
   Ints words[B];
   for (int k = 0; k < B; ++k) words[k] = load_bytes(in + 64 * k);
   const Table<(1 << B)> level(SIGNED_LEVELS<B>.value);
@@ -199,18 +209,21 @@ static void lloyd_decode_group(const uint8_t* in, float* z) {
       butterflies16(r);
       each<16>([&](auto i) __attribute__((always_inline)) { r[i] = hadamard16(r[i]); });
     }
-    each<16>([&](auto i) __attribute__((always_inline)) { store(z + 256 * half + 16 * i, r[i]); });
+    each<16>([&](auto i) __attribute__((always_inline)) {
+      prefetch_line_to_write(out + 256 * half + 16 * i);
+      store(z + 256 * half + 16 * i, r[i]);
+    });
   });
 }
 
 template <Rotate ROTATE>
-static int64_t lloyd_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uint64_t index, float* z) {
+static int64_t lloyd_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uint64_t index, float* z, const float* out) {
   const uint8_t* const begin = in;
   for (int64_t i = 0; i < n; i += GROUP) {
     const int64_t run = n - i < GROUP ? n - i : GROUP;
     const int bits = group_bits(rate, index + i);
     with_bits(bits, [&](auto b) {
-      if (run == GROUP) return lloyd_decode_group<b, ROTATE>(in, z + i);
+      if (run == GROUP) return lloyd_decode_group<b, ROTATE>(in, z + i, out + i);
       uint32_t codes[GROUP];
       unpack_string(in, run, b, codes);
       for (int64_t c = 0; c < run; ++c) z[i + c] = SIGNED_LEVELS<b>.value[codes[c]];
@@ -218,6 +231,13 @@ static int64_t lloyd_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uin
     in += packed_nbytes(run, bits);
   }
   return in - begin;
+}
+
+// Above this scale a value could pass the largest float; a finite block decodes to finite values.
+constexpr float LARGE_FACTOR = 0x1p100f;
+static float finite_product(float level, float factor) {
+  const float limit = float_of(SCALE32_INFINITY - 1), value = level == 0.0f ? level : level * factor;
+  return value > limit ? limit : value < -limit ? -limit : value;
 }
 
 static int64_t rotated_decode_block(const uint8_t* in, int64_t n, Rate rate, const Key& key, uint64_t index, float* out, const Sink& sink) {
@@ -232,50 +252,27 @@ static int64_t rotated_decode_block(const uint8_t* in, int64_t n, Rate rate, con
   }
   alignas(64) float z[BLOCK];
   if (n == BLOCK && !part) {
-    lloyd_decode_runs<Rotate::YES>(in + 4, n, rate.value, index, z);
+    lloyd_decode_runs<Rotate::YES>(in + 4, n, rate.value, index, z, out);
   } else {
     if (sent < n) memset(z + sent, 0, 4 * (n - sent));
-    lloyd_decode_runs<Rotate::NO>(in + 4, sent, rate.value, index, z);
+    lloyd_decode_runs<Rotate::NO>(in + 4, sent, rate.value, index, z, out);
     rotate_near(z, rows);
   }
   if (scale & SCALE32_TWO_ROTATIONS) {
     unrotate_far(z, rows, Signs(key, ROTATE_SECOND, index, n), [&](int row, Floats v) __attribute__((always_inline)) { store(z + 16 * row, v); });
     rotate_near(z, rows);
   }
-  const Floats factor = all(float_of(scale & ~SCALE32_TWO_ROTATIONS) * sink.gain), beta = all(sink.beta);
+  const float scalar = float_of(scale & ~SCALE32_TWO_ROTATIONS) * sink.gain;
+  const Floats factor = all(scalar), beta = all(sink.beta);
   const Signs signs(key, ROTATE_FIRST, index, n);
-  if (sink.accumulate)
+  if (!(scalar <= LARGE_FACTOR)) {
+    unrotate_far(z, rows, signs, [&](int row, Floats v) __attribute__((always_inline)) { store(z + 16 * row, v); });
+    for (int64_t i = 0; i < n; ++i) deliver(out + i, finite_product(z[i], scalar), sink);
+  } else if (sink.accumulate)
     unrotate_far(z, rows, signs, [&](int row, Floats v) __attribute__((always_inline)) { deliver<true>(out + 16 * row, v * factor, beta); });
   else
     unrotate_far(z, rows, signs, [&](int row, Floats v) __attribute__((always_inline)) { deliver<false>(out + 16 * row, v * factor, beta); });
   return nbytes;
-}
-
-// A block of any size: whole, or cut into powers of two and a rest for which no rotation is Gaussian enough.
-static int64_t rotated_encode_any(const float* x, int64_t n, Rate rate, const Key& key, uint64_t index, float gain, uint8_t* out) {
-  if (n == BLOCK) return rotated_encode_block(x, n, rate, key, index, gain, out);
-  uint8_t* const begin = out;
-  for (int64_t size = BLOCK / 2; size >= SMALLEST_ROTATION; size /= 2) {
-    if (!(n & size)) continue;
-    out += rotated_encode_block(x, size, rate, key, index, gain, out);
-    x += size;
-    index += size;
-  }
-  if (n % SMALLEST_ROTATION) out += uniform_encode_block(x, n % SMALLEST_ROTATION, rate.value, key, index, gain, out);
-  return out - begin;
-}
-
-static int64_t rotated_decode_any(const uint8_t* in, int64_t n, Rate rate, const Key& key, uint64_t index, float* out, const Sink& sink) {
-  if (n == BLOCK) return rotated_decode_block(in, n, rate, key, index, out, sink);
-  const uint8_t* const begin = in;
-  for (int64_t size = BLOCK / 2; size >= SMALLEST_ROTATION; size /= 2) {
-    if (!(n & size)) continue;
-    in += rotated_decode_block(in, size, rate, key, index, out, sink);
-    out += size;
-    index += size;
-  }
-  if (n % SMALLEST_ROTATION) in += uniform_decode_block(in, n % SMALLEST_ROTATION, rate.value, key, index, out, sink);
-  return in - begin;
 }
 
 // ---- lloyd: no rotation, least-squares scale ----
@@ -299,7 +296,7 @@ static int64_t lloyd_encode_block(const float* x, int64_t n, int32_t rate, const
   }
   const float deviation = square_root(divide(energy, static_cast<float>(n)));
   Products products;
-  lloyd_encode_runs<Rotate::NO>(x, n, rate, index, divide(1.0f, deviation), true, products, out + 4);
+  lloyd_encode_runs<Rotate::NO>(x, x + n, n, rate, index, divide(1.0f, deviation), true, products, out + 4);
   return finish_block(lloyd_scale(energy, deviation, fold(products.p), fold(products.q), 1.0f, true, unusual.exponent, gain), code_nbytes, out);
 }
 
@@ -314,15 +311,57 @@ static int64_t lloyd_decode_block(const uint8_t* in, int64_t n, int32_t rate, co
   }
   const float factor = float_of(scale) * sink.gain;
   float z[BLOCK], block[BLOCK];
-  lloyd_decode_runs<Rotate::NO>(in + 4, k, rate, index, z);
+  lloyd_decode_runs<Rotate::NO>(in + 4, k, rate, index, z, out);
   const float* values = z;
   if (part) {
     memset(block, 0, 4 * n);
     for (int64_t j = 0; j < k; ++j) block[window(key, index, n, k, j).chosen] = z[j];
     values = block;
   }
-  for (int64_t i = 0; i < n; ++i) deliver(out + i, values[i] * factor, sink);
+  int64_t i = 0;
+  if (factor <= LARGE_FACTOR) {
+    const Floats f = all(factor), beta = all(sink.beta);
+    for (; i + 16 <= n; i += 16) {
+      if (sink.accumulate)
+        deliver<true>(out + i, load(values + i) * f, beta);
+      else
+        deliver<false>(out + i, load(values + i) * f, beta);
+    }
+  }
+  for (; i < n; ++i) deliver(out + i, finite_product(values[i], factor), sink);
   return nbytes;
+}
+
+// ---- hadamard+lloyd: any number of coordinates ----
+
+// A block of any size: whole, or cut into powers of two and a rest for which no rotation is Gaussian enough. The rest is rounded stochastically,
+// which is unbiased; or with the centroid scale coded without rotation, since feedback needs an error below the value itself.
+static int64_t rotated_encode_any(const float* x, int64_t n, Rate rate, const Key& key, uint64_t index, float gain, uint8_t* out) {
+  if (n == BLOCK) return rotated_encode_block(x, n, rate, key, index, gain, out);
+  uint8_t* const begin = out;
+  for (int64_t size = BLOCK / 2; size >= SMALLEST_ROTATION; size /= 2) {
+    if (!(n & size)) continue;
+    out += rotated_encode_block(x, size, rate, key, index, gain, out);
+    x += size;
+    index += size;
+  }
+  const int64_t rest = n % SMALLEST_ROTATION;
+  if (rest) out += rate.centroid ? lloyd_encode_block(x, rest, rate.value, key, index, gain, out) : uniform_encode_block(x, rest, rate.value, key, index, gain, out);
+  return out - begin;
+}
+
+static int64_t rotated_decode_any(const uint8_t* in, int64_t n, Rate rate, const Key& key, uint64_t index, float* out, const Sink& sink) {
+  if (n == BLOCK) return rotated_decode_block(in, n, rate, key, index, out, sink);
+  const uint8_t* const begin = in;
+  for (int64_t size = BLOCK / 2; size >= SMALLEST_ROTATION; size /= 2) {
+    if (!(n & size)) continue;
+    in += rotated_decode_block(in, size, rate, key, index, out, sink);
+    out += size;
+    index += size;
+  }
+  const int64_t rest = n % SMALLEST_ROTATION;
+  if (rest) in += rate.centroid ? lloyd_decode_block(in, rest, rate.value, key, index, out, sink) : uniform_decode_block(in, rest, rate.value, key, index, out, sink);
+  return in - begin;
 }
 
 }  // namespace COMMPRESS_ISA

@@ -24,12 +24,33 @@ static COMMPRESS_INLINE void each(F&& f) {
 }
 #endif
 
+// Rows far apart defeat the hardware's prefetchers, so the next block is asked for by hand. A prefetch may point anywhere.
+static COMMPRESS_INLINE void prefetch_line(const float* p) { __builtin_prefetch(p, 0, 2); }
+static COMMPRESS_INLINE void prefetch_line_to_write(const float* p) { __builtin_prefetch(p, 1, 2); }
+
 // Puts the codes of a row of a group into the group's B words per lane; rows come in order.
 template <int B>
 static COMMPRESS_INLINE void put(Ints (&words)[B], int row, Ints code) {
   const int k = row * B / 32, shift = row * B % 32;
   words[k] = shift == 0 ? code : words[k] | shift_left(code, shift);
   if (shift + B > 32) words[k + 1] = shift_right(code, 32 - shift);
+}
+
+// The same for a code that lies in the top B bits of its lane, whatever the bits below hold.
+template <int B>
+static COMMPRESS_INLINE void put_top(Ints (&words)[B], int row, Ints top) {
+  const int k = row * B / 32, shift = row * B % 32, end = shift + B;
+  constexpr uint32_t ones = (1u << B) - 1;
+  if (shift == 0) {
+    words[k] = shift_right(top, 32 - B);
+  } else if (end == 32) {
+    words[k] = merge(words[k], top, ones << shift);
+  } else if (end < 32) {
+    words[k] = merge(words[k], shift_right(top, 32 - end), ones << shift);
+  } else {
+    words[k] = merge(words[k], shift_left(top, end - 32), ones << shift);
+    words[k + 1] = shift_right(top, 64 - end);
+  }
 }
 
 // The codes of a row, with whatever lies above them left in the upper bits.

@@ -57,7 +57,8 @@ COMMPRESS_HD float top_level(int bits) { return bits == 1 ? 0.5f : static_cast<f
 COMMPRESS_HD UniformScale uniform_scale(float largest, int exponent, int bits, float gain) {
   const float levels = bits == 1 ? 1.0f : top_level(bits);
   const uint32_t up = (bits_of(scale_by_power(divide(largest * gain, levels), exponent)) + 0xFFFFu) >> 16;
-  const uint16_t code = static_cast<uint16_t>(up > SCALE16_LARGEST ? SCALE16_LARGEST : up);
+  uint16_t code = static_cast<uint16_t>(up > SCALE16_LARGEST ? SCALE16_LARGEST : up);
+  while (bits_of(levels * from_bf16(code)) >= SCALE32_INFINITY) --code;  // finite values stay finite
   if (code == 0) return {0, 0.0f};
   float inverse = divide(gain, scale_by_power(from_bf16(code), -exponent));
   if (bits == 1) inverse *= 0.5f;
@@ -70,9 +71,12 @@ COMMPRESS_HD UniformScale uniform_scale(float largest, int exponent, int bits, f
 
 COMMPRESS_HD uint32_t uniform_half(int bits) { return bits == 1 ? 0x40000000u : 0x80000000u; }
 
+// The bits of a random word that are added below the code.
+COMMPRESS_HD uint32_t uniform_noise_mask(int bits) { return 0xFFFFFFFFu >> bits; }
+
 COMMPRESS_HD uint32_t uniform_code(float x, float multiplier, int bits, uint32_t random) {
   const uint32_t fixed = static_cast<uint32_t>(round_to_int(x * multiplier));
-  return (fixed + (random >> bits) + uniform_half(bits)) >> (32 - bits);
+  return (fixed + (random & uniform_noise_mask(bits)) + uniform_half(bits)) >> (32 - bits);
 }
 
 COMMPRESS_HD float uniform_value(uint32_t code, int bits, float step) {

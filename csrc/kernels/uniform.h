@@ -30,8 +30,8 @@ static void uniform_encode_group(const float* x, const Philox& random, uint32_t 
     each<8>([&](auto i) __attribute__((always_inline)) {
       const int row = 8 * quarter + i;
       const Ints fixed = rounded(load(x + 16 * row) * m);
-      const Ints noise = shift_right(rotate_bytes(random_words[i / 4], i), B);
-      put<B>(words, row, shift_right(fixed + noise + all(uniform_half(B)), 32 - B));
+      const Ints noise = rotate_bytes(random_words[i / 4], i) & all(uniform_noise_mask(B));
+      put_top<B>(words, row, fixed + noise + all(uniform_half(B)));
     });
   });
   for (int k = 0; k < B; ++k) store(out + 64 * k, words[k]);

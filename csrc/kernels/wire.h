@@ -67,7 +67,9 @@ COMMPRESS_HD int64_t block_nbytes(const Codec& codec, int64_t start, int64_t n) 
     start += size;
   }
   const int64_t rest = n % SMALLEST_ROTATION;
-  return rest ? total + run_nbytes(codec.rate, start, part ? selected(codec.rate, start, rest) : rest, 2) : total;
+  if (rest == 0) return total;
+  const int64_t sent = part ? selected(codec.rate, start, rest) : rest;
+  return total + (codec.centroid ? 4 + run_nbytes(codec.rate, start, sent, 0) : run_nbytes(codec.rate, start, sent, 2));
 }
 
 // Bytes of `blocks` whole blocks from block number `first` on.
