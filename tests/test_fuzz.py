@@ -8,7 +8,7 @@ import torch
 from _inputs import CASTS, SPECS, Guarded, key_of, normal, same_bits
 
 import commpress
-from commpress import reference
+from commpress import errors, reference
 
 NUMELS = (1, 5, 127, 128, 200, 511, 512, 700, 4096, 4500)
 
@@ -30,7 +30,7 @@ def decoded(codec: object, payload: torch.Tensor, key: commpress.Key, numel: int
     before = payload.clone()
     try:
         codec.decode(payload, key, out=out.tensor)
-    except commpress.WireError:
+    except errors.WireError:
         assert out.untouched(), "a refused payload must leave the output alone"
         out = None
     assert out is None or out.intact()
@@ -58,7 +58,7 @@ def test_refusals_and_values_are_the_twins(spec):
         out = decoded(codec, payload, key_of(number), numel)
         try:
             expected = reference.decode(payload.numpy(), spec, key_of(number), numel)
-        except commpress.WireError:
+        except errors.WireError:
             expected = None
         assert (out is None) == (expected is None)
         assert out is None or same_bits(out.tensor, expected)
@@ -105,6 +105,6 @@ def test_an_invalid_block_anywhere_leaves_all_untouched():
             payload[at : at + size] = torch.tensor([0, 0, 0xC0, 0x7F][-size:], dtype=torch.uint8)
             assert decoded(codec, payload, key_of(0), numel) is None
             sums = Guarded(numel, torch.float32)
-            with pytest.raises(commpress.WireError):
+            with pytest.raises(errors.WireError):
                 codec.decode(payload, key_of(0), out=sums.tensor, accumulate=True)
             assert sums.untouched()

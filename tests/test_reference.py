@@ -8,7 +8,7 @@ import pytest
 from _inputs import SPECS, key_of, normal
 
 import commpress
-from commpress import reference
+from commpress import errors, reference
 from commpress.codecs import _tables
 from commpress.reference import _casts, _lloyd, _packing, _random, _rates, _sums, _uniform
 
@@ -215,7 +215,7 @@ def test_impossible_scales_and_sizes_are_refused():
         for pattern in bad:
             payload = good.copy()
             payload[at] = np.frombuffer(pattern.to_bytes(at.stop, "little"), np.uint8)
-            with pytest.raises(commpress.WireError, match="scale"):
+            with pytest.raises(errors.WireError, match="scale"):
                 reference.decode(payload, spec, key, 512)
-        with pytest.raises(commpress.WireError, match="bytes"):
+        with pytest.raises(errors.WireError, match="bytes"):
             reference.decode(good[:-1], spec, key, 512)

@@ -84,17 +84,18 @@ def encode(x: F32, spec: _rates.Spec, key: _random.KeyLike, index: int, gain: np
     else:
         p = _sums.natural(u[: level.size] * level)
     if p == 0:
-        a = np.float32(0)
-    elif c is None:
-        a = (e / (s * p)) * gain
-    else:
-        a = ((s * p) / (c * _sums.natural(level * level))) * gain
-    if k:
-        a = np.ldexp(a, -k)
+        return struct.pack("<I", 0) + bytes(nbytes)
+    ratio = e / (s * p) if c is None else (s * p) / (c * _sums.natural(level * level))
+    a = np.ldexp(ratio, -k) * gain
     if a == 0:
         return struct.pack("<I", 0) + bytes(nbytes)
     bits_of_a = int(np.float32(min(a, FLT_MAX)).view(np.uint32)) | (int(twice) << 31)
     return struct.pack("<I", bits_of_a) + b"".join(packed)
+
+
+def scaled(z: F32, a: np.float32) -> F32:
+    """a z, with finite values even where that overflows."""
+    return np.where(z == 0, z, np.clip(z * a, -FLT_MAX, FLT_MAX))
 
 
 def decode(
@@ -121,11 +122,11 @@ def decode(
     z = np.concatenate(values)
     if not rotate:
         if not spec.subsampled:
-            return a * z
+            return scaled(z, a)
         out = np.zeros(n, np.float32)
-        out[_random.selection(key, index, n, z.size)[0]] = a * z
+        out[_random.selection(key, index, n, z.size)[0]] = scaled(z, a)
         return out
     z = np.concatenate([z, np.zeros(n - z.size, np.float32)])
     if twice:
         z = hadamard(z, DECODE_STRIDES) * _random.rotation_signs(key, _random.ROTATION_2, index, n)
-    return a * (hadamard(z, DECODE_STRIDES) * _random.rotation_signs(key, _random.ROTATION_1, index, n))
+    return scaled(hadamard(z, DECODE_STRIDES) * _random.rotation_signs(key, _random.ROTATION_1, index, n), a)

@@ -17,11 +17,10 @@ BF16_MAX = float(np.float32(3.3895313892515355e38))
 FLT_MAX = np.finfo(np.float32).max
 
 
-def least_bfloat16(q: float) -> float:
-    """The least positive bfloat16 that is >= q, or the largest finite one."""
-    exponent = max(int(np.floor(np.log2(q))) if q > 0 else -126, -126)
-    ulp = 2.0 ** (exponent - 7)
-    return min(max(float(np.ceil(q / ulp)) * ulp, 2.0**-133), BF16_MAX)
+def least_bfloat16(q: np.float32) -> float:
+    """The least bfloat16 that is >= q (infinity if there is none)."""
+    pattern = (int(q.view(np.uint32)) + 0xFFFF) >> 16
+    return float(np.uint32(pattern << 16).view(np.float32))
 
 
 def bits_of_bfloat16(t: float) -> int:
@@ -29,19 +28,24 @@ def bits_of_bfloat16(t: float) -> int:
     return int(np.float32(t).view(np.uint32)) >> 16
 
 
-def step_and_inverse(a: np.float32, k: int, bits: int, gain: np.float32) -> tuple[float, np.float32, bool]:
-    """(t, inv, saturate) of a group whose largest absolute value, times 2^k, is ``a``."""
-    top = np.float32(2 ** (bits - 1) - 1 if bits > 1 else 1)
-    q = float((a * gain) / top) * 2.0**-k  # exact in binary64
-    t = least_bfloat16(q)
+def step_and_inverse(a: np.float32, k: int, bits: int, gain: np.float32) -> tuple[float, np.float32]:
+    """(t, inv) of a group whose largest absolute value, times 2^k, is ``a``. Both are 0 if t underflows."""
+    levels = np.float32(2 ** (bits - 1) - 1 if bits > 1 else 1)
+    top = levels if bits > 1 else np.float32(0.5)
+    t = least_bfloat16(np.ldexp((a * gain) / levels, -k))
+    if t == 0:
+        return 0.0, np.float32(0)
+    t = min(t, BF16_MAX)
+    while not np.isfinite(levels * np.float32(t)):
+        t = float(np.uint32(int(np.float32(t).view(np.uint32)) - 0x10000).view(np.float32))
     inv = gain / np.ldexp(np.float32(t), k)
-    limit = top
     if bits == 1:
-        inv, limit = inv * np.float32(0.5), np.float32(0.5)
-    saturate = q > t
-    while not saturate and a * inv > limit:
+        inv = inv * np.float32(0.5)
+    if a * inv > top:
+        inv = top / a
+    while a * inv > top:
         inv = np.nextafter(inv, np.float32(0))
-    return t, inv, saturate
+    return t, inv
 
 
 def encode_group(x: F32, bits: int, words: npt.NDArray[np.uint32], gain: np.float32) -> bytes:
@@ -56,14 +60,13 @@ def encode_group(x: F32, bits: int, words: npt.NDArray[np.uint32], gain: np.floa
     if not 2.0**-60 <= a <= 2.0**100:
         k = 1 - int(np.frexp(a)[1])
         x, a = np.ldexp(x, k), np.ldexp(a, k)
-    t, inv, saturate = step_and_inverse(a, k, bits, gain)
+    t, inv = step_and_inverse(a, k, bits, gain)
+    if t == 0:
+        return struct.pack("<H", 0) + empty
     fraction = 32 - bits
     scaled = x * (inv * np.float32(2.0**fraction))
-    if saturate:
-        limit = np.float32((2 ** (bits - 1) - 1) * 2.0**fraction if bits > 1 else 2.0**30)
-        scaled = np.clip(scaled, -limit, limit)
     half = 2**31 if bits > 1 else 2**30
-    total = np.rint(scaled).astype(np.int64) + (words >> np.uint32(bits)).astype(np.int64) + half
+    total = np.rint(scaled).astype(np.int64) + (words & np.uint32(2**fraction - 1)).astype(np.int64) + half
     codes = ((total & 0xFFFFFFFF) >> fraction).astype(np.uint8)
     return struct.pack("<H", bits_of_bfloat16(t)) + _packing.pack(codes, bits).tobytes()
 
