@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 import commpress
 from commpress.collectives import Communicator, Reducer, group_timeout, make_channels, shard_bounds
-from commpress.errors import CommpressError
+from commpress.errors import CommpressError, PeerError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks import _handshake
 from commpress.hooks._notes import Notes
@@ -60,7 +60,7 @@ class Exchange:
         check_every: int,
     ) -> None:
         timeout = timeout or group_timeout(group)
-        comm1, comm2 = make_channels(group, timeout)
+        comm1, comm2 = _channels(group, timeout)
         try:
             _handshake.compare(_handshake.gather(comm1, identity, timeout, "registration"))
         except Exception:
@@ -78,7 +78,7 @@ class Exchange:
         self._control: Communicator | None = None
         self._notes: Notes | None = None
         if (feedback and not codec.lossless) or check_every:
-            comm3, self._control = make_channels(group, timeout)
+            comm3, self._control = _channels(group, timeout)
             self._channels = [comm3, self._control]
             self._notes = Notes(comm3, NOTE_NBYTES, timeout)
         self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=f"ddp hook, feedback {'on' if feedback else 'off'}")
@@ -195,6 +195,19 @@ class Exchange:
             channel.close()
         if self._owns_sink and self.sink is not None:
             self.sink.close()
+
+
+def _channels(group: dist.ProcessGroup, timeout: float) -> tuple[Communicator, Communicator]:
+    try:
+        return make_channels(group, timeout)
+    except RuntimeError as error:
+        if isinstance(error, CommpressError):
+            raise
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PeerError(
+            f"rank {group.rank()} could not reach all {group.size()} ranks of the group within {timeout:g} s during "
+            f"registration, which every rank must call: {why}"
+        ) from error
 
 
 def _due(every: int, step: int) -> bool:
