@@ -29,6 +29,7 @@ static void uniform_encode_group(const float* x, const Philox& random, uint32_t 
     random(counter + 8 * quarter, random_words[0], random_words[1]);
     each<8>([&](auto i) __attribute__((always_inline)) {
       const int row = 8 * quarter + i;
+      prefetch_line(x + 16 * row + 2 * GROUP);
       const Ints fixed = rounded(load(x + 16 * row) * m);
       const Ints noise = rotate_bytes(random_words[i / 4], i) & all(uniform_noise_mask(B));
       put_top<B>(words, row, fixed + noise + all(uniform_half(B)));
