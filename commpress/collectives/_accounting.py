@@ -66,7 +66,7 @@ class Report:
 
 
 def wire_nbytes(
-    sent: int, messages: int, received: int = 0, messages_received: int = 0, *, mss: int = MSS, acks: float = 0.5
+    sent: int, messages: int, received: int = 0, messages_received: int = 0, *, mss: int = MSS, acks: float = 0.05
 ) -> int:
     """Bytes that leave an Ethernet interface when gloo sends `messages` messages of `sent` bytes in all, and receives those of the peers.
 
@@ -79,8 +79,8 @@ def wire_nbytes(
     Args:
         sent, messages: what this rank handed to the communicator. received, messages_received: what it got.
         mss: TCP data bytes per frame: 1448 at an MTU of 1500. An interface whose sender-side segmentation happens behind the counter (TSO/GSO without a
-            shaper that splits) counts up to 64 KiB as one frame: pass `mss=65160`.
-        acks: empty acknowledgements per full frame received, 0.5 by TCP's rule; fewer where the receiver coalesces frames.
+            shaper that splits) counts up to 64 KiB as one frame: pass `mss=65160`; the wire itself still carries 1448.
+        acks: empty acknowledgements per full frame received. Traffic goes both ways at once, so nearly all of them ride on data; one way only it would be 0.5.
     """
     frames = -(-(sent + GLOO_PREAMBLE_NBYTES * messages) // mss) if sent else 0
     notices = messages + messages_received

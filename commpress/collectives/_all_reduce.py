@@ -185,7 +185,12 @@ def all_reduce(
         entry.calls += 1
     plain = tensor.detach()
     numel = plain.numel() * (2 if plain.is_complex() else 1)
-    direct = plain.is_contiguous() and plain.dtype in (torch.float32, torch.complex64) and not plain.is_conj() and not plain.is_neg()
+    direct = (
+        plain.is_contiguous()
+        and plain.dtype in (torch.float32, torch.complex64)
+        and not plain.is_conj()
+        and not plain.is_neg()
+    )
     if direct:
         flat = (torch.view_as_real(plain) if plain.is_complex() else plain).view(-1)
         call = _Call(entry, None, flat)

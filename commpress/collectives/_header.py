@@ -111,7 +111,9 @@ def read(data: torch.Tensor, rank: int) -> Header:
             f"rank {rank} speaks header version {version} (commpress {_text(library) or 'unknown'}), this rank version {HEADER_VERSION}"
         )
     if op >= len(_OPS) or dtype >= len(_DTYPES) or status > 1 or sender != rank:
-        raise WireError(f"the header from rank {rank} is corrupt (operation {op}, dtype {dtype}, status {status}, rank {sender})")
+        raise WireError(
+            f"the header from rank {rank} is corrupt (operation {op}, dtype {dtype}, status {status}, rank {sender})"
+        )
     return Header(
         rank=sender,
         world_size=size,

@@ -44,7 +44,15 @@ class Job:
     )  # fmt: skip
 
     def __init__(
-        self, flat: torch.Tensor, codec1: Any, codec2: Any, key: Any, op: str, observer: Observer, sequence: int, plan: str
+        self,
+        flat: torch.Tensor,
+        codec1: Any,
+        codec2: Any,
+        key: Any,
+        op: str,
+        observer: Observer,
+        sequence: int,
+        plan: str,
     ) -> None:
         self.flat = flat
         self.result = flat
@@ -145,7 +153,9 @@ class Pipeline:
 
     def _where(self, job: Job, phase: int = 0) -> str:
         where = f", phase {phase}" if phase else ""
-        return f"step {job.key.step}, tensor {job.key.tensor}{where} (submission {job.sequence}), seen by rank {self.rank}"
+        return (
+            f"step {job.key.step}, tensor {job.key.tensor}{where} (submission {job.sequence}), seen by rank {self.rank}"
+        )
 
     def _channel_failure(self, job: Job, phase: int, peer: int, problem: ChannelError) -> PeerError:
         if problem.timed_out:
@@ -186,7 +196,22 @@ class Pipeline:
             return
         self._said_farewell = True
         header = _header.Header(
-            self.rank, self.size, "sum", torch.float32, 0, 0, 0, 0, 0, __version__, "", "", "", b"", failed=True, reason=str(self.error)
+            self.rank,
+            self.size,
+            "sum",
+            torch.float32,
+            0,
+            0,
+            0,
+            0,
+            0,
+            __version__,
+            "",
+            "",
+            "",
+            b"",
+            failed=True,
+            reason=str(self.error),
         )
         _header.write(header, self._header_out)
         for peer in range(self.size):
@@ -240,10 +265,20 @@ class Pipeline:
         sends: list[tuple[int, Handle]] = []
         receives: list[list[Handle | None]] = []
         for c in range(chunks):
-            receives.append([self._receive(job, self.comm1, 1, m, src) for m, src in zip(layout.recv1[c], layout.sources, strict=True)])
+            receives.append(
+                [
+                    self._receive(job, self.comm1, 1, m, src)
+                    for m, src in zip(layout.recv1[c], layout.sources, strict=True)
+                ]
+            )
         self._send1(job, 0, sends)
         for c in range(chunks):
-            job.received2.append([self._receive(job, self.comm2, 2, m, src) for m, src in zip(layout.recv2[c], layout.owners, strict=True)])
+            job.received2.append(
+                [
+                    self._receive(job, self.comm2, 2, m, src)
+                    for m, src in zip(layout.recv2[c], layout.owners, strict=True)
+                ]
+            )
         self._jobs2.put(job)
         sent = 1
         for c in range(chunks):
@@ -341,7 +376,9 @@ class Pipeline:
                 key = job.key.replace(phase=1, sender=src)
                 try:
                     for start, stop, payload in message.pieces:
-                        job.codec1.decode(payload, key, out=job.flat[start:stop], accumulate=True, offset=start, beta=beta)
+                        job.codec1.decode(
+                            payload, key, out=job.flat[start:stop], accumulate=True, offset=start, beta=beta
+                        )
                 except Exception as problem:
                     job.note(problem)
             job.report.seconds_decode1 += clock() - after
@@ -382,12 +419,16 @@ class Pipeline:
         now = clock()
         report.seconds_wait2 += now - before
         report.nonfinite = job.nonfinite
-        report.link_bytes_per_second = self._meter.record(max(report.bytes_sent, report.bytes_received), now - job.link_start)
+        report.link_bytes_per_second = self._meter.record(
+            max(report.bytes_sent, report.bytes_received), now - job.link_start
+        )
         self._finish(job)
 
     def _publish(self, job: Job, message: Message, key: Any) -> None:
         """Encodes a chunk of the own shard and decodes it again, as every other rank will."""
-        self._note_earlier(job)  # earlier jobs are through phase 2: once one has failed, every later one fails, on all ranks
+        self._note_earlier(
+            job
+        )  # earlier jobs are through phase 2: once one has failed, every later one fails, on all ranks
         try:
             for start, stop, payload in message.pieces:
                 if job.error is not None or job.peer_error is not None:
@@ -432,7 +473,9 @@ class Pipeline:
             return
         if job.error is None:
             if job.layout is not None:
-                self._layouts.give(report.numel, job.flat.dtype, job.codec1, job.codec2, self.rank, self.size, job.layout)
+                self._layouts.give(
+                    report.numel, job.flat.dtype, job.codec1, job.codec2, self.rank, self.size, job.layout
+                )
             report.seconds_total = time.perf_counter() - job.submitted - report.seconds_queue
             try:
                 job.observer.complete(report)

@@ -21,7 +21,12 @@ def _error(problem: Exception) -> ChannelError:
     timed_out = "Timed out" in text or "timed out" in text
     if "Application timeout" in text:  # gloo closes all connections of a group when one wait times out
         return ChannelError("another message of this group timed out, or the group was aborted", timed_out=True)
-    if "Connection closed by peer" in text or "Connection reset" in text or "Broken pipe" in text or "Socket closed" in text:
+    if (
+        "Connection closed by peer" in text
+        or "Connection reset" in text
+        or "Broken pipe" in text
+        or "Socket closed" in text
+    ):
         return ChannelError("the connection was closed from the other side")
     return ChannelError(text.splitlines()[0] if text else type(problem).__name__, timed_out=timed_out)
 

@@ -35,7 +35,13 @@ class Reducer:
     """
 
     def __init__(
-        self, comm1: Communicator, comm2: Communicator, *, timeout: float, plan: str = "", chunk_nbytes: int | None = None
+        self,
+        comm1: Communicator,
+        comm2: Communicator,
+        *,
+        timeout: float,
+        plan: str = "",
+        chunk_nbytes: int | None = None,
     ) -> None:
         if (comm1.rank, comm1.size) != (comm2.rank, comm2.size):
             raise StateError("the two channels have different ranks or sizes")
@@ -89,7 +95,9 @@ class Reducer:
         if flat.device.type != "cpu":
             raise TensorError(f"tensors must be on the CPU, got {flat.device}: the CUDA kernels come later")
         if flat.dtype not in (torch.float32, torch.float64) or flat.dim() != 1 or not flat.is_contiguous():
-            raise TensorError(f"expected a 1-D contiguous fp32 or fp64 tensor, got {flat.dtype} of shape {tuple(flat.shape)}")
+            raise TensorError(
+                f"expected a 1-D contiguous fp32 or fp64 tensor, got {flat.dtype} of shape {tuple(flat.shape)}"
+            )
         if op not in ("mean", "sum"):
             raise TensorError(f"op must be 'mean' or 'sum', got {op!r}")
         with self._lock:
@@ -100,7 +108,14 @@ class Reducer:
             if self._pipeline.error is not None:
                 raise StateError(f"an earlier submission failed: {self._pipeline.error}") from self._pipeline.error
             job = Job(
-                flat.detach(), codec1, codec2, key, op, observer or Observer(), self._sequence, self._plan if plan is None else plan
+                flat.detach(),
+                codec1,
+                codec2,
+                key,
+                op,
+                observer or Observer(),
+                self._sequence,
+                self._plan if plan is None else plan,
             )
             job.result = flat if result is None else result
             self._sequence += 1

@@ -217,7 +217,9 @@ def _nursery_main() -> int:
                 replies.close()
                 os.setpgid(0, 0)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                errors = os.open(os.path.join(spec["directory"], f"stderr{spec['rank']}"), os.O_WRONLY | os.O_CREAT, 0o600)
+                errors = os.open(
+                    os.path.join(spec["directory"], f"stderr{spec['rank']}"), os.O_WRONLY | os.O_CREAT, 0o600
+                )
                 os.dup2(errors, 1)
                 os.dup2(errors, 2)
                 os.environ.update(spec["env"])
@@ -235,7 +237,9 @@ def _nursery_main() -> int:
                         news[rank] = os.waitstatus_to_exitcode(status)
             return news
 
-        statuses = _watch(poll, lambda rank, pids=pids: os.kill(pids[rank], signal.SIGKILL), len(pids), request["timeout"])
+        statuses = _watch(
+            poll, lambda rank, pids=pids: os.kill(pids[rank], signal.SIGKILL), len(pids), request["timeout"]
+        )
         replies.write(json.dumps(statuses) + "\n")
         replies.flush()
     return 0

@@ -92,13 +92,18 @@ class Links:
                 *("peer", "name", self.interface(1), "netns", self._names[1]),
             )
         else:
-            _run("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0")
+            _run(
+                "ip", "-n", self._switch, "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0"
+            )
             _run("ip", "-n", self._switch, "link", "set", "br0", "up")
         for rank, name in enumerate(self._names):
             interface = self.interface(rank)
             if not direct:
                 port = f"port{rank}"
-                _run(*("ip", "link", "add", interface, "netns", name, "type", "veth"), *("peer", "name", port, "netns", self._switch))
+                _run(
+                    *("ip", "link", "add", interface, "netns", name, "type", "veth"),
+                    *("peer", "name", port, "netns", self._switch),
+                )
                 _run("ip", "-n", self._switch, "link", "set", port, "master", "br0", "up")
                 _run("tc", "-n", self._switch, "qdisc", "add", "dev", port, "root", *self._shape)
             _run("ip", "-n", name, "addr", "add", f"10.231.7.{rank + 1}/24", "dev", interface)

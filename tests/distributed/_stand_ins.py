@@ -34,7 +34,14 @@ class Grid:
 
     def _dither(self, key: Any, numel: int, offset: int) -> torch.Tensor:
         index = torch.arange(offset, offset + numel, dtype=torch.int64)
-        mixed = (index * 2654435761 + key.seed * 97 + key.step * 7919 + key.sender * 104729 + key.tensor * 1299709 + key.phase * 15485863) % 65521
+        mixed = (
+            index * 2654435761
+            + key.seed * 97
+            + key.step * 7919
+            + key.sender * 104729
+            + key.tensor * 1299709
+            + key.phase * 15485863
+        ) % 65521
         return mixed.float() / 65521
 
     def _hit(self, what: str, key: Any) -> bool:
@@ -46,7 +53,9 @@ class Grid:
         n = x.numel()
         out = torch.empty(self.payload_nbytes(n, offset=offset), dtype=torch.uint8) if out is None else out
         assert out.numel() == self.payload_nbytes(n, offset=offset)
-        codes = torch.floor(x.float() * torch.tensor(gain, dtype=torch.float32) / self.step + self._dither(key, n, offset))
+        codes = torch.floor(
+            x.float() * torch.tensor(gain, dtype=torch.float32) / self.step + self._dither(key, n, offset)
+        )
         codes = torch.where(torch.isfinite(codes), codes.clamp(-32767, 32767), torch.tensor(-32768.0))
         for block, start in enumerate(range(0, n, BLOCK)):
             part = codes[start : start + BLOCK].to(torch.int16)
@@ -56,7 +65,15 @@ class Grid:
         return out
 
     def decode(
-        self, payload: torch.Tensor, key: Any, *, out: torch.Tensor, accumulate: bool = False, offset: int = 0, gain: float = 1.0, beta: float = 1.0
+        self,
+        payload: torch.Tensor,
+        key: Any,
+        *,
+        out: torch.Tensor,
+        accumulate: bool = False,
+        offset: int = 0,
+        gain: float = 1.0,
+        beta: float = 1.0,
     ) -> torch.Tensor:
         n = out.numel()
         assert payload.numel() == self.payload_nbytes(n, offset=offset)
@@ -93,7 +110,15 @@ class Raw:
         return data.clone() if out is None else out.copy_(data)
 
     def decode(
-        self, payload: torch.Tensor, key: Any, *, out: torch.Tensor, accumulate: bool = False, offset: int = 0, gain: float = 1.0, beta: float = 1.0
+        self,
+        payload: torch.Tensor,
+        key: Any,
+        *,
+        out: torch.Tensor,
+        accumulate: bool = False,
+        offset: int = 0,
+        gain: float = 1.0,
+        beta: float = 1.0,
     ) -> torch.Tensor:
         value = payload.clone().view(out.dtype) * gain
         return out.mul_(torch.tensor(beta, dtype=out.dtype)).add_(value) if accumulate else out.copy_(value)

@@ -96,9 +96,18 @@ def exact_worker(rank: int, size: int) -> int:
         assert future.wait() is tensors[i] or future.wait().data_ptr() == tensors[i].data_ptr()
         assert same(tensors[i], expected(inputs[i], Grid(), Grid(), Key(tensor=i))[0] if size > 1 else inputs[i][rank])
     report = collectives.last_report()
-    assert report is not None and report.world_size == size and (size == 1 or report.bytes_payload1 + report.bytes_payload2 > 0)
+    assert (
+        report is not None
+        and report.world_size == size
+        and (size == 1 or report.bytes_payload1 + report.bytes_payload2 > 0)
+    )
     # refused
-    for bad in (torch.ones(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool), torch.ones(4).to_sparse(), torch.ones(4, device="meta")):
+    for bad in (
+        torch.ones(4, dtype=torch.int64),
+        torch.ones(4, dtype=torch.bool),
+        torch.ones(4).to_sparse(),
+        torch.ones(4, device="meta"),
+    ):
         try:
             collectives.all_reduce(bad, Grid(), key=Key())
         except TensorError:
@@ -274,6 +283,8 @@ def exit_worker(rank: int, size: int, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["destroy first", "in flight", "one waits for ever", "nothing"])
 def test_exit_is_clean(how):
-    for result in launch(__file__, "exit_worker", 2, args={"how": how}, timeout=60, destroy=how not in ("in flight", "nothing")):
+    for result in launch(
+        __file__, "exit_worker", 2, args={"how": how}, timeout=60, destroy=how not in ("in flight", "nothing")
+    ):
         result.ok()
         assert "terminate" not in result.stderr and "Fatal" not in result.stderr

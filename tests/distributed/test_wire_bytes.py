@@ -1,0 +1,90 @@
+"""Bytes that leave the network interface against bytes claimed, on shaped links between network namespaces."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from _launch import launch  # noqa: E402
+from _netns import Links, unavailable  # noqa: E402
+
+import commpress  # noqa: E402
+from commpress import collectives  # noqa: E402
+
+NUMEL = 1_500_000
+CALLS = 4
+
+
+def settled(counter: pathlib.Path) -> int:
+    """The counter once it has stood still for a while: late acknowledgements belong to what was sent."""
+    last, since = int(counter.read_text()), time.monotonic()
+    while time.monotonic() - since < 0.3:
+        time.sleep(0.02)
+        now = int(counter.read_text())
+        if now != last:
+            last, since = now, time.monotonic()
+    return last
+
+
+def worker(rank: int, size: int, codec: str) -> dict:
+    counter = pathlib.Path(f"/sys/class/net/{os.environ['GLOO_SOCKET_IFNAME']}/statistics/tx_bytes")
+    tensor = torch.randn(NUMEL, generator=torch.Generator().manual_seed(rank))
+    commpress.all_reduce(tensor.clone(), codec)
+    dist.barrier()
+    before = settled(counter)
+    dist.barrier()
+    idle = settled(counter) - before
+    before += idle
+    claimed = payload = 0
+    for step in range(CALLS):
+        commpress.all_reduce(tensor.clone(), codec, key=commpress.Key(step=step))
+        report = collectives.last_report()
+        claimed += report.wire_bytes
+        payload += report.bytes_payload1 + report.bytes_payload2
+    counted = settled(counter) - before
+    dist.barrier()
+    return {
+        "claimed": claimed,
+        "counted": counted,
+        "payload": payload,
+        "messages": report.messages,
+        "chunks": report.chunks,
+    }
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_claimed_bytes_are_those_counted(size):
+    reason = unavailable()
+    if reason:
+        print(f"skipped: {reason}")
+        pytest.skip(reason)
+    codec = commpress.codec("uniform:4")
+    with Links(size, rate="1gbit") as links:
+        results = launch(
+            __file__,
+            "worker",
+            size,
+            args={"codec": str(codec)},
+            timeout=90,
+            prefix=links.prefix,
+            interface=links.interface,
+        )
+        outside = [links.counters(rank) for rank in range(size)]
+    for rank, result in enumerate(results):
+        value = result.ok().value
+        own = collectives.shard_bounds(NUMEL, size, rank)
+        mine = codec.payload_nbytes(own[1] - own[0])
+        assert value["payload"] == CALLS * (codec.payload_nbytes(NUMEL) - mine + (size - 1) * mine)
+        assert value["counted"] > value["payload"]  # there is framing, and it was counted
+        assert 0.97 < value["claimed"] / value["counted"] < 1.03, value
+        assert not 0.97 < value["payload"] / value["counted"] < 1.03, (
+            "the payload alone would do: the test has no power"
+        )
+        assert outside[rank][0] >= value["counted"] and outside[rank][1] > 0  # the same interface, seen from outside
