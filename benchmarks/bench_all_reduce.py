@@ -20,8 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "distributed"))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from _launch import launch  # noqa: E402
-from _netns import Links, unavailable  # noqa: E402
+from _launch import launch
+from _netns import Links, unavailable
 
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 

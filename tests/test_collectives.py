@@ -16,7 +16,7 @@ from commpress.collectives import FakeWorld, Observer, Reducer, Report, shard_bo
 from commpress.errors import CommpressError, MismatchError, PeerError, StateError, TensorError, WireError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "distributed"))
-from _stand_ins import Grid, Raw, expected  # noqa: E402
+from _stand_ins import Grid, Raw, expected
 
 
 class World:

@@ -26,7 +26,8 @@ def shard_bounds(numel: int, world_size: int, rank: int) -> tuple[int, int]:
 
 def chunk_count(numel: int, world_size: int, block_nbytes: int, chunk_nbytes: int) -> int:
     """Into how many chunks each shard is cut so that a message has about `chunk_nbytes` of payload; the same on every rank."""
-    shard_blocks = -(-(-(-numel // BLOCK)) // world_size)
+    blocks = -(-numel // BLOCK)
+    shard_blocks = -(-blocks // world_size)
     return max(1, min(_MAX_CHUNKS, shard_blocks, round(shard_blocks * block_nbytes / chunk_nbytes)))
 
 

@@ -6,6 +6,7 @@ it failed, and every rank learns of it at the latest from the last phase-2 messa
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -216,10 +217,8 @@ class Pipeline:
         _header.write(header, self._header_out)
         for peer in range(self.size):
             if peer != self.rank:
-                try:
+                with contextlib.suppress(ChannelError):
                     self._farewells.append(self.comm1.isend(self._header_out, peer))
-                except ChannelError:
-                    pass
 
     # ---- phase 1
 

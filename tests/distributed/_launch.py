@@ -200,7 +200,7 @@ def _nursery_main() -> int:
     import contextlib
 
     import torch
-    import torch.distributed  # noqa: F401
+    import torch.distributed
 
     with contextlib.suppress(ImportError):
         import pytest  # noqa: F401  test files import it, and that takes as long as the rest

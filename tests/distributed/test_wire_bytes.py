@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from _launch import launch  # noqa: E402
-from _netns import Links, unavailable  # noqa: E402
+from _launch import launch
+from _netns import Links, unavailable
 
-import commpress  # noqa: E402
-from commpress import collectives  # noqa: E402
+import commpress
+from commpress import collectives
 
 NUMEL = 1_500_000
 CALLS = 4
