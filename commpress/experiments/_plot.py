@@ -30,6 +30,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     except ImportError as error:
         raise PlotError("matplotlib is not installed; `pip install 'commpress[plot]'` gets it") from error
     # No pyplot: it keeps global state and picks a display.
@@ -37,12 +38,18 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1.2, 1)})
+        figure.get_layout_engine().set(w_pad=0.12)
         _panel(left, runs, lambda e: e["interface_bytes_per_rank"] / 1e6)
         _panel(right, runs, lambda e: e["train_seconds"])
         left.set_xscale("log")
+        left.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
+        left.xaxis.set_minor_locator(NullLocator())
         left.set_xlabel("megabytes sent by each rank (log scale)")
         left.set_ylabel("held-out loss, nats per byte")
         right.set_xlabel("seconds of training")
+        right.set_xlim(left=0)
+        right.legend(loc="upper right", fontsize=11, framealpha=0.95)
         head = runs[0].head
         figure.suptitle(
             f"Byte-level GPT, {head['parameters'] / 1e6:.1f} M parameters, {head['world_size']} ranks, "
@@ -58,5 +65,8 @@ def _panel(axes: Any, runs: Sequence[Run], where: Any) -> None:
         x = [where(e) for e in points]
         y = [e["held_out_loss_sample"] for e in points]
         style = {"color": _COLOURS[i % 7], "linestyle": _STYLES[i % 7], "marker": _MARKERS[i % 7]}
-        axes.plot(x, y, label=name_of(run), markersize=4.5, linewidth=1.8, **style)
+        loss = run.summary["held_out_loss"]
+        axes.plot(
+            x, y, label=f"{name_of(run)}  \N{RIGHTWARDS ARROW} {loss:.3f}", markersize=4.5, linewidth=1.8, **style
+        )
     axes.grid(alpha=0.25)

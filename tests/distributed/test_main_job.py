@@ -30,7 +30,7 @@ def own_network() -> list[str]:
     prefix = ["unshare", "--net", sys.executable, str(pathlib.Path(__file__).resolve())]
     if shutil.which("unshare") is None:
         return []
-    return prefix if subprocess.run([*prefix, "true"], capture_output=True, timeout=60).returncode == 0 else []
+    return prefix if subprocess.run([*prefix, "true"], capture_output=True, timeout=TIMEOUT).returncode == 0 else []
 
 
 def demo(out: pathlib.Path, *options: str, prefix: list[str] | None = None) -> subprocess.Popen[str]:
@@ -183,6 +183,7 @@ def repeat_and_restart(rank: int, world_size: int, folder: str) -> dict[str, Any
 def test_same_seed_same_bits_and_a_restart_changes_none(tmp_path: pathlib.Path) -> None:
     results = launch(__file__, "repeat_and_restart", 2, args={"folder": str(tmp_path / "saved")}, timeout=TIMEOUT)
     first, second = (result.ok().value for result in results)
+    refused = first.pop("refused"), second.pop("refused")
     assert first == second, "ranks report different results"
     digest = {name: first[name]["parameters_sha256"] for name in ("whole", "again", "other", "half", "rest")}
     assert digest["whole"] == digest["again"] == digest["rest"]
@@ -190,37 +191,44 @@ def test_same_seed_same_bits_and_a_restart_changes_none(tmp_path: pathlib.Path) 
     assert first["whole"] == first["again"]
     assert (first["half"]["steps_done"], first["rest"]["steps_done"]) == (7, 12)
     assert first["rest"]["held_out_loss"] == first["whole"]["held_out_loss"]
-    assert "settings" in first["refused"]
+    assert all("settings" in message for message in refused), refused
 
 
-def different_settings(rank: int, world_size: int, **change: Any) -> None:
-    run_job(dataclasses.replace(quick(), **(change if rank == 1 else {})))
+CHANGES: tuple[dict[str, Any], ...] = ({"codec": "uniform:3"}, {"codec": "fp32"}, {"seed": 5}, {"steps": 13})
 
 
-@pytest.mark.parametrize("change", [{"codec": "uniform:3"}, {"codec": "fp32"}, {"seed": 5}, {"steps": 13}], ids=str)
-def test_ranks_with_different_settings_all_say_so(change: dict[str, Any]) -> None:
-    for result in launch(__file__, "different_settings", 2, args=change, timeout=60):
-        message = result.failed("MismatchError").message
-        assert "settings" in message and str(next(iter(change.values()))) in message
-
-
-def diverge(rank: int, world_size: int, different: bool) -> float:
+def faults(rank: int, world_size: int) -> dict[str, Any]:
+    from commpress.errors import MismatchError
     from commpress.experiments import MainJob, RunWriter
 
-    job = MainJob(quick(codec="fp32", steps=1), writer=RunWriter(None))
-    if different and rank == 1:
-        with torch.no_grad():
-            next(job.model.parameters())[0, 0] += 1e-3
-    return job.run()["held_out_loss"]
+    found: dict[str, Any] = {"settings": [], "parameters": []}
+    for change in CHANGES:
+        try:
+            run_job(dataclasses.replace(quick(), **(change if rank == 1 else {})))
+            found["settings"].append("no error")
+        except MismatchError as error:
+            found["settings"].append(str(error))
+    for different in (False, True):
+        job = MainJob(quick(codec="fp32", steps=1), writer=RunWriter(None))
+        if different and rank == 1:
+            with torch.no_grad():
+                next(job.model.parameters())[0, 0] += 1e-3
+        try:
+            found["parameters"].append(str(job.run()["parameters_sha256"]))
+        except MismatchError as error:
+            found["parameters"].append(str(error))
+    return found
 
 
-@pytest.mark.parametrize("different", [False, True])
-def test_replicas_that_differ_are_an_error(different: bool) -> None:
-    for result in launch(__file__, "diverge", 2, args={"different": different}, timeout=60):
-        if different:
-            assert "parameters differ" in result.failed("MismatchError").message
-        else:
-            assert result.ok().value < 6.0
+def test_ranks_that_differ_all_say_so() -> None:
+    results = [result.ok().value for result in launch(__file__, "faults", 2, timeout=TIMEOUT)]
+    for found in results:
+        for change, message in zip(CHANGES, found["settings"], strict=True):
+            assert "different settings" in message and f"{next(iter(change.values()))}" in message, (change, message)
+        equal, different = found["parameters"]
+        assert len(equal) == 64, equal
+        assert "parameters differ" in different, different
+    assert results[0] == results[1]
 
 
 def in_own_network(command: list[str]) -> None:
