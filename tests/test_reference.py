@@ -150,9 +150,13 @@ def gaussian(a: float, b: float) -> tuple[float, float]:
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_tables_are_lloyd_max_quantisers(bits):
     """Thresholds lie midway between levels, levels are the centroids of their cells: that is the optimum."""
-    levels, inner = [float(v) for v in _tables.LEVELS[bits]], [float(v) for v in _tables.THRESHOLDS[bits]]
-    assert len(levels) == 2 ** (bits - 1) == len(inner) + 1
-    assert inner == pytest.approx([(a + b) / 2 for a, b in itertools.pairwise(levels)], rel=1e-6)
+    every, half = [float(v) for v in _tables.LEVELS[bits]], 2 ** (bits - 1)
+    levels, inner = every[half:], [float(v) / _tables.PER_SIGMA[bits] for v in _tables.THRESHOLDS[bits]]
+    assert len(every) == 2**bits == len(inner) + 1 and every[:half] == [-v for v in levels[::-1]]
+    assert inner == pytest.approx([(a + b) / 2 for a, b in itertools.pairwise(every)], rel=1e-6, abs=1e-12)
+    products = [float(v) * _tables.PER_SIGMA[bits] for v in _tables.PRODUCT_LEVELS[bits]]
+    assert products == pytest.approx(every, rel=1e-6)
+    inner = inner[half:]
     edges = [0.0, *inner, 40.0]
     power = 0.0
     for level, (a, b) in zip(levels, itertools.pairwise(edges), strict=True):

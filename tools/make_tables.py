@@ -1,8 +1,8 @@
 """Writes the Lloyd-Max tables of N(0,1): csrc/kernels/tables.h and commpress/codecs/_tables.py.
 
 Run it from the repository's root: ``python tools/make_tables.py``. Both files are committed, since their values belong to the wire format.
-The quantiser of 2^b levels is symmetric: only its positive half is stored. ``levels`` are cell centroids, ``thresholds`` the midpoints between them
-(Max 1960, Lloyd 1982), found by Newton's method in double precision.
+Levels are cell centroids, thresholds the midpoints between them (Max 1960, Lloyd 1982), found by Newton's method in double precision. Thresholds are
+stored in units of 1 / PER_SIGMA, in which every unit cell holds at most one, so that a code is found in one look-up and one comparison.
 """
 
 import math
@@ -51,12 +51,12 @@ def lloyd_max(bits: int) -> tuple[np.ndarray, np.ndarray]:
     return levels, (levels[1:] + levels[:-1]) / 2
 
 
-def cells(thresholds: np.ndarray) -> tuple[int, int]:
-    """Number of cells and cells per sigma of the search table: every cell holds at most one threshold, away from the cell's edges."""
+def cells(thresholds: np.ndarray) -> tuple[int, float]:
+    """Number of positive cells and cells per sigma of the search table: every cell holds at most one threshold, away from the cell's edges."""
     size = 16
     while True:
         for per_sigma in np.arange(size / 2.0, size / 8.0, -0.0625):
-            position = np.float32(thresholds) * np.float32(per_sigma)
+            position = thresholds * per_sigma
             index = np.floor(position).astype(int)
             inside = np.abs(position - np.round(position)) > 1e-4
             if len(set(index)) == len(index) and (len(index) == 0 or index.max() < size - 1) and inside.all():
@@ -64,11 +64,15 @@ def cells(thresholds: np.ndarray) -> tuple[int, int]:
         size *= 2
 
 
+def text(values: np.ndarray, suffix: str = "f") -> str:
+    return ", ".join(np.format_float_scientific(v, unique=True, trim="0") + suffix for v in values)
+
+
 def main() -> None:
     root = pathlib.Path(__file__).resolve().parent.parent
     header = [
-        "// Lloyd-Max quantisers of N(0,1) with 2^b levels, b = 1..8: positive half. Written by tools/make_tables.py; part of the wire format.",
-        "// A magnitude is found in one step: cell = min(u * PER_SIGMA, CELLS - 1), magnitude = CELL_BASE[cell] + (u >= CELL_THRESHOLD[cell]).",
+        "// Lloyd-Max quantisers of N(0,1) with 2^b levels, b = 1..8. Written by tools/make_tables.py; part of the wire format.",
+        "// A value v in units of 1 / PER_SIGMA lies in cell floor(v), clamped to [-CELLS, CELLS); its code is CELL_BASE[] + (v >= CELL_THRESHOLD[]) at [cell + CELLS].",
         "#pragma once",
         "#include <cstdint>",
         "",
@@ -76,32 +80,38 @@ def main() -> None:
         "template <int B>",
         "struct LloydMax;",
     ]
-    module = ['"""Lloyd-Max quantisers of N(0,1): positive half. Written by tools/make_tables.py; part of the wire format."""', "", "# fmt: off"]
-    all_levels, all_thresholds = {}, {}
+    tables: dict[str, dict[int, str]] = {"LEVELS": {}, "PRODUCT_LEVELS": {}, "THRESHOLDS": {}, "PER_SIGMA": {}}
     for bits in range(1, MAX_BITS + 1):
-        levels, thresholds = (a.astype(np.float32) for a in lloyd_max(bits))
-        size, per_sigma = cells(thresholds)
-        cell = np.floor(thresholds * np.float32(per_sigma)).astype(int)
-        cell_threshold = np.full(size, np.float32(3.0e38))
-        cell_threshold[cell] = thresholds
-        base = [int((cell < c).sum()) for c in range(size)]
-        text = lambda a: ", ".join(np.format_float_scientific(v, unique=True, trim="0") + "f" for v in a)  # noqa: E731
+        positive, inner = lloyd_max(bits)
+        size, per_sigma = cells(inner)
+        levels = np.concatenate([-positive[::-1], positive])
+        upper = np.float32(inner * per_sigma)
+        # A value on a negative threshold belongs to the level further from zero, as on a positive one.
+        lower = np.nextafter(-upper[::-1], np.float32(0))
+        thresholds = np.concatenate([lower, np.zeros(1, np.float32), upper])
+        edges = np.arange(-size, size)
+        cell_threshold = np.full(2 * size, np.float32(3.0e38))
+        inside = thresholds[thresholds != 0]  # zero is an edge
+        cell_threshold[np.floor(inside).astype(int) + size] = inside
+        base = [int((thresholds <= edge).sum()) for edge in edges]
+        columns = {"LEVEL": np.float32(levels), "PRODUCT_LEVEL": np.float32(levels / per_sigma), "CELL_THRESHOLD": cell_threshold}
         header += [
             "template <>",
             f"struct LloydMax<{bits}> {{",
             f"  static constexpr int CELLS = {size};",
             f"  static constexpr float PER_SIGMA = {per_sigma}f;",
-            f"  static constexpr float LEVEL[{len(levels)}] = {{{text(levels)}}};",
-            f"  static constexpr float CELL_THRESHOLD[{size}] = {{{text(cell_threshold)}}};",
-            f"  static constexpr int32_t CELL_BASE[{size}] = {{{', '.join(map(str, base))}}};",
+            *(f"  static constexpr float {name}[{len(values)}] = {{{text(values)}}};" for name, values in columns.items()),
+            f"  static constexpr int32_t CELL_BASE[{2 * size}] = {{{', '.join(map(str, base))}}};",
             "};",
         ]
-        all_levels[bits], all_thresholds[bits] = levels, thresholds
+        tables["LEVELS"][bits] = f"({text(columns['LEVEL'], '')})"
+        tables["PRODUCT_LEVELS"][bits] = f"({text(columns['PRODUCT_LEVEL'], '')})"
+        tables["THRESHOLDS"][bits] = f"({text(thresholds, '')},)"
+        tables["PER_SIGMA"][bits] = str(per_sigma)
     header.append("}  // namespace commpress")
-    for name, table in (("LEVELS", all_levels), ("THRESHOLDS", all_thresholds)):
-        module.append(f"{name} = {{")
-        module += [f"    {b}: ({''.join(np.format_float_scientific(v, unique=True, trim='0') + ', ' for v in t)})," for b, t in table.items()]
-        module.append("}")
+    module = ['"""Lloyd-Max quantisers of N(0,1). Written by tools/make_tables.py; part of the wire format (docs/wire-format.md 4.3)."""', "", "# fmt: off"]
+    for name, rows in tables.items():
+        module += [f"{name} = {{", *(f"    {bits}: {row}," for bits, row in rows.items()), "}"]
     (root / "csrc/kernels/tables.h").write_text("\n".join(header) + "\n")
     (root / "commpress/codecs/_tables.py").write_text("\n".join(module) + "\n")
 

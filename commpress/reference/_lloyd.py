@@ -17,6 +17,7 @@ NONFINITE = 0xFFFFFFFF
 FLT_MAX = np.finfo(np.float32).max
 ENCODE_STRIDES = (256, 512, 1024, 2048, 16, 32, 64, 128, 1, 2, 4, 8)
 LEVELS = {bits: np.array(values, np.float32) for bits, values in _tables.LEVELS.items()}
+PRODUCT_LEVELS = {bits: np.array(values, np.float32) for bits, values in _tables.PRODUCT_LEVELS.items()}
 THRESHOLDS = {bits: np.array(values, np.float32) for bits, values in _tables.THRESHOLDS.items()}
 DECODE_STRIDES = (16, 32, 64, 128, 1, 2, 4, 8, 256, 512, 1024, 2048)
 
@@ -30,10 +31,11 @@ def hadamard(x: F32, strides: tuple[int, ...]) -> F32:
     return x
 
 
-def quantise(u: F32, bits: int) -> tuple[U8, F32]:
-    """Magnitude codes and levels of u >= 0."""
-    magnitude = np.searchsorted(THRESHOLDS[bits], u, side="right").astype(np.uint8)
-    return magnitude, LEVELS[bits][magnitude]
+def quantise(y: F32, inverse: np.float32, bits: int) -> tuple[U8, F32, F32]:
+    """Codes and levels of y / deviation, and the terms v * PRODUCT_LEVEL of P."""
+    v = y * (np.float32(_tables.PER_SIGMA[bits]) * inverse)
+    code = np.searchsorted(THRESHOLDS[bits], v, side="right").astype(np.uint8)
+    return code, LEVELS[bits][code], v * PRODUCT_LEVELS[bits][code]
 
 
 def _brought_into_range(x: F32) -> tuple[F32, int, np.float32]:
@@ -70,19 +72,19 @@ def encode(x: F32, spec: _rates.Spec, key: _random.KeyLike, index: int, gain: np
     else:
         y, s, c = x, np.sqrt(e / n), np.float32(1)
 
-    u = np.abs(y) * (np.float32(1) / s)
-    packed, levels = [], []
+    inverse = np.float32(1) / s
+    packed, levels, products = [], [], []
     for at, m, bits in coded:
-        magnitude, level = quantise(u[at : at + m], bits)
-        sign = np.signbit(y[at : at + m]).astype(np.uint8)
-        packed.append(_packing.pack(sign << (bits - 1) | magnitude, bits).tobytes())
+        code, level, product = quantise(y[at : at + m], inverse, bits)
+        packed.append(_packing.pack(code, bits).tobytes())
         levels.append(level)
+        products.append(product)
     level = np.concatenate(levels)
     if c is None and spec.subsampled:
         # Of all coordinates: over those sent alone it could be zero.
-        p = _sums.natural(u * LEVELS[1][0]) * (np.float32(level.size) / n)
+        p = _sums.natural(quantise(y, inverse, 1)[2]) * (np.float32(level.size) / n)
     else:
-        p = _sums.natural(u[: level.size] * level)
+        p = _sums.natural(np.concatenate(products))
     if p == 0:
         return struct.pack("<I", 0) + bytes(nbytes)
     ratio = e / (s * p) if c is None else (s * p) / (c * _sums.natural(level * level))
@@ -116,8 +118,7 @@ def decode(
     for _, m, bits in _rates.code_runs(spec, index, n):
         end = at + _rates.packed_nbytes(m, bits)
         codes = _packing.unpack(data[at:end], m, bits)
-        level = LEVELS[bits][codes & ((1 << (bits - 1)) - 1)]
-        values.append(np.where(codes >> (bits - 1), -level, level))
+        values.append(LEVELS[bits][codes])
         at = end
     z = np.concatenate(values)
     if not rotate:

@@ -162,28 +162,28 @@ struct Table<16> {
   }
 };
 
+// Lloyd-Max codes of v; see lloyd_code(). The quantisers are symmetric, so |v| is looked up in the positive half.
 template <int B>
 struct Search {
   using L = LloydMax<B>;
-  Table<L::CELLS> threshold{L::CELL_THRESHOLD}, base{L::CELL_BASE};
-  Ints operator()(Floats u) const {
-    const __m256 per_sigma = _mm256_set1_ps(L::PER_SIGMA), last = _mm256_set1_ps(L::CELLS - 1);
-    const Ints cell{_mm256_cvttps_epi32(_mm256_min_ps(_mm256_mul_ps(u.a, per_sigma), last)), _mm256_cvttps_epi32(_mm256_min_ps(_mm256_mul_ps(u.b, per_sigma), last))};
+  Table<L::CELLS> threshold{L::CELL_THRESHOLD + L::CELLS}, base{L::CELL_BASE + L::CELLS};
+  Ints operator()(Floats v) const {
+    const Floats u = absolute(v);
+    const __m256 last = _mm256_set1_ps(L::CELLS - 0.0625f);
+    const Ints cell{_mm256_cvttps_epi32(_mm256_min_ps(u.a, last)), _mm256_cvttps_epi32(_mm256_min_ps(u.b, last))};
     const Floats t = threshold[cell];
     const Ints low = bits(base[cell]);
     // A comparison that holds is -1.
-    return {_mm256_sub_epi32(low.a, _mm256_castps_si256(_mm256_cmp_ps(u.a, t.a, _CMP_GE_OQ))), _mm256_sub_epi32(low.b, _mm256_castps_si256(_mm256_cmp_ps(u.b, t.b, _CMP_GE_OQ)))};
+    const Ints code{_mm256_sub_epi32(low.a, _mm256_castps_si256(_mm256_cmp_ps(u.a, t.a, _CMP_GE_OQ))), _mm256_sub_epi32(low.b, _mm256_castps_si256(_mm256_cmp_ps(u.b, t.b, _CMP_GE_OQ)))};
+    const __m256 zero = _mm256_setzero_ps();
+    return code ^ (bits(Floats{_mm256_cmp_ps(v.a, zero, _CMP_LT_OQ), _mm256_cmp_ps(v.b, zero, _CMP_LT_OQ)}) & all((1u << B) - 1));
   }
 };
 template <>
 struct Search<1> {
-  Ints operator()(Floats) const { return all(0u); }
-};
-template <>
-struct Search<2> {
-  __m256 threshold = _mm256_set1_ps(LloydMax<2>::CELL_THRESHOLD[7]);
-  Ints operator()(Floats u) const {
-    return shift_right({_mm256_castps_si256(_mm256_cmp_ps(u.a, threshold, _CMP_GE_OQ)), _mm256_castps_si256(_mm256_cmp_ps(u.b, threshold, _CMP_GE_OQ))}, 31);
+  Ints operator()(Floats v) const {
+    const __m256 zero = _mm256_setzero_ps();
+    return shift_right(bits(Floats{_mm256_cmp_ps(v.a, zero, _CMP_GE_OQ), _mm256_cmp_ps(v.b, zero, _CMP_GE_OQ)}), 31);
   }
 };
 

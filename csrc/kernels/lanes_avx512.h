@@ -153,25 +153,49 @@ struct Table<32> {
   Floats operator[](Ints i) const { return {_mm512_permutex2var_ps(low, i.v, high)}; }
 };
 
+// The search tables with the negative cells behind the others, where the low bits of a negative index find them.
+template <int B>
+struct WrappedCells {
+  using L = LloydMax<B>;
+  float threshold[2 * L::CELLS];
+  int32_t base[2 * L::CELLS];
+  constexpr WrappedCells() : threshold(), base() {
+    for (int i = 0; i < 2 * L::CELLS; ++i) {
+      threshold[i] = L::CELL_THRESHOLD[(i + L::CELLS) % (2 * L::CELLS)];
+      base[i] = L::CELL_BASE[(i + L::CELLS) % (2 * L::CELLS)];
+    }
+  }
+};
+template <int B>
+static constexpr WrappedCells<B> WRAPPED_CELLS{};
+
+// Lloyd-Max codes of v; see lloyd_code().
 template <int B>
 struct Search {
   using L = LloydMax<B>;
-  Table<L::CELLS> threshold{L::CELL_THRESHOLD}, base{L::CELL_BASE};
-  Ints operator()(Floats u) const {
-    const __m512 position = _mm512_min_ps(_mm512_mul_ps(u.v, _mm512_set1_ps(L::PER_SIGMA)), _mm512_set1_ps(L::CELLS - 1));
-    const Ints cell{_mm512_cvttps_epi32(position)};
-    const __m512i low = _mm512_castps_si512(base[cell].v);
-    return {_mm512_mask_add_epi32(low, _mm512_cmp_ps_mask(u.v, threshold[cell].v, _CMP_GE_OQ), low, _mm512_set1_epi32(1))};
+  Table<2 * L::CELLS> threshold{WRAPPED_CELLS<B>.threshold}, base{WRAPPED_CELLS<B>.base};
+  Ints operator()(Floats v) const {
+    const __m512 last = _mm512_set1_ps(L::CELLS - 0.0625f);
+    const __m512 position = _mm512_range_ps(v.v, last, 0x02);  // the lesser magnitude, with v's sign
+    const Ints cell{_mm512_cvt_roundps_epi32(position, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+    const __m512i low = bits(base[cell]).v;
+    return {_mm512_mask_add_epi32(low, _mm512_cmp_ps_mask(v.v, threshold[cell].v, _CMP_GE_OQ), low, _mm512_set1_epi32(1))};
   }
 };
 template <>
 struct Search<1> {
-  Ints operator()(Floats) const { return {_mm512_setzero_si512()}; }
+  Ints operator()(Floats v) const { return {_mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_GE_OQ), 1)}; }
 };
 template <>
 struct Search<2> {
-  __m512 threshold = _mm512_set1_ps(LloydMax<2>::CELL_THRESHOLD[7]);
-  Ints operator()(Floats u) const { return {_mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(u.v, threshold, _CMP_GE_OQ), 1)}; }
+  using L = LloydMax<2>;
+  // A comparison that holds adds one.
+  Ints operator()(Floats v) const {
+    const __m512i one = _mm512_set1_epi32(1);
+    __m512i code = _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(v.v, _mm512_set1_ps(-L::CELL_THRESHOLD[L::CELLS + 7]), _CMP_GT_OQ), one);
+    code = _mm512_mask_add_epi32(code, _mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_GE_OQ), code, one);
+    return {_mm512_mask_add_epi32(code, _mm512_cmp_ps_mask(v.v, _mm512_set1_ps(L::CELL_THRESHOLD[L::CELLS + 7]), _CMP_GE_OQ), code, one)};
+  }
 };
 
 }  // namespace COMMPRESS_ISA

@@ -141,11 +141,11 @@ struct Table {
   }
 };
 
-// Magnitude of the Lloyd-Max code of u >= 0.
+// Lloyd-Max codes of v; see lloyd_code().
 template <int B>
 struct Search {
-  Ints operator()(const Floats& u) const {
-    return lanes<Ints>(u, [](float x) { return static_cast<uint32_t>(lloyd_magnitude<B>(x)); });
+  Ints operator()(const Floats& v) const {
+    return lanes<Ints>(v, [](float x) { return static_cast<uint32_t>(lloyd_code<B>(x)); });
   }
 };
 

@@ -18,8 +18,8 @@ template <int B, Rotate ROTATE, bool CENTROID>
 static void lloyd_encode_group(const float* y, const float* ahead, float inverse, Products& products, uint8_t* out) {
   using L = LloydMax<B>;
   const Search<B> search;
-  const Table<(1 << (B - 1))> level(L::LEVEL);
-  const Floats scale = all(inverse);
+  const Table<(1 << B)> level(L::LEVEL), product_level(L::PRODUCT_LEVEL);
+  const Floats scale = all(L::PER_SIGMA * inverse);
   Ints words[B];
   Products sums = products;  // local, so that it can live in registers
   each<2>([&](auto half) __attribute__((always_inline)) {
@@ -31,12 +31,14 @@ static void lloyd_encode_group(const float* y, const float* ahead, float inverse
     }
     each<16>([&](auto i) __attribute__((always_inline)) {
       if (i < 10) prefetch_line(ahead + 160 * half + 16 * i);
-      const Floats u = absolute(r[i]) * scale;
-      const Ints magnitude = search(u);
-      const Floats l = level[magnitude];
-      sums.p[i % 4] = sums.p[i % 4] + u * l;
-      if constexpr (CENTROID) sums.q[i % 4] = sums.q[i % 4] + l * l;
-      put<B>(words, 16 * half + i, merge(magnitude, shift_right(bits(r[i]), 32 - B), 1u << (B - 1)));
+      const Floats v = r[i] * scale;
+      const Ints code = search(v);
+      sums.p[i % 4] = sums.p[i % 4] + v * product_level[code];
+      if constexpr (CENTROID) {
+        const Floats l = level[code];
+        sums.q[i % 4] = sums.q[i % 4] + l * l;
+      }
+      put<B>(words, 16 * half + i, code);
     });
   });
   products = sums;
@@ -47,15 +49,16 @@ static void lloyd_encode_group(const float* y, const float* ahead, float inverse
 template <int B>
 static void lloyd_encode_string(const float* y, int64_t n, float inverse, bool centroid, Products& products, uint8_t* out) {
   using L = LloydMax<B>;
+  const float scale = L::PER_SIGMA * inverse;
   uint32_t codes[GROUP];
   for (int64_t first = 0; first < n; first += 16) {
     float p[16] = {}, q[16] = {};
     for (int64_t i = first; i < n && i < first + 16; ++i) {
-      const float u = float_of(bits_of(y[i]) & 0x7FFFFFFFu) * inverse;
-      const int32_t magnitude = lloyd_magnitude<B>(u);
-      p[i - first] = u * L::LEVEL[magnitude];
-      q[i - first] = L::LEVEL[magnitude] * L::LEVEL[magnitude];
-      codes[i] = (bits_of(y[i]) >> 31) << (B - 1) | static_cast<uint32_t>(magnitude);
+      const float v = y[i] * scale;
+      const int32_t code = lloyd_code<B>(v);
+      p[i - first] = v * L::PRODUCT_LEVEL[code];
+      q[i - first] = L::LEVEL[code] * L::LEVEL[code];
+      codes[i] = static_cast<uint32_t>(code);
     }
     Floats &sum = products.p[first / 16 % 4], &square = products.q[first / 16 % 4];
     sum = sum + load(p);
@@ -131,9 +134,10 @@ static int64_t finish_block(uint32_t scale, int64_t code_nbytes, uint8_t* out) {
 
 // P of all n coordinates at one bit: what the unbiased scale rests on when only some of them are sent. Over those alone it could be zero.
 static float one_bit_product(const float* y, int64_t n, float inverse) {
+  using L = LloydMax<1>;
   Products products;
-  const Floats scale = all(inverse), level = all(LloydMax<1>::LEVEL[0]);
-  for (int64_t row = 0; row < n / 16; ++row) products.p[row % 4] = products.p[row % 4] + absolute(load(y + 16 * row)) * scale * level;
+  const Floats scale = all(L::PER_SIGMA * inverse), level = all(L::PRODUCT_LEVEL[1]);
+  for (int64_t row = 0; row < n / 16; ++row) products.p[row % 4] = products.p[row % 4] + absolute(load(y + 16 * row) * scale) * level;
   return fold(products.p);
 }
 
@@ -182,26 +186,12 @@ static int64_t rotated_encode_block(const float* x, int64_t n, Rate rate, const 
   return finish_block(scale && twice ? scale | SCALE32_TWO_ROTATIONS : scale, code_nbytes, out);
 }
 
-// Values of the sign-magnitude codes of B bits.
-template <int B>
-struct SignedLevels {
-  float value[1 << B];
-  constexpr SignedLevels() : value() {
-    for (int m = 0; m < 1 << (B - 1); ++m) {
-      value[m] = LloydMax<B>::LEVEL[m];
-      value[m + (1 << (B - 1))] = -LloydMax<B>::LEVEL[m];
-    }
-  }
-};
-template <int B>
-static constexpr SignedLevels<B> SIGNED_LEVELS{};
-
 // Levels of one full group; with Rotate::YES taken through the near half of the transform as well. The lines of `out` will be wanted soon.
 template <int B, Rotate ROTATE>
 static void lloyd_decode_group(const uint8_t* in, float* z, const float* out) {
   Ints words[B];
   for (int k = 0; k < B; ++k) words[k] = load_bytes(in + 64 * k);
-  const Table<(1 << B)> level(SIGNED_LEVELS<B>.value);
+  const Table<(1 << B)> level(LloydMax<B>::LEVEL);
   each<2>([&](auto half) __attribute__((always_inline)) {
     Floats r[16];
     each<16>([&](auto i) __attribute__((always_inline)) { r[i] = level[get<B>(words, 16 * half + i)]; });
@@ -226,7 +216,7 @@ static int64_t lloyd_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uin
       if (run == GROUP) return lloyd_decode_group<b, ROTATE>(in, z + i, out + i);
       uint32_t codes[GROUP];
       unpack_string(in, run, b, codes);
-      for (int64_t c = 0; c < run; ++c) z[i + c] = SIGNED_LEVELS<b>.value[codes[c]];
+      for (int64_t c = 0; c < run; ++c) z[i + c] = LloydMax<b>::LEVEL[codes[c]];
     });
     in += packed_nbytes(run, bits);
   }

@@ -86,11 +86,13 @@ COMMPRESS_HD float uniform_value(uint32_t code, int bits, float step) {
 
 // ---- Lloyd-Max ----
 
+// Code of v = y * (PER_SIGMA / deviation): the number of thresholds that v reaches.
 template <int B>
-COMMPRESS_HD int32_t lloyd_magnitude(float u) {
-  const float position = u * LloydMax<B>::PER_SIGMA;
-  const int32_t cell = position < static_cast<float>(LloydMax<B>::CELLS - 1) ? static_cast<int32_t>(position) : LloydMax<B>::CELLS - 1;
-  return LloydMax<B>::CELL_BASE[cell] + (u >= LloydMax<B>::CELL_THRESHOLD[cell] ? 1 : 0);
+COMMPRESS_HD int32_t lloyd_code(float v) {
+  using L = LloydMax<B>;
+  const float last = L::CELLS - 0.0625f, p = v < -L::CELLS ? -L::CELLS : v < last ? v : last;
+  const int32_t toward_zero = static_cast<int32_t>(p), cell = toward_zero - (p < static_cast<float>(toward_zero)) + L::CELLS;
+  return L::CELL_BASE[cell] + (v >= L::CELL_THRESHOLD[cell] ? 1 : 0);
 }
 
 // Scale on the wire. energy = sum x^2 and deviation = s are of the block after multiplication by 2^-exponent; product = P, square = Q of docs/wire-format.md 4.3;
