@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 
-import commpress
+from commpress.codecs import Key
 from commpress.collectives import Communicator, Reducer, group_timeout, make_channels, shard_bounds
 from commpress.errors import CommpressError, PeerError
 from commpress.feedback import ErrorFeedback, Layout
@@ -86,7 +86,11 @@ class Exchange:
         self._telemetry_every = telemetry_every
         self._check_every = check_every
         self._owns_sink = telemetry is not None and not isinstance(telemetry, Sink)
-        self.sink = JsonlSink(telemetry, rank=self.rank) if self._owns_sink else telemetry
+        self.sink: Sink | None = None
+        if isinstance(telemetry, Sink):
+            self.sink = telemetry
+        elif telemetry is not None:
+            self.sink = JsonlSink(telemetry, rank=self.rank)
         self.feedback: ErrorFeedback | None = None
         if feedback:
             self.feedback = ErrorFeedback(codec, rank=self.rank, world_size=self.world_size, shard=self._own)
@@ -135,7 +139,7 @@ class Exchange:
             diverged=lambda: self._diverged(layout, index, step.number),
             failed=self.fail,
         )
-        key = commpress.Key(seed=seed, step=step.number & 0xFFFFFFFF, sender=0, tensor=index)
+        key = Key(seed=seed, step=step.number & 0xFFFFFFFF, sender=0, tensor=index)
         return self._reducer.submit(flat, self._codec, self._codec, key, op="mean", observer=observer)
 
     def _diverged(self, layout: Layout, index: int, step: int) -> None:
@@ -184,7 +188,7 @@ class Exchange:
                 torch.zeros(0),
                 self._codec,
                 self._codec,
-                commpress.Key(),
+                Key(),
                 plan=f"failed: {type(error).__name__}: {error}",
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,11 @@ import torch
 
 from commpress.collectives import ChannelError, Communicator
 from commpress.errors import MismatchError, PeerError
+
+
+def library_version() -> str:
+    """``commpress.__version__`` as it is now. (The package's top imports this room, not the other way round.)"""
+    return str(sys.modules["commpress"].__version__)
 
 
 def gather(comm: Communicator, value: Any, timeout: float, purpose: str) -> list[Any]:

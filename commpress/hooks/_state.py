@@ -11,19 +11,17 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 
-import commpress
+from commpress.codecs import codec as make_codec
 from commpress.errors import SpecError, StateError, TensorError
 from commpress.feedback import Layout
 from commpress.hooks._exchange import COUNTS, Exchange
+from commpress.hooks._handshake import library_version
 from commpress.hooks._layout import Layouts, LayoutTracker, Repacking
 from commpress.hooks._step import Step
 from commpress.telemetry import Sink
 
 _log = logging.getLogger("commpress.hooks")
 _FORMAT = 1
-
-Tensor = torch.Tensor
-Future = torch.futures.Future
 
 
 @final
@@ -68,7 +66,7 @@ class HookState:
         check_every: int = 0,
         timeout: float | None = None,
     ) -> None:
-        codec = commpress.codec(codec) if isinstance(codec, str) else codec
+        codec = make_codec(codec) if isinstance(codec, str) else codec
         if timeout is not None and not timeout > 0:
             raise SpecError(f"timeout must be positive, got {timeout!r}")
         for name, value in (("telemetry_every", telemetry_every), ("check_every", check_every)):
@@ -96,13 +94,13 @@ class HookState:
         self._layouts = LayoutTracker()
         self._residuals: dict[str, Any] | None = None  # loaded before binding
         self._names: dict[int, str] = {}
-        self._parameters: dict[str, Tensor] = {}
+        self._parameters: dict[str, torch.Tensor] = {}
         self._repacked = 0
         # Of the step under way:
-        self._seen: list[tuple[Layout, Tensor]] = []
+        self._seen: list[tuple[Layout, torch.Tensor]] = []
         self._current: Step | None = None
-        self._submitted: list[Future[Any]] = []
-        self._waiting: list[Future[Any]] = []
+        self._submitted: list[torch.futures.Future[Any]] = []
+        self._waiting: list[torch.futures.Future[Any]] = []
 
     # -- what callers may look at
 
@@ -146,7 +144,7 @@ class HookState:
 
     # -- binding
 
-    def bind(self, parameters: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    def bind(self, parameters: dict[str, torch.Tensor], group: dist.ProcessGroup | None) -> None:
         """Agrees with the other ranks and makes the two process groups. Collective.
 
         Args:
@@ -167,7 +165,7 @@ class HookState:
         group = group or self._process_group or dist.group.WORLD
         assert group is not None
         identity = {
-            "commpress version": commpress.__version__,
+            "commpress version": library_version(),
             "codec": str(self._codec),
             "error feedback": self._with_feedback,
             "seed": self._seed,
@@ -200,7 +198,7 @@ class HookState:
 
     # -- the hook
 
-    def reduce(self, bucket: dist.GradBucket) -> Future[Any]:
+    def reduce(self, bucket: dist.GradBucket) -> torch.futures.Future[Any]:
         """Starts the reduction of one of DDP's buckets and returns its future, which gives the bucket's buffer."""
         self._check_usable()
         with torch.no_grad():
@@ -212,7 +210,7 @@ class HookState:
                     self._exchange.give_up(error)
                 raise
 
-    def _reduce(self, bucket: dist.GradBucket) -> Future[Any]:
+    def _reduce(self, bucket: dist.GradBucket) -> torch.futures.Future[Any]:
         index = bucket.index()
         if index != len(self._seen):
             raise StateError(
@@ -227,14 +225,14 @@ class HookState:
                 self._current = self._exchange.open_step(self._step, self._layouts.current)
         future = self._submit_at_once(index, buffer)
         if future is None:
-            future = Future()
+            future = torch.futures.Future()
             self._waiting.append(future)
         if bucket.is_last():
             self._end_of_buckets()
         # C++ does not see an exception set by Python: value() in a callback raises it again.
         return future.then(lambda done: (done.value(), buffer)[1])
 
-    def _layout_of(self, bucket: dist.GradBucket, buffer: Tensor) -> Layout:
+    def _layout_of(self, bucket: dist.GradBucket, buffer: torch.Tensor) -> Layout:
         where = f"bucket {bucket.index()}"
         if buffer.layout != torch.strided:
             raise TensorError(
@@ -263,14 +261,14 @@ class HookState:
             raise TensorError(f"{where} has {buffer.numel()} coordinates for {layout.numel} of its parameters")
         return layout
 
-    def _submit_at_once(self, index: int, buffer: Tensor) -> Future[Any] | None:
+    def _submit_at_once(self, index: int, buffer: torch.Tensor) -> torch.futures.Future[Any] | None:
         """Submits a bucket whose layout is the one in use; None if it must wait for the others."""
         layouts = self._layouts.current
         if self._current is None or not layouts or len(self._submitted) != index or index >= len(layouts):
             return None
         return self._submit(index, buffer) if self._seen[index][0] == layouts[index] else None
 
-    def _submit(self, index: int, buffer: Tensor) -> Future[Any]:
+    def _submit(self, index: int, buffer: torch.Tensor) -> torch.futures.Future[Any]:
         assert self._exchange is not None and self._current is not None and self._layouts.current is not None
         layout = self._layouts.current[index]
         self._submitted.append(self._exchange.submit(self._current, index, layout, buffer, self._seed))
@@ -322,7 +320,7 @@ class HookState:
 
         torch.futures.collect_all(futures).add_done_callback(done)
 
-    def _raise_in_backward(self, futures: list[Future[Any]]) -> None:
+    def _raise_in_backward(self, futures: list[torch.futures.Future[Any]]) -> None:
         """Lets `backward()` raise what went wrong as the typed error that it is: DDP would make a RuntimeError of it.
 
         DDP queues its own wait for the futures at the end of the backward pass; this one is queued just before it.
@@ -370,7 +368,7 @@ class HookState:
             residuals = exchange.feedback.state_dict()
         return {
             "format": _FORMAT,
-            "version": commpress.__version__,
+            "version": library_version(),
             "codec": str(self._codec),
             "seed": self._seed,
             "step": self._step,
@@ -430,7 +428,7 @@ class HookState:
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
         """An unbound state without process group that goes on where the pickled one was."""
-        self.__init__(**pickled["config"])  # type: ignore[misc]
+        self.__init__(**pickled["config"])
         self.load_state_dict(pickled["state"])
 
     def __repr__(self) -> str:

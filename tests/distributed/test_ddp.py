@@ -509,7 +509,7 @@ def test_several_models_and_groups_at_once(ranks):
 def telemetry(rank, world_size, folder):
     path = f"{folder}/run.{world_size}.jsonl"
     run = train(rank, "uniform:4", telemetry=path, telemetry_every=3)
-    sink = commpress.telemetry.JsonlSink("/dev/full", rank=rank, all_ranks=True)
+    sink = commpress.telemetry.JsonlSink("/dev/full")
     other = train(rank, "uniform:4", telemetry=sink)
     sink.close()
     return run | {
