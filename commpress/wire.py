@@ -6,6 +6,7 @@ import dataclasses
 import math
 import struct
 import zlib
+from typing import TypeAlias
 
 import torch
 
@@ -22,7 +23,7 @@ _FIXED = struct.Struct("<8s H H Q Q Q I I I B B B B")
 _CHECKSUM = struct.Struct("<I")
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
-Frame = torch.Tensor | bytes | bytearray | memoryview
+Frame: TypeAlias = torch.Tensor | bytes | bytearray | memoryview
 
 
 @dataclasses.dataclass(frozen=True)

@@ -192,11 +192,24 @@ def test_sizes_are_additive_over_blocks():
 
 def test_least_bfloat16():
     for value in (1.0, 1.0000001, 3.14159, 2.0**-126, 2.0**-133, 1e-45, 3e38, 1e-40, 0.0):
-        t = _uniform.least_bfloat16(value)
+        q = np.float32(value)
+        t = _uniform.least_bfloat16(q)
         bits = _uniform.bits_of_bfloat16(t)
-        assert float(np.uint32(bits << 16).view(np.float32)) == t >= value
-        assert bits == 1 or float(np.uint32((bits - 1) << 16).view(np.float32)) < value
-    assert _uniform.least_bfloat16(1e39) == _uniform.BF16_MAX
+        assert float(np.uint32(bits << 16).view(np.float32)) == t >= q
+        assert bits == 0 or float(np.uint32((bits - 1) << 16).view(np.float32)) < q
+
+
+def test_steps_never_let_the_outermost_level_overflow():
+    largest = float(np.finfo(np.float32).max)
+    for bits in range(1, 9):
+        for value in (largest, largest / 2, 1.0, 1e-30):
+            k = 0 if 2.0**-60 <= value <= 2.0**100 else 1 - int(np.frexp(np.float32(value))[1])
+            a = np.ldexp(np.float32(value), k)
+            with np.errstate(over="ignore"):
+                t, inv = _uniform.step_and_inverse(a, k, bits, np.float32(1))
+            top = 2 ** (bits - 1) - 1 if bits > 1 else 1
+            assert t * top <= largest
+            assert a * inv <= (top if bits > 1 else 0.5) and t * top >= value * (1 - 2.0**-7)
 
 
 def test_casts_round_to_nearest_even():

@@ -7,6 +7,7 @@ from _inputs import normal
 
 import commpress
 from commpress import reference
+from commpress.reference import _rates
 
 KEYS = 64
 
@@ -75,11 +76,33 @@ def cases(n: int) -> dict[str, np.ndarray]:
     }
 
 
-def bias_ratio(x: np.ndarray, y: torch.Tensor) -> float:
-    """|mean - x|^2 in units of vNMSE / keys |x|^2: 1 for an unbiased codec, give or take chance; the bar is 1.3."""
+def steps_of(spec: str, x: np.ndarray) -> np.ndarray:
+    """The step of each coordinate's group, float64, for `uniform` at one bit or more."""
+    payload, parsed, steps, at = reference.encode(x, spec, keys_of(1)[0]), _rates.parse(spec), [], 0
+    for _, index, n, _ in _rates.pieces(parsed, x.size, 0):
+        for _, m, bits in _rates.code_runs(parsed, index, n):
+            scale = np.array([int(payload[at]) << 16 | int(payload[at + 1]) << 24], np.uint32).view(np.float32)[0]
+            steps.append(np.full(m, scale, np.float64))
+            at += 2 + _rates.packed_nbytes(m, bits)
+    assert at == payload.size
+    return np.concatenate(steps)
+
+
+def exact_vnmse(spec: str, x: np.ndarray) -> float:
+    """Of `uniform` at two bits or more: sum of step^2 p (1 - p) over |x|^2."""
+    x64, step = x.astype(np.float64), steps_of(spec, x)
+    p = np.divide(x64, step, out=np.zeros_like(x64), where=step > 0) % 1
+    return float((step**2 * p * (1 - p)).sum() / (x64**2).sum())
+
+
+def bias_ratio(x: np.ndarray, y: torch.Tensor, least: float = 0.0) -> float:
+    """|mean - x|^2 in units of vNMSE / keys |x|^2: 1 for an unbiased codec, give or take chance; the bar is 1.3.
+
+    ``least`` is the vNMSE where it is known exactly: when rounding seldom goes the rare way, 64 keys may not show it.
+    """
     t = torch.from_numpy(x).to(torch.float64)
     error = float(((y.mean(0) - t) ** 2).sum() / (t**2).sum())
-    return error / (vnmse(t, y) / len(y))
+    return error / (max(vnmse(t, y), least) / len(y))
 
 
 UNBIASED = [f"{family}:{rate}" for family in ("uniform", "hadamard+lloyd") for rate in ("1", "2", "3", "4", "1.5", "8")]
@@ -102,7 +125,8 @@ def test_no_bias(spec):
             gram = error @ error.T
             off = gram - torch.diag(torch.diag(gram))
             spread = float(torch.sqrt(2 * (off**2).sum() / (KEYS * (KEYS - 1))) / total)
-            assert bias_ratio(x, y) <= 1.3 + 4 * spread, (n, name, bias_ratio(x, y), spread)
+            least = exact_vnmse(spec, x) if spec.startswith("uniform") and codec.bits >= 2 else 0.0
+            assert bias_ratio(x, y, least) <= 1.3 + 4 * spread, (n, name, bias_ratio(x, y, least), spread)
             if n == 12345 and name in ("dense", "lognormal"):
                 assert bias_ratio(x, y) <= 1.3, name  # no allowance needed
 
@@ -141,10 +165,7 @@ def test_variance_of_stochastic_rounding_is_exact(bits):
     x = normal(512 * 3, bits)
     y = decoded(codec, torch.from_numpy(x), keys_of(count)).numpy()
     x64 = x.astype(np.float64)
-    scales = (
-        reference.encode(x, str(codec), keys_of(1)[0]).reshape(3, -1)[:, :2].copy().view(np.uint16).astype(np.uint32)
-    )
-    step = np.repeat((scales << 16).view(np.float32).reshape(-1).astype(np.float64), 512)
+    step = steps_of(str(codec), x)
     if bits == 1:
         low, width = -step, 2 * step
     else:
