@@ -35,7 +35,7 @@ class Settings:
     seed: int = 0
     shape: Shape = dataclasses.field(default_factory=Shape)
     windows_per_rank: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.1
     clip: float = 1.0
     held_out_windows: int = 1024
