@@ -101,14 +101,12 @@ def test_packing_layout(bits):
 
 @pytest.mark.parametrize("n", [128, 512, 4096])
 def test_hadamard_is_the_sylvester_matrix(n):
-    index = np.arange(n)
-    parity = np.zeros((n, n), np.int64)
-    for bit in range(12):
-        parity ^= (index[:, None] >> bit & 1) & (index[None, :] >> bit & 1)
+    rows, columns = np.random.default_rng(n).permutation(n)[:100], np.arange(n)
+    parity = sum(rows[:, None] >> bit & columns[None, :] >> bit & 1 for bit in range(12)) & 1
     x = np.random.default_rng(n).integers(-100, 100, n)  # exact in binary32
     dense = (1 - 2 * parity) @ x
     for strides in (_lloyd.ENCODE_STRIDES, _lloyd.DECODE_STRIDES):
-        assert (_lloyd.hadamard(x.astype(np.float32), strides) == dense).all()
+        assert (_lloyd.hadamard(x.astype(np.float32), strides)[rows] == dense).all()
 
 
 def test_sums_follow_their_order():
