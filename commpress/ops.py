@@ -74,6 +74,34 @@ def decode(
     return _ops.decode(payload, out, family, rate, centroid, _signed(seed), *words, offset, accumulate, gain, beta, int(isa))
 
 
+def reduce(
+    payloads: list[torch.Tensor],
+    values: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    family: int,
+    rate: int,
+    centroid: bool,
+    seed: int,
+    senders: list[int],
+    words: tuple[int, int, int],
+    offset: int,
+    beta: float,
+    isa: Isa = Isa.BEST,
+) -> int:
+    """``values = beta * values + sum of the payloads``, encoded to ``out`` and decoded again in place, in one pass over memory.
+
+    ``senders``: word 2 of each payload's key; ``words``: of the key that encodes. Returns -1, -2 if the result is not finite, or the position of the first invalid payload,
+    and then has written nothing. Releases the GIL.
+    """
+    return _ops.reduce(payloads, senders, values, out, family, rate, centroid, _signed(seed), *words, offset, beta, int(isa))
+
+
+@torch.library.register_fake("commpress::reduce")
+def _(payloads, sender_phases, values, out, family, rate, centroid, seed, step, sender_phase, tensor, offset, beta, isa):  # type: ignore[no-untyped-def]
+    return -1
+
+
 @torch.library.register_fake("commpress::encode")
 def _(x, payload, family, rate, centroid, seed, step, sender_phase, tensor, offset, gain, isa):  # type: ignore[no-untyped-def]
     return None

@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <vector>
+
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 
@@ -59,13 +61,52 @@ int64_t decode_op(Tensor payload, Tensor out, int64_t family, int64_t rate, bool
   check(out, payload, p);
   const Isa path = isa_of(isa);
   const uint8_t* const from = payload.const_data_ptr<uint8_t>();
-  const int64_t invalid = first_invalid_block(p, from);
+  const int64_t invalid = inspect(p, from).invalid_block;
   if (invalid >= 0) return invalid;
   float* const to = out.mutable_data_ptr<float>();
   for_pieces(p, torch_parallel, [&](const Payload& part, int64_t first, int64_t byte) {
     decode(part, from + byte, to + first, accumulate, static_cast<float>(gain), static_cast<float>(beta), path);
   });
   return -1;
+}
+
+// The owner's part of an all-reduce in one pass over memory: values = beta * values + the decoded payloads, in their order; encode that to `out`; decode it again
+// in place. Returns -1, or -2 if the result is not finite, or the position of the first invalid payload, and then nothing is written.
+int64_t reduce_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_phases, Tensor values, Tensor out, int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step,
+                  int64_t sender_phase, int64_t tensor, int64_t offset, double beta, int64_t isa) {
+  const Payload result = payload_of(family, rate, centroid, seed, step, sender_phase, tensor, offset, values.numel());
+  check(values, out, result);
+  STD_TORCH_CHECK(payloads.size() == sender_phases.size() && !payloads.empty(), "commpress: as many senders as payloads, and at least one, got ", payloads.size(), " payloads");
+  std::vector<Payload> parts;
+  std::vector<const uint8_t*> from;
+  for (size_t i = 0; i < payloads.size(); ++i) {
+    parts.push_back(result);
+    parts.back().key.sender_phase = static_cast<uint32_t>(sender_phases[i]);
+    check(values, payloads[i], parts.back());
+    from.push_back(payloads[i].const_data_ptr<uint8_t>());
+    if (inspect(parts.back(), from.back()).invalid_block >= 0) return static_cast<int64_t>(i);
+  }
+  const Isa path = isa_of(isa);
+  float* const x = values.mutable_data_ptr<float>();
+  uint8_t* const to = out.mutable_data_ptr<uint8_t>();
+  for_pieces(result, torch_parallel, [&](const Payload& piece, int64_t first, int64_t) {
+    // A few blocks at a time, so that what one pass writes the next finds in the cache.
+    for (int64_t begin = 0; begin < piece.numel; begin += CACHED_BLOCKS * BLOCK) {
+      Payload some = piece;
+      some.offset += begin;
+      some.numel = piece.numel - begin < CACHED_BLOCKS * BLOCK ? piece.numel - begin : CACHED_BLOCKS * BLOCK;
+      const int64_t byte = payload_nbytes(result.codec, result.offset, first + begin);
+      float* const here = x + first + begin;
+      for (size_t i = 0; i < parts.size(); ++i) {
+        some.key = parts[i].key;
+        decode(some, from[i] + byte, here, true, 1.0f, i == 0 ? static_cast<float>(beta) : 1.0f, path);
+      }
+      some.key = result.key;
+      encode(some, here, 1.0f, to + byte, path);
+      decode(some, to + byte, here, false, 1.0f, 1.0f, path);
+    }
+  });
+  return inspect(result, to).non_finite ? -2 : -1;
 }
 
 int64_t payload_nbytes_op(int64_t family, int64_t rate, bool centroid, int64_t offset, int64_t numel) {
@@ -81,6 +122,9 @@ STABLE_TORCH_LIBRARY(commpress, m) {
   m.def("encode(Tensor x, Tensor(a!) payload, int family, int rate, bool centroid, int seed, int step, int sender_phase, int tensor, int offset, float gain, int isa) -> ()");
   m.def(
       "decode(Tensor payload, Tensor(a!) out, int family, int rate, bool centroid, int seed, int step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) -> int");
+  m.def(
+      "reduce(Tensor[] payloads, int[] sender_phases, Tensor(a!) values, Tensor(b!) out, int family, int rate, bool centroid, int seed, int step, int sender_phase, int tensor, int offset, "
+      "float beta, int isa) -> int");
   m.def("payload_nbytes(int family, int rate, bool centroid, int offset, int numel) -> int");
   m.def("isa_available(int isa) -> bool");
 }
@@ -88,6 +132,7 @@ STABLE_TORCH_LIBRARY(commpress, m) {
 STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
   m.impl("encode", TORCH_BOX(&encode_op));
   m.impl("decode", TORCH_BOX(&decode_op));
+  m.impl("reduce", TORCH_BOX(&reduce_op));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) {

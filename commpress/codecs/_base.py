@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -119,6 +120,38 @@ class Codec(abc.ABC):
         if not out.is_contiguous():
             out.detach().copy_(flat.view(out.shape))
         return out
+
+
+    def reduce(
+        self,
+        payloads: Sequence[torch.Tensor],
+        keys: Sequence[Key],
+        key: Key,
+        *,
+        values: torch.Tensor,
+        out: torch.Tensor,
+        offset: int = 0,
+        beta: float = 1.0,
+    ) -> bool:
+        """The owner's part of an all-reduce: ``values = beta * values + decoded payloads`` (in their order), encoded with ``key`` to ``out`` and decoded again into ``values``.
+
+        Args:
+            payloads, keys: at least one payload of ``values.numel()`` coordinates from ``offset`` on, and the keys that encoded them.
+            values: 1-D contiguous floating-point CPU tensor.
+            out: 1-D uint8 tensor of exactly ``payload_nbytes``.
+            beta: factor of what ``values`` holds before.
+
+        Returns:
+            Whether the result is finite.
+
+        Raises:
+            WireError: a payload is invalid. TensorError, SpecError: as in :meth:`decode`.
+        """
+        for i, (payload, sender) in enumerate(zip(payloads, keys, strict=True)):
+            self.decode(payload, sender, out=values, accumulate=True, offset=offset, beta=1.0 if i else beta)
+        self.encode(values, key, out=out, offset=offset)
+        self.decode(out, key, out=values, offset=offset)
+        return bool(torch.isfinite(values).all())
 
 
 def _describe(t: torch.Tensor) -> str:

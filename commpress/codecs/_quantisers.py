@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 
 import torch
 
@@ -82,9 +83,44 @@ class QuantisingCodec(Codec):
             beta=beta,
         )
         if block >= 0:
-            raise WireError(f"block {block} of a {self} payload has a scale that no encoder writes: the bytes are corrupt, or of another codec")
+            raise self._corrupt(f"block {block}")
         if work is not out:
             out.copy_(work)
+
+
+    def reduce(
+        self,
+        payloads: Sequence[torch.Tensor],
+        keys: Sequence[Key],
+        key: Key,
+        *,
+        values: torch.Tensor,
+        out: torch.Tensor,
+        offset: int = 0,
+        beta: float = 1.0,
+    ) -> bool:
+        one_pass = values.dtype == torch.float32 and values.numel() > 0
+        if not one_pass or any((k.seed, k.step, k.tensor) != (key.seed, key.step, key.tensor) for k in keys):
+            return super().reduce(payloads, keys, key, values=values, out=out, offset=offset, beta=beta)
+        status = ops.reduce(
+            list(payloads),
+            values,
+            out,
+            family=self.family,
+            rate=self.rate,
+            centroid=self.centroid,
+            seed=key.seed,
+            senders=[k.words()[1] for k in keys],
+            words=key.words(),
+            offset=offset,
+            beta=beta,
+        )
+        if status >= 0:
+            raise self._corrupt(f"the payload of rank {keys[status].sender}")
+        return status == -1
+
+    def _corrupt(self, what: str) -> WireError:
+        return WireError(f"{what} has a {self} scale that no encoder writes: the bytes are corrupt, or of another codec")
 
 
 def parse_cast(spec: Spec) -> Codec:

@@ -40,7 +40,7 @@ class Job:
     """One submission on its way."""
 
     __slots__ = (
-        "codec1", "codec2", "error", "flat", "future", "key", "layout", "link_start", "nonfinite", "observer", "op", "peer_error",
+        "codec1", "codec2", "error", "flat", "fused", "future", "gain", "key", "layout", "link_start", "nonfinite", "observer", "op", "peer_error",
         "plan", "received2", "report", "result", "sequence", "submitted", "tokens",
     )  # fmt: skip
 
@@ -61,7 +61,10 @@ class Job:
         self.codec2 = codec2
         self.key = key
         self.op = op
+        self.gain = 1.0  # what phase 1 multiplies by
         self.observer = observer
+        # Reducing, encoding and decoding the own shard in one pass over memory, where nobody looks in between.
+        self.fused = codec1 == codec2 and hasattr(codec1, "reduce") and not observer.follows_reduction
         self.sequence = sequence
         self.plan = plan
         self.future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
@@ -253,7 +256,7 @@ class Pipeline:
         layout = self._layouts.take(job.flat.numel(), job.flat.dtype, job.codec1, job.codec2, rank, size, chunks)
         job.layout = layout
         report.chunks = chunks
-        gain = 1.0 / size if job.op == "mean" else 1.0
+        gain = job.gain = 1.0 / size if job.op == "mean" else 1.0
         key = job.key.replace(phase=1, sender=rank)
         self._encode1(job, 0, key, gain)
         before = clock()
@@ -359,7 +362,7 @@ class Pipeline:
                 self._count(job.report, message)
 
     def _reduce(self, job: Job, c: int, receives: list[Handle | None], gain: float) -> None:
-        """Adds what the other ranks sent of chunk c of the own shard, in the order owner+1, owner+2, ..."""
+        """Adds what the other ranks sent of chunk c of the own shard, in the order owner+1, owner+2, ...; a fused job leaves that to phase 2."""
         layout, clock = job.layout, time.perf_counter
         assert layout is not None
         beta = gain
@@ -371,7 +374,7 @@ class Pipeline:
             after = clock()
             job.report.seconds_wait1 += after - before
             self._read_verdict(job, message)
-            if job.error is None and job.peer_error is None:
+            if job.error is None and job.peer_error is None and not job.fused:
                 key = job.key.replace(phase=1, sender=src)
                 try:
                     for start, stop, payload in message.pieces:
@@ -402,7 +405,10 @@ class Pipeline:
             report.seconds_wait2 += after - before
             message = layout.send2[c][0]
             if message is not None:
-                self._publish(job, message, key)
+                if job.fused:
+                    self._reduce_and_publish(job, c, message, key)
+                else:
+                    self._publish(job, message, key)
                 report.seconds_encode2 += clock() - after
                 for peer in layout.targets:
                     sends.append((peer, self._post(job, 2, peer, self.comm2.isend, message.data)))
@@ -439,6 +445,26 @@ class Pipeline:
                 job.codec2.decode(payload, key, out=part, offset=start)
                 if not job.nonfinite and not _is_finite(part):
                     job.nonfinite = True
+        except Exception as problem:
+            job.note(problem)
+        self._verdict(job, message)
+
+    def _reduce_and_publish(self, job: Job, c: int, message: Message, key: Any) -> None:
+        """What `_reduce` and `_publish` do, piece by piece in one call of the codec."""
+        layout = job.layout
+        assert layout is not None
+        self._note_earlier(job)
+        sources = [(m, src) for m, src in zip(layout.recv1[c], layout.sources, strict=True) if m is not None]
+        keys = [job.key.replace(phase=1, sender=src) for _, src in sources]
+        try:
+            for i, (start, stop, payload) in enumerate(message.pieces):
+                if job.error is not None or job.peer_error is not None:
+                    break
+                payloads = [m.pieces[i][2] for m, _ in sources]
+                finite = job.codec1.reduce(
+                    payloads, keys, key, values=job.flat[start:stop], out=payload, offset=start, beta=job.gain
+                )
+                job.nonfinite = job.nonfinite or not finite
         except Exception as problem:
             job.note(problem)
         self._verdict(job, message)

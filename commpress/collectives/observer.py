@@ -18,6 +18,11 @@ class Observer:
     Nothing may wait here for another collective.
     """
 
+    @property
+    def follows_reduction(self) -> bool:
+        """Whether `reduced`, and `encoded` for phase 2, are called. They need the reduced values, which otherwise are encoded and decoded again in one pass over memory."""
+        return type(self).reduced is not Observer.reduced or type(self).encoded is not Observer.encoded
+
     def prepare(self, flat: torch.Tensor) -> None:
         """Called once, before anything of `flat` is encoded; may change it in place."""
 

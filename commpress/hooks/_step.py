@@ -167,6 +167,10 @@ class BucketObserver(Observer):
                 groups = self._groups()
                 self._hold = [piece for bit, group in enumerate(groups) if common >> bit & 1 for piece in group]
 
+    @property
+    def follows_reduction(self) -> bool:
+        return self._feedback is not None or self._distortion is not None
+
     def prepare(self, flat: torch.Tensor) -> None:
         if self._notes is not None:
             self._pending = self._notes.post(self._note())
@@ -174,9 +178,6 @@ class BucketObserver(Observer):
             self._feedback.add_input(flat)
 
     def encoded(self, phase: int, start: int, stop: int, payload: torch.Tensor, key: Any, gain: float) -> None:
-        if not self._codec.lossless and self._world_size > 1:
-            with self._step._lock:
-                self._step.compressed_numel += stop - start
         values = self._flat[start:stop]
         if self._feedback is not None:
             record = self._feedback.record_sent if phase == 1 else self._feedback.record_mean
@@ -216,6 +217,8 @@ class BucketObserver(Observer):
         with self._step._lock:
             self._step.finite = self._step.finite and finite
             self._step.held += len(self._hold)
+            if not self._codec.lossless and self._world_size > 1:
+                self._step.compressed_numel += self._layout.numel
         self._step.bucket_done()
 
     def failed(self, error: Exception) -> None:

@@ -47,46 +47,69 @@ void decode(const Payload& payload, const uint8_t* in, float* out, bool accumula
 
 namespace {
 
-// A run of `uniform` groups; true if every scale is one that an encoder writes. Advances `in`.
-bool uniform_scales_valid(const Codec& codec, int64_t index, int64_t n, const uint8_t*& in) {
-  for (int64_t i = 0; i < n; i += GROUP) {
-    uint16_t scale;
-    memcpy(&scale, in, 2);
-    if (!scale16_valid(scale)) return false;
-    in += run_nbytes(codec.rate, index + i, n - i < GROUP ? n - i : GROUP, 2);
-  }
-  return true;
-}
+// Walks over the scales of one block.
+struct Inspector {
+  const Codec& codec;
+  const uint8_t* in;
+  bool valid = true, non_finite = false;
 
-bool lloyd_scale_valid(const Codec& codec, bool rotated, int64_t index, int64_t n, const uint8_t*& in) {
-  uint32_t scale;
-  memcpy(&scale, in, 4);
-  if (!scale32_valid(scale) || (!rotated && scale != SCALE32_NON_FINITE && (scale & SCALE32_TWO_ROTATIONS))) return false;
-  in += 4 + run_nbytes(codec.rate, index, n, 0);
-  return true;
-}
+  int64_t sent(int64_t index, int64_t n) const { return below_one_bit(codec.rate) ? selected(codec.rate, index, n) : n; }
 
-bool block_valid(const Codec& codec, int64_t index, int64_t n, const uint8_t*& in) {
-  const auto sent = [&](int64_t at, int64_t size) { return below_one_bit(codec.rate) ? selected(codec.rate, at, size) : size; };
-  if (codec.family == UNIFORM) return uniform_scales_valid(codec, index, sent(index, n), in);
-  if (codec.family == LLOYD || n == BLOCK) return lloyd_scale_valid(codec, codec.family != LLOYD, index, sent(index, n), in);
-  for (int64_t size = BLOCK / 2; size >= SMALLEST_ROTATION; size /= 2) {
-    if (!(n & size)) continue;
-    if (!lloyd_scale_valid(codec, true, index, sent(index, size), in)) return false;
-    index += size;
+  void uniform(int64_t index, int64_t n) {
+    for (int64_t i = 0; i < n; i += GROUP) {
+      uint16_t scale;
+      memcpy(&scale, in, 2);
+      valid = valid && scale16_valid(scale);
+      non_finite = non_finite || scale == SCALE16_NON_FINITE;
+      in += run_nbytes(codec.rate, index + i, n - i < GROUP ? n - i : GROUP, 2);
+    }
   }
-  const int64_t rest = n % SMALLEST_ROTATION;
-  if (rest == 0) return true;
-  return codec.centroid ? lloyd_scale_valid(codec, false, index, sent(index, rest), in) : uniform_scales_valid(codec, index, sent(index, rest), in);
-}
+
+  void lloyd(int64_t index, int64_t n, bool rotated) {
+    uint32_t scale;
+    memcpy(&scale, in, 4);
+    valid = valid && scale32_valid(scale) && (rotated || scale == SCALE32_NON_FINITE || !(scale & SCALE32_TWO_ROTATIONS));
+    non_finite = non_finite || scale == SCALE32_NON_FINITE;
+    in += 4 + run_nbytes(codec.rate, index, n, 0);
+  }
+
+  void cast(int64_t n) {
+    const uint16_t exponent = codec.family == CAST_FP16 ? 0x7C00 : 0x7F80;
+    for (int64_t i = 0; i < n; ++i, in += 2) {
+      uint16_t value;
+      memcpy(&value, in, 2);
+      non_finite = non_finite || (value & exponent) == exponent;
+    }
+  }
+
+  void block(int64_t index, int64_t n) {
+    if (codec.family <= CAST_BF16) return cast(n);
+    if (codec.family == UNIFORM) return uniform(index, sent(index, n));
+    if (codec.family == LLOYD) return lloyd(index, sent(index, n), false);
+    if (n == BLOCK) return lloyd(index, sent(index, n), true);
+    for (int64_t size = BLOCK / 2; size >= SMALLEST_ROTATION; size /= 2) {
+      if (!(n & size)) continue;
+      lloyd(index, sent(index, size), true);
+      index += size;
+    }
+    const int64_t rest = n % SMALLEST_ROTATION;
+    if (rest == 0) return;
+    if (codec.centroid)
+      lloyd(index, sent(index, rest), false);
+    else
+      uniform(index, sent(index, rest));
+  }
+};
 
 }  // namespace
 
-int64_t first_invalid_block(const Payload& p, const uint8_t* in) {
-  if (p.codec.family == CAST_FP16 || p.codec.family == CAST_BF16) return -1;
-  for (int64_t i = 0; i < p.numel; i += BLOCK)
-    if (!block_valid(p.codec, p.offset + i, p.numel - i < BLOCK ? p.numel - i : BLOCK, in)) return i / BLOCK;
-  return -1;
+Findings inspect(const Payload& p, const uint8_t* in) {
+  Inspector inspector{p.codec, in};
+  for (int64_t i = 0; i < p.numel; i += BLOCK) {
+    inspector.block(p.offset + i, p.numel - i < BLOCK ? p.numel - i : BLOCK);
+    if (!inspector.valid) return {i / BLOCK, inspector.non_finite};
+  }
+  return {-1, inspector.non_finite};
 }
 
 }  // namespace commpress

@@ -20,8 +20,13 @@ struct Payload {
 // Writes payload_nbytes() bytes for gain * x.
 void encode(const Payload& payload, const float* x, float gain, uint8_t* out, Isa isa);
 
-// First block whose scale no encoder writes, or -1. `in` holds payload_nbytes() bytes; nothing beyond is read.
-int64_t first_invalid_block(const Payload& payload, const uint8_t* in);
+// What the scales of a payload say: the first block with one that no encoder writes, or -1; and whether anything in it was not finite.
+// `in` holds payload_nbytes() bytes; nothing beyond is read.
+struct Findings {
+  int64_t invalid_block;
+  bool non_finite;
+};
+Findings inspect(const Payload& payload, const uint8_t* in);
 
 // out = gain * value, or beta * out + gain * value. Any bytes are safe to decode; only those without an invalid block mean something.
 void decode(const Payload& payload, const uint8_t* in, float* out, bool accumulate, float gain, float beta, Isa isa);

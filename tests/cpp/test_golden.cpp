@@ -28,6 +28,12 @@ std::string describe(const Codec& codec, Kind kind, const Case& c, Isa isa) {
   return text;
 }
 
+bool any_non_finite(const std::vector<float>& x) {
+  for (float value : x)
+    if (!(value - value == 0.0f)) return true;
+  return false;
+}
+
 void run_case(const Codec& codec, Kind kind, int number, const std::vector<Isa>& isas, Checksum& bytes_sum,
               Checksum& value_sum) {
   const Case& c = CASES[number];
@@ -47,7 +53,11 @@ void run_case(const Codec& codec, Kind kind, int number, const std::vector<Isa>&
     require(memcmp(coded.data(), again.data(), nbytes) == 0,
             what + ": not every byte is written, or not always the same");
     coded.check_guards(what);
-    require(first_invalid_block(payload, coded.data()) == -1, what + ": the encoder's own payload is called invalid");
+    const Findings findings = inspect(payload, coded.data());
+    require(findings.invalid_block == -1, what + ": the encoder's own payload is called invalid");
+    if (codec.family > CAST_BF16)
+      require(findings.non_finite == any_non_finite(given),
+              what + ": a NaN or an infinity got lost, or came from nowhere");
 
     Buffer values(4 * c.numel, 4 * (number % 4), 0xFF), sums(4 * c.numel, 0, 0);
     decode(payload, coded.data(), values.floats(), false, 0.5f, 0.0f, isa);

@@ -81,7 +81,7 @@ void hostile_bytes(int rounds) {
       } else {
         for (int64_t i = 0; i < nbytes; ++i) coded.data()[i] = static_cast<uint8_t>(noise.next());
       }
-      const bool is_valid = first_invalid_block(payload, coded.data()) == -1;
+      const bool is_valid = inspect(payload, coded.data()).invalid_block == -1;
       (is_valid ? valid : invalid) += 1;
       std::vector<float> reference;
       for (Isa isa : available()) {
