@@ -9,6 +9,8 @@
 namespace commpress {
 namespace COMMPRESS_ISA {
 
+constexpr int64_t STREAM_NUMEL = 1 << 20;  // 4 MiB of values: more than a second-level cache holds
+
 static void cast_encode(const Codec& codec, const float* x, int64_t n, float gain, uint8_t* out) {
   const bool fp16 = codec.family == CAST_FP16;
   uint16_t chunk[BLOCK];
@@ -45,7 +47,8 @@ void encode(const Payload& p, const float* x, float gain, uint8_t* out) {
 }
 
 void decode(const Payload& p, const uint8_t* in, float* out, bool accumulate, float gain, float beta) {
-  const Sink sink{accumulate, gain, beta};
+  const bool stream = !accumulate && p.numel >= STREAM_NUMEL && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+  const Sink sink{accumulate ? Delivery::ADD : stream ? Delivery::STREAM : Delivery::WRITE, gain, beta};
   for (int64_t i = 0; i < p.numel; i += BLOCK) {
     const int64_t n = p.numel - i < BLOCK ? p.numel - i : BLOCK;
     const uint64_t index = static_cast<uint64_t>(p.offset + i);
@@ -58,6 +61,7 @@ void decode(const Payload& p, const uint8_t* in, float* out, bool accumulate, fl
         in += 2 * n;
     }
   }
+  if (stream) finish_stores();
 }
 
 }  // namespace COMMPRESS_ISA

@@ -27,6 +27,12 @@ static inline void store(float* p, Floats x) {
   _mm256_storeu_ps(p, x.a);
   _mm256_storeu_ps(p + 8, x.b);
 }
+// Past the caches; p is a multiple of 64.
+static inline void store_past_caches(float* p, Floats x) {
+  _mm256_stream_ps(p, x.a);
+  _mm256_stream_ps(p + 8, x.b);
+}
+static inline void finish_stores() { _mm_sfence(); }
 static inline void store(void* p, Ints x) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), x.a);
   _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, x.b);

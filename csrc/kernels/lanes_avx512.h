@@ -22,6 +22,9 @@ static inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
 static inline Ints load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline Ints load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
+// Past the caches; p is a multiple of 64.
+static inline void store_past_caches(float* p, Floats a) { _mm512_stream_ps(p, a.v); }
+static inline void finish_stores() { _mm_sfence(); }
 static inline void store(void* p, Ints a) { _mm512_storeu_si512(p, a.v); }
 static inline Floats all(float x) { return {_mm512_set1_ps(x)}; }
 static inline Ints all(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }

@@ -27,6 +27,9 @@ static inline Floats load(const float* p) { return load_as<Floats>(p); }
 static inline Ints load(const uint32_t* p) { return load_as<Ints>(p); }
 static inline Ints load_bytes(const uint8_t* p) { return load_as<Ints>(p); }
 static inline void store(float* p, const Floats& a) { memcpy(p, &a, 64); }
+// Past the caches, where the machine can do that.
+static inline void store_past_caches(float* p, const Floats& a) { store(p, a); }
+static inline void finish_stores() {}
 static inline void store(void* p, const Ints& a) { memcpy(p, &a, 64); }
 
 // Calls f for each of the four quarters.

@@ -186,7 +186,7 @@ static int64_t rotated_encode_block(const float* x, int64_t n, Rate rate, const 
   return finish_block(scale && twice ? scale | SCALE32_TWO_ROTATIONS : scale, code_nbytes, out);
 }
 
-// Levels of one full group; with Rotate::YES taken through the near half of the transform as well. The lines of `out` will be wanted soon.
+// Levels of one full group; with Rotate::YES taken through the near half of the transform as well. The lines of `out`, if given, will be wanted soon.
 template <int B, Rotate ROTATE>
 static void lloyd_decode_group(const uint8_t* in, float* z, const float* out) {
   Ints words[B];
@@ -200,7 +200,7 @@ static void lloyd_decode_group(const uint8_t* in, float* z, const float* out) {
       each<16>([&](auto i) __attribute__((always_inline)) { r[i] = hadamard16(r[i]); });
     }
     each<16>([&](auto i) __attribute__((always_inline)) {
-      prefetch_line_to_write(out + 256 * half + 16 * i);
+      if (out) prefetch_line_to_write(out + 256 * half + 16 * i);
       store(z + 256 * half + 16 * i, r[i]);
     });
   });
@@ -213,7 +213,7 @@ static int64_t lloyd_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uin
     const int64_t run = n - i < GROUP ? n - i : GROUP;
     const int bits = group_bits(rate, index + i);
     with_bits(bits, [&](auto b) {
-      if (run == GROUP) return lloyd_decode_group<b, ROTATE>(in, z + i, out + i);
+      if (run == GROUP) return lloyd_decode_group<b, ROTATE>(in, z + i, out ? out + i : nullptr);
       uint32_t codes[GROUP];
       unpack_string(in, run, b, codes);
       for (int64_t c = 0; c < run; ++c) z[i + c] = LloydMax<b>::LEVEL[codes[c]];
@@ -242,10 +242,10 @@ static int64_t rotated_decode_block(const uint8_t* in, int64_t n, Rate rate, con
   }
   alignas(64) float z[BLOCK];
   if (n == BLOCK && !part) {
-    lloyd_decode_runs<Rotate::YES>(in + 4, n, rate.value, index, z, out);
+    lloyd_decode_runs<Rotate::YES>(in + 4, n, rate.value, index, z, sink.delivery == Delivery::STREAM ? nullptr : out);
   } else {
     if (sent < n) memset(z + sent, 0, 4 * (n - sent));
-    lloyd_decode_runs<Rotate::NO>(in + 4, sent, rate.value, index, z, out);
+    lloyd_decode_runs<Rotate::NO>(in + 4, sent, rate.value, index, z, nullptr);
     rotate_near(z, rows);
   }
   if (scale & SCALE32_TWO_ROTATIONS) {
@@ -258,10 +258,11 @@ static int64_t rotated_decode_block(const uint8_t* in, int64_t n, Rate rate, con
   if (!(scalar <= LARGE_FACTOR)) {
     unrotate_far(z, rows, signs, [&](int row, Floats v) __attribute__((always_inline)) { store(z + 16 * row, v); });
     for (int64_t i = 0; i < n; ++i) deliver(out + i, finite_product(z[i], scalar), sink);
-  } else if (sink.accumulate)
-    unrotate_far(z, rows, signs, [&](int row, Floats v) __attribute__((always_inline)) { deliver<true>(out + 16 * row, v * factor, beta); });
-  else
-    unrotate_far(z, rows, signs, [&](int row, Floats v) __attribute__((always_inline)) { deliver<false>(out + 16 * row, v * factor, beta); });
+  } else {
+    with_delivery(sink.delivery, [&](auto delivery) {
+      unrotate_far(z, rows, signs, [&](int row, Floats v) __attribute__((always_inline)) { deliver<delivery>(out + 16 * row, v * factor, beta); });
+    });
+  }
   return nbytes;
 }
 
@@ -301,7 +302,7 @@ static int64_t lloyd_decode_block(const uint8_t* in, int64_t n, int32_t rate, co
   }
   const float factor = float_of(scale) * sink.gain;
   float z[BLOCK], block[BLOCK];
-  lloyd_decode_runs<Rotate::NO>(in + 4, k, rate, index, z, out);
+  lloyd_decode_runs<Rotate::NO>(in + 4, k, rate, index, z, nullptr);
   const float* values = z;
   if (part) {
     memset(block, 0, 4 * n);
@@ -311,12 +312,9 @@ static int64_t lloyd_decode_block(const uint8_t* in, int64_t n, int32_t rate, co
   int64_t i = 0;
   if (factor <= LARGE_FACTOR) {
     const Floats f = all(factor), beta = all(sink.beta);
-    for (; i + 16 <= n; i += 16) {
-      if (sink.accumulate)
-        deliver<true>(out + i, load(values + i) * f, beta);
-      else
-        deliver<false>(out + i, load(values + i) * f, beta);
-    }
+    with_delivery(sink.delivery, [&](auto delivery) {
+      for (; i + 16 <= n; i += 16) deliver<delivery>(out + i, load(values + i) * f, beta);
+    });
   }
   for (; i < n; ++i) deliver(out + i, finite_product(values[i], factor), sink);
   return nbytes;

@@ -97,21 +97,34 @@ static COMMPRESS_INLINE void with_bits(int bits, F&& f) {
   }
 }
 
-// What a decoder does with a value: write it, or add it to beta times what is there.
+// What a decoder does with a value: write it, write it past the caches (it is so much that it would drive out everything else), or add it to beta times what is there.
+enum class Delivery { WRITE, STREAM, ADD };
 struct Sink {
-  bool accumulate;
+  Delivery delivery;
   float gain, beta;
 };
 
-template <bool ACCUMULATE>
+template <Delivery DELIVERY>
 static COMMPRESS_INLINE void deliver(float* out, Floats value, Floats beta) {
-  if constexpr (ACCUMULATE)
+  if constexpr (DELIVERY == Delivery::ADD)
     store(out, load(out) * beta + value);
+  else if constexpr (DELIVERY == Delivery::STREAM)
+    store_past_caches(out, value);
   else
     store(out, value);
 }
 
-static COMMPRESS_INLINE void deliver(float* out, float value, const Sink& sink) { *out = sink.accumulate ? *out * sink.beta + value : value; }
+// Calls f(integral_constant<Delivery, delivery>).
+template <class F>
+static COMMPRESS_INLINE void with_delivery(Delivery delivery, F&& f) {
+  switch (delivery) {
+    case Delivery::WRITE: return f(std::integral_constant<Delivery, Delivery::WRITE>{});
+    case Delivery::STREAM: return f(std::integral_constant<Delivery, Delivery::STREAM>{});
+    default: return f(std::integral_constant<Delivery, Delivery::ADD>{});
+  }
+}
+
+static COMMPRESS_INLINE void deliver(float* out, float value, const Sink& sink) { *out = sink.delivery == Delivery::ADD ? *out * sink.beta + value : value; }
 
 static void deliver_constant(float* out, int64_t n, float value, const Sink& sink) {
   for (int64_t i = 0; i < n; ++i) deliver(out + i, value, sink);

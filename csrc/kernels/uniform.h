@@ -83,7 +83,7 @@ static int64_t uniform_encode_run(const float* x, int64_t n, int bits, const Key
   return 2 + nbytes;
 }
 
-template <int B, bool ACCUMULATE>
+template <int B, Delivery DELIVERY>
 static void uniform_decode_group(const uint8_t* in, float step, float* out, float beta) {
   Ints words[B];
   for (int k = 0; k < B; ++k) words[k] = load_bytes(in + 64 * k);
@@ -92,11 +92,11 @@ static void uniform_decode_group(const uint8_t* in, float step, float* out, floa
     float values[1 << B];
     for (uint32_t c = 0; c < 1u << B; ++c) values[c] = uniform_value(c, B, step);
     const Table<1 << B> table(values);
-    each<32>([&](auto row) __attribute__((always_inline)) { deliver<ACCUMULATE>(out + 16 * row, table[get<B>(words, row)], b); });
+    each<32>([&](auto row) __attribute__((always_inline)) { deliver<DELIVERY>(out + 16 * row, table[get<B>(words, row)], b); });
   } else {
     const Floats s = all(step), half = all(static_cast<float>(1 << (B - 1)));
     const Ints mask = all((1u << B) - 1);
-    each<32>([&](auto row) __attribute__((always_inline)) { deliver<ACCUMULATE>(out + 16 * row, (to_float(get<B>(words, row) & mask) - half) * s, b); });
+    each<32>([&](auto row) __attribute__((always_inline)) { deliver<DELIVERY>(out + 16 * row, (to_float(get<B>(words, row) & mask) - half) * s, b); });
   }
 }
 
@@ -109,10 +109,7 @@ static int64_t uniform_decode_run(const uint8_t* in, int64_t n, int bits, float*
     deliver_constant(out, n, code ? float_of(0x7FC00000u) : 0.0f, sink);
   } else if (n == GROUP) {
     with_bits(bits, [&](auto b) {
-      if (sink.accumulate)
-        uniform_decode_group<b, true>(in, step, out, sink.beta);
-      else
-        uniform_decode_group<b, false>(in, step, out, sink.beta);
+      with_delivery(sink.delivery, [&](auto delivery) { uniform_decode_group<b, delivery>(in, step, out, sink.beta); });
     });
   } else {
     uint32_t codes[GROUP];
@@ -167,7 +164,7 @@ static int64_t uniform_decode_block(const uint8_t* in, int64_t n, int32_t rate, 
   if (!below_one_bit(rate)) return uniform_decode_runs(in, n, rate, index, out, sink);
   const int64_t k = selected(rate, index, n);
   float chosen[BLOCK], block[BLOCK];
-  const int64_t nbytes = uniform_decode_runs(in, k, rate, index, chosen, {false, sink.gain, 1.0f});
+  const int64_t nbytes = uniform_decode_runs(in, k, rate, index, chosen, {Delivery::WRITE, sink.gain, 1.0f});
   bool finite = true;
   for (int64_t j = 0; j < k; ++j) finite = finite && chosen[j] == chosen[j];
   if (!finite) {
