@@ -40,7 +40,7 @@ format: $(VENV)/.dev
 
 # The kernels alone, without torch or Python: every instruction set here, sanitizers, arm64 under emulation.
 cpptest:
-	$(MAKE) -C tests/cpp check
+	$(MAKE) -j2 -C tests/cpp check
 
 clean:
 	rm -rf build $(VENV) commpress/*.so
