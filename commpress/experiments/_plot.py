@@ -30,15 +30,15 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
         from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     except ImportError as error:
         raise PlotError("matplotlib is not installed; `pip install 'commpress[plot]'` gets it") from error
     # No pyplot: it keeps global state and picks a display.
     with matplotlib.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+        figure = Figure(figsize=(10, 4.2), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12))
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1.2, 1)})
-        figure.get_layout_engine().set(w_pad=0.12)
         _panel(left, runs, lambda e: e["interface_bytes_per_rank"] / 1e6)
         _panel(right, runs, lambda e: e["train_seconds"])
         left.set_xscale("log")
