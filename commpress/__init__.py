@@ -10,4 +10,16 @@ from commpress.collectives import all_reduce
 from commpress.hooks import HookState, ddp_hook, register
 from commpress.wire import pack, unpack
 
-__all__ = ["Codec", "HookState", "Key", "__version__", "all_reduce", "codec", "ddp_hook", "errors", "pack", "register", "unpack"]
+__all__ = [
+    "Codec",
+    "HookState",
+    "Key",
+    "__version__",
+    "all_reduce",
+    "codec",
+    "ddp_hook",
+    "errors",
+    "pack",
+    "register",
+    "unpack",
+]

@@ -9,7 +9,9 @@ import torch
 
 _LIBRARY = pathlib.Path(__file__).with_name("_C.abi3.so")
 if not _LIBRARY.exists():
-    raise ImportError(f"commpress's extension {_LIBRARY} is missing: build it with `pip install .` (or `make`) in a checkout of commpress")
+    raise ImportError(
+        f"commpress's extension {_LIBRARY} is missing: build it with `pip install .` (or `make`) in a checkout of commpress"
+    )
 torch.ops.load_library(str(_LIBRARY))
 
 _ops = torch.ops.commpress
@@ -71,7 +73,9 @@ def decode(
     isa: Isa = Isa.BEST,
 ) -> int:
     """Decodes into ``out`` (1-D contiguous float32). Returns -1, or the first block with an invalid scale, and then has written nothing. Releases the GIL."""
-    return _ops.decode(payload, out, family, rate, centroid, _signed(seed), *words, offset, accumulate, gain, beta, int(isa))
+    return _ops.decode(
+        payload, out, family, rate, centroid, _signed(seed), *words, offset, accumulate, gain, beta, int(isa)
+    )
 
 
 def reduce(
@@ -94,11 +98,15 @@ def reduce(
     ``senders``: word 2 of each payload's key; ``words``: of the key that encodes. Returns -1, -2 if the result is not finite, or the position of the first invalid payload,
     and then has written nothing. Releases the GIL.
     """
-    return _ops.reduce(payloads, senders, values, out, family, rate, centroid, _signed(seed), *words, offset, beta, int(isa))
+    return _ops.reduce(
+        payloads, senders, values, out, family, rate, centroid, _signed(seed), *words, offset, beta, int(isa)
+    )
 
 
 @torch.library.register_fake("commpress::reduce")
-def _(payloads, sender_phases, values, out, family, rate, centroid, seed, step, sender_phase, tensor, offset, beta, isa):  # type: ignore[no-untyped-def]
+def _(
+    payloads, sender_phases, values, out, family, rate, centroid, seed, step, sender_phase, tensor, offset, beta, isa
+):  # type: ignore[no-untyped-def]
     return -1
 
 

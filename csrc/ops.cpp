@@ -1,4 +1,5 @@
-// The only file that knows torch: schemas, argument checks, dispatch. Stable ABI, so that one shared object serves every torch from 2.10 on.
+// The only file that knows torch: schemas, argument checks, dispatch. Stable ABI, so that one shared object serves
+// every torch from 2.10 on.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,43 +21,53 @@ void torch_parallel(int64_t count, int64_t grain, void (*body)(void*, int64_t, i
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-Payload payload_of(int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, int64_t numel) {
+Payload payload_of(int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step, int64_t sender_phase,
+                   int64_t tensor, int64_t offset, int64_t numel) {
   STD_TORCH_CHECK(family >= CAST_FP16 && family <= HADAMARD_LLOYD, "commpress: unknown codec family ", family);
   STD_TORCH_CHECK(family <= CAST_BF16 || (rate >= 1 && rate <= 8 * RATE_ONE), "commpress: rate must be in (0, 8] bits");
-  STD_TORCH_CHECK(offset >= 0 && offset % BLOCK == 0, "commpress: offset must be a multiple of ", BLOCK, ", got ", offset);
+  STD_TORCH_CHECK(offset >= 0 && offset % BLOCK == 0, "commpress: offset must be a multiple of ", BLOCK, ", got ",
+                  offset);
   STD_TORCH_CHECK(numel >= 0, "commpress: negative number of coordinates");
   return {{static_cast<int32_t>(family), static_cast<int32_t>(rate), centroid},
-          {static_cast<uint64_t>(seed), static_cast<uint32_t>(step), static_cast<uint32_t>(sender_phase), static_cast<uint32_t>(tensor)},
+          {static_cast<uint64_t>(seed), static_cast<uint32_t>(step), static_cast<uint32_t>(sender_phase),
+           static_cast<uint32_t>(tensor)},
           offset,
           numel};
 }
 
 Isa isa_of(int64_t isa) {
   if (isa < 0) return best_isa();
-  STD_TORCH_CHECK(isa <= 2 && isa_available(static_cast<Isa>(isa)), "commpress: code path ", isa, " is not available on this machine");
+  STD_TORCH_CHECK(isa <= 2 && isa_available(static_cast<Isa>(isa)), "commpress: code path ", isa,
+                  " is not available on this machine");
   return static_cast<Isa>(isa);
 }
 
 void check(const Tensor& values, const Tensor& payload, const Payload& p) {
-  STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float && values.dim() == 1 && values.is_contiguous(), "commpress: values must be a contiguous 1-D float32 tensor");
-  STD_TORCH_CHECK(payload.scalar_type() == ScalarType::Byte && payload.dim() == 1 && payload.is_contiguous(), "commpress: a payload must be a contiguous 1-D uint8 tensor");
+  STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float && values.dim() == 1 && values.is_contiguous(),
+                  "commpress: values must be a contiguous 1-D float32 tensor");
+  STD_TORCH_CHECK(payload.scalar_type() == ScalarType::Byte && payload.dim() == 1 && payload.is_contiguous(),
+                  "commpress: a payload must be a contiguous 1-D uint8 tensor");
   const int64_t nbytes = payload_nbytes(p.codec, p.offset, p.numel);
-  STD_TORCH_CHECK(payload.numel() == nbytes, "commpress: the payload of ", p.numel, " coordinates has ", nbytes, " bytes, got ", payload.numel());
+  STD_TORCH_CHECK(payload.numel() == nbytes, "commpress: the payload of ", p.numel, " coordinates has ", nbytes,
+                  " bytes, got ", payload.numel());
 }
 
-void encode_op(Tensor x, Tensor payload, int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, double gain,
-               int64_t isa) {
+void encode_op(Tensor x, Tensor payload, int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step,
+               int64_t sender_phase, int64_t tensor, int64_t offset, double gain, int64_t isa) {
   const Payload p = payload_of(family, rate, centroid, seed, step, sender_phase, tensor, offset, x.numel());
   check(x, payload, p);
   const Isa path = isa_of(isa);
   const float* const from = x.const_data_ptr<float>();
   uint8_t* const to = payload.mutable_data_ptr<uint8_t>();
-  for_pieces(p, torch_parallel, [&](const Payload& part, int64_t first, int64_t byte) { encode(part, from + first, static_cast<float>(gain), to + byte, path); });
+  for_pieces(p, torch_parallel, [&](const Payload& part, int64_t first, int64_t byte) {
+    encode(part, from + first, static_cast<float>(gain), to + byte, path);
+  });
 }
 
 // First invalid block, or -1 when the payload was decoded. Nothing is written for an invalid one.
-int64_t decode_op(Tensor payload, Tensor out, int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset,
-                  bool accumulate, double gain, double beta, int64_t isa) {
+int64_t decode_op(Tensor payload, Tensor out, int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step,
+                  int64_t sender_phase, int64_t tensor, int64_t offset, bool accumulate, double gain, double beta,
+                  int64_t isa) {
   const Payload p = payload_of(family, rate, centroid, seed, step, sender_phase, tensor, offset, out.numel());
   check(out, payload, p);
   const Isa path = isa_of(isa);
@@ -70,13 +81,16 @@ int64_t decode_op(Tensor payload, Tensor out, int64_t family, int64_t rate, bool
   return -1;
 }
 
-// The owner's part of an all-reduce in one pass over memory: values = beta * values + the decoded payloads, in their order; encode that to `out`; decode it again
-// in place. Returns -1, or -2 if the result is not finite, or the position of the first invalid payload, and then nothing is written.
-int64_t reduce_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_phases, Tensor values, Tensor out, int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step,
-                  int64_t sender_phase, int64_t tensor, int64_t offset, double beta, int64_t isa) {
+// The owner's part of an all-reduce in one pass over memory: values = beta * values + the decoded payloads, in their
+// order; encode that to `out`; decode it again in place. Returns -1, or -2 if the result is not finite, or the position
+// of the first invalid payload, and then nothing is written.
+int64_t reduce_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_phases, Tensor values, Tensor out,
+                  int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step, int64_t sender_phase,
+                  int64_t tensor, int64_t offset, double beta, int64_t isa) {
   const Payload result = payload_of(family, rate, centroid, seed, step, sender_phase, tensor, offset, values.numel());
   check(values, out, result);
-  STD_TORCH_CHECK(payloads.size() == sender_phases.size() && !payloads.empty(), "commpress: as many senders as payloads, and at least one, got ", payloads.size(), " payloads");
+  STD_TORCH_CHECK(payloads.size() == sender_phases.size() && !payloads.empty(),
+                  "commpress: as many senders as payloads, and at least one, got ", payloads.size(), " payloads");
   std::vector<Payload> parts;
   std::vector<const uint8_t*> from;
   for (size_t i = 0; i < payloads.size(); ++i) {
@@ -119,11 +133,15 @@ bool isa_available_op(int64_t isa) { return isa >= 0 && isa <= 2 && isa_availabl
 }  // namespace
 
 STABLE_TORCH_LIBRARY(commpress, m) {
-  m.def("encode(Tensor x, Tensor(a!) payload, int family, int rate, bool centroid, int seed, int step, int sender_phase, int tensor, int offset, float gain, int isa) -> ()");
   m.def(
-      "decode(Tensor payload, Tensor(a!) out, int family, int rate, bool centroid, int seed, int step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) -> int");
+      "encode(Tensor x, Tensor(a!) payload, int family, int rate, bool centroid, int seed, int step, int sender_phase, "
+      "int tensor, int offset, float gain, int isa) -> ()");
   m.def(
-      "reduce(Tensor[] payloads, int[] sender_phases, Tensor(a!) values, Tensor(b!) out, int family, int rate, bool centroid, int seed, int step, int sender_phase, int tensor, int offset, "
+      "decode(Tensor payload, Tensor(a!) out, int family, int rate, bool centroid, int seed, int step, int "
+      "sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) -> int");
+  m.def(
+      "reduce(Tensor[] payloads, int[] sender_phases, Tensor(a!) values, Tensor(b!) out, int family, int rate, bool "
+      "centroid, int seed, int step, int sender_phase, int tensor, int offset, "
       "float beta, int isa) -> int");
   m.def("payload_nbytes(int family, int rate, bool centroid, int offset, int numel) -> int");
   m.def("isa_available(int isa) -> bool");

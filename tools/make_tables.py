@@ -73,6 +73,7 @@ def main() -> None:
     header = [
         "// Lloyd-Max quantisers of N(0,1) with 2^b levels, b = 1..8. Written by tools/make_tables.py; part of the wire format.",
         "// A value v in units of 1 / PER_SIGMA lies in cell floor(v), clamped to [-CELLS, CELLS); its code is CELL_BASE[] + (v >= CELL_THRESHOLD[]) at [cell + CELLS].",
+        "// clang-format off",
         "#pragma once",
         "#include <cstdint>",
         "",
@@ -94,13 +95,20 @@ def main() -> None:
         inside = thresholds[thresholds != 0]  # zero is an edge
         cell_threshold[np.floor(inside).astype(int) + size] = inside
         base = [int((thresholds <= edge).sum()) for edge in edges]
-        columns = {"LEVEL": np.float32(levels), "PRODUCT_LEVEL": np.float32(levels / per_sigma), "CELL_THRESHOLD": cell_threshold}
+        columns = {
+            "LEVEL": np.float32(levels),
+            "PRODUCT_LEVEL": np.float32(levels / per_sigma),
+            "CELL_THRESHOLD": cell_threshold,
+        }
         header += [
             "template <>",
             f"struct LloydMax<{bits}> {{",
             f"  static constexpr int CELLS = {size};",
             f"  static constexpr float PER_SIGMA = {per_sigma}f;",
-            *(f"  static constexpr float {name}[{len(values)}] = {{{text(values)}}};" for name, values in columns.items()),
+            *(
+                f"  static constexpr float {name}[{len(values)}] = {{{text(values)}}};"
+                for name, values in columns.items()
+            ),
             f"  static constexpr int32_t CELL_BASE[{2 * size}] = {{{', '.join(map(str, base))}}};",
             "};",
         ]
@@ -109,7 +117,11 @@ def main() -> None:
         tables["THRESHOLDS"][bits] = f"({text(thresholds, '')},)"
         tables["PER_SIGMA"][bits] = str(per_sigma)
     header.append("}  // namespace commpress")
-    module = ['"""Lloyd-Max quantisers of N(0,1). Written by tools/make_tables.py; part of the wire format (docs/wire-format.md 4.3)."""', "", "# fmt: off"]
+    module = [
+        '"""Lloyd-Max quantisers of N(0,1). Written by tools/make_tables.py; part of the wire format (docs/wire-format.md 4.3)."""',
+        "",
+        "# fmt: off",
+    ]
     for name, rows in tables.items():
         module += [f"{name} = {{", *(f"    {bits}: {row}," for bits, row in rows.items()), "}"]
     (root / "csrc/kernels/tables.h").write_text("\n".join(header) + "\n")

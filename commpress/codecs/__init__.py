@@ -36,4 +36,6 @@ def codec(spec: "str | Codec") -> Codec:
         return parse_cast(parsed)
     if parsed.family in FAMILIES:
         return parse_quantiser(parsed)
-    raise SpecError(f"unknown codec family {parsed.family!r} in {spec!r}; this version has: none, {', '.join(FAMILIES)}")
+    raise SpecError(
+        f"unknown codec family {parsed.family!r} in {spec!r}; this version has: none, {', '.join(FAMILIES)}"
+    )

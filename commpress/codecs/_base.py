@@ -48,10 +48,21 @@ class Codec(abc.ABC):
         """``x`` is 1-D and contiguous, ``out`` has the right size."""
 
     @abc.abstractmethod
-    def _decode(self, payload: torch.Tensor, key: Key, out: torch.Tensor, accumulate: bool, offset: int, gain: float, beta: float) -> None:
+    def _decode(
+        self,
+        payload: torch.Tensor,
+        key: Key,
+        out: torch.Tensor,
+        accumulate: bool,
+        offset: int,
+        gain: float,
+        beta: float,
+    ) -> None:
         """``out`` is 1-D and contiguous, ``payload`` has the right size."""
 
-    def encode(self, x: torch.Tensor, key: Key, *, out: torch.Tensor | None = None, offset: int = 0, gain: float = 1.0) -> torch.Tensor:
+    def encode(
+        self, x: torch.Tensor, key: Key, *, out: torch.Tensor | None = None, offset: int = 0, gain: float = 1.0
+    ) -> torch.Tensor:
         """Encodes ``gain * x``.
 
         Args:
@@ -72,7 +83,13 @@ class Codec(abc.ABC):
         nbytes = self.payload_nbytes(x.numel(), offset=offset, dtype=x.dtype)
         if out is None:
             out = torch.empty(nbytes, dtype=torch.uint8)
-        elif out.dtype != torch.uint8 or out.dim() != 1 or not out.is_contiguous() or out.numel() != nbytes or out.device.type != "cpu":
+        elif (
+            out.dtype != torch.uint8
+            or out.dim() != 1
+            or not out.is_contiguous()
+            or out.numel() != nbytes
+            or out.device.type != "cpu"
+        ):
             raise TensorError(f"out must be a contiguous 1-D uint8 CPU tensor of {nbytes} bytes, got {_describe(out)}")
         if x.numel():
             self._encode(x.detach().reshape(-1).contiguous(), key, out, offset, gain)
@@ -121,7 +138,6 @@ class Codec(abc.ABC):
             out.detach().copy_(flat.view(out.shape))
         return out
 
-
     def reduce(
         self,
         payloads: Sequence[torch.Tensor],
@@ -161,9 +177,13 @@ def _describe(t: torch.Tensor) -> str:
 def _check_values(t: torch.Tensor, name: str) -> None:
     if not isinstance(t, torch.Tensor) or not t.dtype.is_floating_point or t.layout != torch.strided:
         what = f"{t.layout} {t.dtype}" if isinstance(t, torch.Tensor) else type(t).__name__
-        raise TensorError(f"{name} must be a dense floating-point tensor, got {what} (complex tensors: torch.view_as_real)")
+        raise TensorError(
+            f"{name} must be a dense floating-point tensor, got {what} (complex tensors: torch.view_as_real)"
+        )
     if t.device.type != "cpu":
-        raise TensorError(f"{name} is on {t.device}: this version encodes on the CPU only; its CUDA kernels come in a later one")
+        raise TensorError(
+            f"{name} is on {t.device}: this version encodes on the CPU only; its CUDA kernels come in a later one"
+        )
 
 
 def _check_numbers(offset: int, gain: float) -> None:

@@ -40,7 +40,16 @@ class NoneCodec(Codec):
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
         out.copy_((x if gain == 1.0 else x * gain).contiguous().view(torch.uint8))
 
-    def _decode(self, payload: torch.Tensor, key: Key, out: torch.Tensor, accumulate: bool, offset: int, gain: float, beta: float) -> None:
+    def _decode(
+        self,
+        payload: torch.Tensor,
+        key: Key,
+        out: torch.Tensor,
+        accumulate: bool,
+        offset: int,
+        gain: float,
+        beta: float,
+    ) -> None:
         # A payload may begin at any byte of a buffer: copying aligns it.
         values = torch.empty(out.numel(), dtype=out.dtype)
         values.view(torch.uint8).copy_(payload)

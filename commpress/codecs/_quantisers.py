@@ -65,9 +65,28 @@ class QuantisingCodec(Codec):
 
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
         x = x.to(torch.float32)
-        ops.encode(x, out, family=self.family, rate=self.rate, centroid=self.centroid, seed=key.seed, words=key.words(), offset=offset, gain=gain)
+        ops.encode(
+            x,
+            out,
+            family=self.family,
+            rate=self.rate,
+            centroid=self.centroid,
+            seed=key.seed,
+            words=key.words(),
+            offset=offset,
+            gain=gain,
+        )
 
-    def _decode(self, payload: torch.Tensor, key: Key, out: torch.Tensor, accumulate: bool, offset: int, gain: float, beta: float) -> None:
+    def _decode(
+        self,
+        payload: torch.Tensor,
+        key: Key,
+        out: torch.Tensor,
+        accumulate: bool,
+        offset: int,
+        gain: float,
+        beta: float,
+    ) -> None:
         work = out.to(torch.float32)
         block = ops.decode(
             payload,
@@ -86,7 +105,6 @@ class QuantisingCodec(Codec):
             raise self._corrupt(f"block {block}")
         if work is not out:
             out.copy_(work)
-
 
     def reduce(
         self,
@@ -120,7 +138,9 @@ class QuantisingCodec(Codec):
         return status == -1
 
     def _corrupt(self, what: str) -> WireError:
-        return WireError(f"{what} has a {self} scale that no encoder writes: the bytes are corrupt, or of another codec")
+        return WireError(
+            f"{what} has a {self} scale that no encoder writes: the bytes are corrupt, or of another codec"
+        )
 
 
 def parse_cast(spec: Spec) -> Codec:

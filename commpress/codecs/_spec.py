@@ -34,7 +34,9 @@ def parse(text: str) -> Spec:
     head, *options = text.strip().split(",")
     family, colon, argument = head.partition(":")
     if not family or (colon and not argument) or len(text) > 200:
-        raise SpecError(f"malformed codec spec {text!r}: write [transform+]family[:bits][,option=value...], for example 'hadamard+lloyd:2'")
+        raise SpecError(
+            f"malformed codec spec {text!r}: write [transform+]family[:bits][,option=value...], for example 'hadamard+lloyd:2'"
+        )
     pairs = []
     for option in options:
         name, equals, value = option.partition("=")
@@ -58,7 +60,9 @@ def parse_rate(spec: Spec) -> int:
         raise SpecError(f"{str(spec)!r} needs a number of bits per coordinate, for example '{spec.family}:2'") from None
     scaled = value * RATE_ONE
     if not value.is_finite() or scaled != scaled.to_integral_value() or not 1 <= scaled <= 8 * RATE_ONE:
-        raise SpecError(f"bits per coordinate must lie in (0, 8] with at most six decimals, got {spec.argument!r} in {str(spec)!r}")
+        raise SpecError(
+            f"bits per coordinate must lie in (0, 8] with at most six decimals, got {spec.argument!r} in {str(spec)!r}"
+        )
     return int(scaled)
 
 

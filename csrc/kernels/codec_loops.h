@@ -1,10 +1,9 @@
-// encode() and decode() of one code path. A cpu_*.cpp names the path with COMMPRESS_ISA and includes the lanes, then this.
+// encode() and decode() of one code path. A cpu_*.cpp names the path with COMMPRESS_ISA and includes the lanes, then
+// this.
 #pragma once
-#include "pack.h"
-#include "uniform.h"
-#include "hadamard.h"
-#include "lloyd.h"
 #include "kernels.h"
+#include "lloyd.h"
+#include "uniform.h"
 
 namespace commpress {
 namespace COMMPRESS_ISA {
@@ -36,9 +35,15 @@ void encode(const Payload& p, const float* x, float gain, uint8_t* out) {
     const int64_t n = p.numel - i < BLOCK ? p.numel - i : BLOCK;
     const uint64_t index = static_cast<uint64_t>(p.offset + i);
     switch (p.codec.family) {
-      case UNIFORM: out += uniform_encode_block(x + i, n, p.codec.rate, p.key, index, gain, out); break;
-      case LLOYD: out += lloyd_encode_block(x + i, n, p.codec.rate, p.key, index, gain, out); break;
-      case HADAMARD_LLOYD: out += rotated_encode_any(x + i, n, {p.codec.rate, p.codec.centroid}, p.key, index, gain, out); break;
+      case UNIFORM:
+        out += uniform_encode_block(x + i, n, p.codec.rate, p.key, index, gain, out);
+        break;
+      case LLOYD:
+        out += lloyd_encode_block(x + i, n, p.codec.rate, p.key, index, gain, out);
+        break;
+      case HADAMARD_LLOYD:
+        out += rotated_encode_any(x + i, n, {p.codec.rate, p.codec.centroid}, p.key, index, gain, out);
+        break;
       default:
         cast_encode(p.codec, x + i, n, gain, out);
         out += 2 * n;
@@ -53,9 +58,15 @@ void decode(const Payload& p, const uint8_t* in, float* out, bool accumulate, fl
     const int64_t n = p.numel - i < BLOCK ? p.numel - i : BLOCK;
     const uint64_t index = static_cast<uint64_t>(p.offset + i);
     switch (p.codec.family) {
-      case UNIFORM: in += uniform_decode_block(in, n, p.codec.rate, p.key, index, out + i, sink); break;
-      case LLOYD: in += lloyd_decode_block(in, n, p.codec.rate, p.key, index, out + i, sink); break;
-      case HADAMARD_LLOYD: in += rotated_decode_any(in, n, {p.codec.rate, p.codec.centroid}, p.key, index, out + i, sink); break;
+      case UNIFORM:
+        in += uniform_decode_block(in, n, p.codec.rate, p.key, index, out + i, sink);
+        break;
+      case LLOYD:
+        in += lloyd_decode_block(in, n, p.codec.rate, p.key, index, out + i, sink);
+        break;
+      case HADAMARD_LLOYD:
+        in += rotated_decode_any(in, n, {p.codec.rate, p.codec.centroid}, p.key, index, out + i, sink);
+        break;
       default:
         cast_decode(p.codec, in, n, out + i, sink);
         in += 2 * n;

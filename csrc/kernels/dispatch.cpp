@@ -3,10 +3,10 @@
 
 namespace commpress {
 
-#define COMMPRESS_DECLARE(path)                                                           \
-  namespace path {                                                                        \
-  void encode(const Payload&, const float*, float, uint8_t*);                             \
-  void decode(const Payload&, const uint8_t*, float*, bool, float, float);                \
+#define COMMPRESS_DECLARE(path)                                            \
+  namespace path {                                                         \
+  void encode(const Payload&, const float*, float, uint8_t*);              \
+  void decode(const Payload&, const uint8_t*, float*, bool, float, float); \
   }
 COMMPRESS_DECLARE(path_plain)
 #if defined(COMMPRESS_X86)
@@ -19,7 +19,8 @@ bool isa_available(Isa isa) {
   __builtin_cpu_init();
   if (isa == Isa::AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::AVX512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
   return isa == Isa::PLAIN;
 }
@@ -53,7 +54,9 @@ struct Inspector {
   const uint8_t* in;
   bool valid = true, non_finite = false;
 
-  int64_t sent(int64_t index, int64_t n) const { return below_one_bit(codec.rate) ? selected(codec.rate, index, n) : n; }
+  int64_t sent(int64_t index, int64_t n) const {
+    return below_one_bit(codec.rate) ? selected(codec.rate, index, n) : n;
+  }
 
   void uniform(int64_t index, int64_t n) {
     for (int64_t i = 0; i < n; i += GROUP) {
@@ -68,7 +71,8 @@ struct Inspector {
   void lloyd(int64_t index, int64_t n, bool rotated) {
     uint32_t scale;
     memcpy(&scale, in, 4);
-    valid = valid && scale32_valid(scale) && (rotated || scale == SCALE32_NON_FINITE || !(scale & SCALE32_TWO_ROTATIONS));
+    valid =
+        valid && scale32_valid(scale) && (rotated || scale == SCALE32_NON_FINITE || !(scale & SCALE32_TWO_ROTATIONS));
     non_finite = non_finite || scale == SCALE32_NON_FINITE;
     in += 4 + run_nbytes(codec.rate, index, n, 0);
   }

@@ -1,6 +1,8 @@
-// Randomised block Hadamard transforms, radix 16: rows of sixteen lanes, sixteen rows in registers at a time. Include after pack.h.
-// The order of the butterflies is part of the wire format (docs/wire-format.md 4.3), since it decides the last bits.
+// Randomised block Hadamard transforms, radix 16: rows of sixteen lanes, sixteen rows in registers at a time. Include
+// after a lanes_*.h. The order of the butterflies is part of the wire format (docs/wire-format.md 4.3), since it
+// decides the last bits.
 #pragma once
+#include "pack.h"
 
 namespace commpress {
 namespace COMMPRESS_ISA {
@@ -24,7 +26,8 @@ struct Signs {
   Ints words[8];
   Signs(const Key& key, uint32_t purpose, uint64_t start, int64_t n) {
     const Philox random(key, purpose);
-    for (int pair = 0; pair < (n + 1023) / 1024; ++pair) random(static_cast<uint32_t>(start / 128) + 8 * pair, words[2 * pair], words[2 * pair + 1]);
+    for (int pair = 0; pair < (n + 1023) / 1024; ++pair)
+      random(static_cast<uint32_t>(start / 128) + 8 * pair, words[2 * pair], words[2 * pair + 1]);
   }
 };
 
@@ -52,8 +55,9 @@ static float most_of(const Floats& a) {
 
 enum class Measure { NO, YES };
 
-// Flips signs and runs the butterflies of rows 16, 32, ... apart: the first half of a transform of `rows` rows, from `x` to `y` (which may be x).
-// A full block fetches the first FAR_LINES lines of the next along the way: fewer than a core can wait for at a time, or the pipeline stalls.
+// Flips signs and runs the butterflies of rows 16, 32, ... apart: the first half of a transform of `rows` rows, from
+// `x` to `y` (which may be x). A full block fetches the first FAR_LINES lines of the next along the way: fewer than a
+// core can wait for at a time, or the pipeline stalls.
 constexpr int FAR_LINES = 96;
 template <Measure MEASURE>
 static void rotate_far(const float* x, int rows, const Signs& signs, float* y, Squares& squares) {
@@ -133,7 +137,9 @@ static COMMPRESS_INLINE void unrotate_far(float* z, int rows, const Signs& signs
       each<16>([&](auto k) __attribute__((always_inline)) { r[k] = load(z + 16 * (16 * k + j)); });
       butterflies16(r);
       const Count even = count_of(31 - j), odd = count_of(15 - j);
-      each<16>([&](auto k) __attribute__((always_inline)) { f(16 * k + j, flip(r[k], signs.words[k / 2], k % 2 ? odd : even)); });
+      each<16>([&](auto k) __attribute__((always_inline)) {
+        f(16 * k + j, flip(r[k], signs.words[k / 2], k % 2 ? odd : even));
+      });
     }
     return;
   }

@@ -1,4 +1,5 @@
-// Marks for code that runs on the host and on a CUDA device, and bit casts. No other header of this library is needed to use it.
+// Marks for code that runs on the host and on a CUDA device, and bit casts. No other header of this library is needed
+// to use it.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -23,7 +24,8 @@ COMMPRESS_HD float float_of(uint32_t u) {
   return x;
 }
 
-// Results are defined to the bit: every operation below is rounded once. The host is built with -ffp-contract=off, the device with -fmad=false.
+// Results are defined to the bit: every operation below is rounded once. The host is built with -ffp-contract=off, the
+// device with -fmad=false.
 COMMPRESS_HD float divide(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fdiv_rn(a, b);
@@ -61,6 +63,8 @@ COMMPRESS_HD int32_t round_to_int(float x) {
 
 COMMPRESS_HD uint32_t rotate_left(uint32_t w, int k) { return k ? (w << k) | (w >> (32 - k)) : w; }
 
-COMMPRESS_HD uint32_t multiply_high(uint32_t a, uint32_t b) { return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32); }
+COMMPRESS_HD uint32_t multiply_high(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
+}
 
 }  // namespace commpress

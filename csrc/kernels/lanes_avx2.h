@@ -19,7 +19,8 @@ struct Ints {
 };
 
 static inline Ints load_bytes(const uint8_t* p) {
-  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
 }
 static inline Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 static inline Ints load(const uint32_t* p) { return load_bytes(reinterpret_cast<const uint8_t*>(p)); }
@@ -38,7 +39,9 @@ static inline void store(void* p, Ints x) {
   _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, x.b);
 }
 static inline Floats all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-static inline Ints all(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x)), _mm256_set1_epi32(static_cast<int>(x))}; }
+static inline Ints all(uint32_t x) {
+  return {_mm256_set1_epi32(static_cast<int>(x)), _mm256_set1_epi32(static_cast<int>(x))};
+}
 
 static inline Floats operator+(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 static inline Floats operator-(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
@@ -80,7 +83,8 @@ static inline Floats flip(Floats x, Ints word, Count count) {
 
 // The product with +1 or -1 is exact, so the fused form rounds as the plain sum does.
 static inline Floats hadamard16(Floats x) {
-  const __m256 s1 = _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), s2 = _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1), s4 = _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1);
+  const __m256 s1 = _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), s2 = _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1),
+               s4 = _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1);
   const auto half = [&](__m256 v) {
     v = _mm256_fmadd_ps(v, s1, _mm256_permute_ps(v, 0xB1));
     v = _mm256_fmadd_ps(v, s2, _mm256_permute_ps(v, 0x4E));
@@ -94,13 +98,18 @@ struct Philox {
   __m256i c1, c2, c3;
   uint32_t k0, k1;
   Philox(const Key& key, uint32_t purpose)
-      : c1(_mm256_set1_epi64x(key.step)), c2(_mm256_set1_epi64x(key.sender_phase | purpose)), c3(_mm256_set1_epi64x(key.tensor)), k0(static_cast<uint32_t>(key.seed)),
+      : c1(_mm256_set1_epi64x(key.step)),
+        c2(_mm256_set1_epi64x(key.sender_phase | purpose)),
+        c3(_mm256_set1_epi64x(key.tensor)),
+        k0(static_cast<uint32_t>(key.seed)),
         k1(static_cast<uint32_t>(key.seed >> 32)) {}
 
-  // One 32-bit word of each of four counters lies in the low half of a 64-bit lane; the high halves hold leftovers that vpmuludq ignores.
+  // One 32-bit word of each of four counters lies in the low half of a 64-bit lane; the high halves hold leftovers that
+  // vpmuludq ignores.
   void four(uint32_t index, __m256i& first, __m256i& second) const {
     const __m256i m0 = _mm256_set1_epi64x(PHILOX_M0), m1 = _mm256_set1_epi64x(PHILOX_M1);
-    __m256i a = _mm256_cvtepu32_epi64(_mm_add_epi32(_mm_set1_epi32(static_cast<int>(index)), _mm_setr_epi32(0, 1, 2, 3)));
+    __m256i a =
+        _mm256_cvtepu32_epi64(_mm_add_epi32(_mm_set1_epi32(static_cast<int>(index)), _mm_setr_epi32(0, 1, 2, 3)));
     __m256i b = c1, c = c2, d = c3;
     uint32_t key0 = k0, key1 = k1;
 #pragma GCC unroll 10
@@ -180,9 +189,11 @@ struct Search {
     const Floats t = threshold[cell];
     const Ints low = bits(base[cell]);
     // A comparison that holds is -1.
-    const Ints code{_mm256_sub_epi32(low.a, _mm256_castps_si256(_mm256_cmp_ps(u.a, t.a, _CMP_GE_OQ))), _mm256_sub_epi32(low.b, _mm256_castps_si256(_mm256_cmp_ps(u.b, t.b, _CMP_GE_OQ)))};
+    const Ints code{_mm256_sub_epi32(low.a, _mm256_castps_si256(_mm256_cmp_ps(u.a, t.a, _CMP_GE_OQ))),
+                    _mm256_sub_epi32(low.b, _mm256_castps_si256(_mm256_cmp_ps(u.b, t.b, _CMP_GE_OQ)))};
     const __m256 zero = _mm256_setzero_ps();
-    return code ^ (bits(Floats{_mm256_cmp_ps(v.a, zero, _CMP_LT_OQ), _mm256_cmp_ps(v.b, zero, _CMP_LT_OQ)}) & all((1u << B) - 1));
+    return code ^ (bits(Floats{_mm256_cmp_ps(v.a, zero, _CMP_LT_OQ), _mm256_cmp_ps(v.b, zero, _CMP_LT_OQ)}) &
+                   all((1u << B) - 1));
   }
 };
 template <>

@@ -40,22 +40,31 @@ static inline Ints operator^(Ints a, Ints b) { return {_mm512_xor_si512(a.v, b.v
 static inline Ints larger(Ints a, Ints b) { return {_mm512_max_epu32(a.v, b.v)}; }
 
 // GCC's vector operators take the immediate form where the count is a constant.
-static inline Ints shift_left(Ints a, int k) { return {reinterpret_cast<__m512i>(reinterpret_cast<__v16su>(a.v) << k)}; }
-static inline Ints shift_right(Ints a, int k) { return {reinterpret_cast<__m512i>(reinterpret_cast<__v16su>(a.v) >> k)}; }
+static inline Ints shift_left(Ints a, int k) {
+  return {reinterpret_cast<__m512i>(reinterpret_cast<__v16su>(a.v) << k)};
+}
+static inline Ints shift_right(Ints a, int k) {
+  return {reinterpret_cast<__m512i>(reinterpret_cast<__v16su>(a.v) >> k)};
+}
 // Left by i % 4 bytes.
 template <int I>
 static inline Ints rotate_bytes(Ints a, std::integral_constant<int, I>) {
   constexpr int r = (4 - I % 4) % 4;  // byte b of the result is byte (b + r) % 4 of the source
   constexpr long long word = (r % 4) | (1 + r) % 4 << 8 | (2 + r) % 4 << 16 | (3 + r) % 4 << 24;
   if constexpr (I % 4 == 0) return a;
-  return {_mm512_shuffle_epi8(a.v, _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(word)), _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0)))};
+  return {_mm512_shuffle_epi8(a.v, _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(word)),
+                                                    _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0)))};
 }
 // rest | (a & mask)
-static inline Ints merge(Ints rest, Ints a, uint32_t mask) { return {_mm512_ternarylogic_epi32(rest.v, a.v, _mm512_set1_epi32(static_cast<int>(mask)), 0xF8)}; }
+static inline Ints merge(Ints rest, Ints a, uint32_t mask) {
+  return {_mm512_ternarylogic_epi32(rest.v, a.v, _mm512_set1_epi32(static_cast<int>(mask)), 0xF8)};
+}
 
 static inline Ints bits(Floats a) { return {_mm512_castps_si512(a.v)}; }
 static inline Floats absolute(Floats a) { return {_mm512_abs_ps(a.v)}; }
-static inline Ints rounded(Floats a) { return {_mm512_cvt_roundps_epi32(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+static inline Ints rounded(Floats a) {
+  return {_mm512_cvt_roundps_epi32(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 static inline Floats to_float(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
 struct Count {
@@ -70,8 +79,9 @@ static inline Floats flip(Floats x, Ints word, Count count) {
 
 // The product with +1 or -1 is exact, so the fused form rounds as the plain sum does.
 static inline Floats hadamard16(Floats a) {
-  const __m512 s1 = _mm512_castsi512_ps(_mm512_setr_epi32(0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000,
-                                                         0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000));
+  const __m512 s1 = _mm512_castsi512_ps(_mm512_setr_epi32(
+      0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000,
+      0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000, 0x3F800000, 0xBF800000));
   const __m512 s2 = _mm512_setr_ps(1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1);
   const __m512 s4 = _mm512_setr_ps(1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1);
   const __m512 s8 = _mm512_setr_ps(1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1);
@@ -87,13 +97,18 @@ struct Philox {
   __m512i c1, c2, c3;
   uint32_t k0, k1;
   Philox(const Key& key, uint32_t purpose)
-      : c1(_mm512_set1_epi64(key.step)), c2(_mm512_set1_epi64(key.sender_phase | purpose)), c3(_mm512_set1_epi64(key.tensor)), k0(static_cast<uint32_t>(key.seed)),
+      : c1(_mm512_set1_epi64(key.step)),
+        c2(_mm512_set1_epi64(key.sender_phase | purpose)),
+        c3(_mm512_set1_epi64(key.tensor)),
+        k0(static_cast<uint32_t>(key.seed)),
         k1(static_cast<uint32_t>(key.seed >> 32)) {}
 
-  // One 32-bit word of each of eight counters lies in the low half of a 64-bit lane; the high halves hold leftovers that vpmuludq ignores.
+  // One 32-bit word of each of eight counters lies in the low half of a 64-bit lane; the high halves hold leftovers
+  // that vpmuludq ignores.
   void operator()(uint32_t index, Ints& first, Ints& second) const {
     const __m512i m0 = _mm512_set1_epi64(PHILOX_M0), m1 = _mm512_set1_epi64(PHILOX_M1);
-    __m512i a = _mm512_cvtepu32_epi64(_mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(index)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+    __m512i a = _mm512_cvtepu32_epi64(
+        _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(index)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
     __m512i b = c1, c = c2, d = c3;
     uint32_t key0 = k0, key1 = k1;
 #pragma GCC unroll 10
@@ -116,7 +131,9 @@ template <int N>
 struct Table {
   const void* t;
   explicit Table(const void* p) : t(p) {}
-  Floats operator[](Ints i) const { return {_mm512_i32gather_ps(_mm512_and_si512(i.v, _mm512_set1_epi32(N - 1)), t, 4)}; }
+  Floats operator[](Ints i) const {
+    return {_mm512_i32gather_ps(_mm512_and_si512(i.v, _mm512_set1_epi32(N - 1)), t, 4)};
+  }
 };
 // Up to 16 entries stay in a register; shorter tables are repeated.
 template <int N>
@@ -182,12 +199,15 @@ struct Search {
     const __m512 position = _mm512_range_ps(v.v, last, 0x02);  // the lesser magnitude, with v's sign
     const Ints cell{_mm512_cvt_roundps_epi32(position, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
     const __m512i low = bits(base[cell]).v;
-    return {_mm512_mask_add_epi32(low, _mm512_cmp_ps_mask(v.v, threshold[cell].v, _CMP_GE_OQ), low, _mm512_set1_epi32(1))};
+    return {
+        _mm512_mask_add_epi32(low, _mm512_cmp_ps_mask(v.v, threshold[cell].v, _CMP_GE_OQ), low, _mm512_set1_epi32(1))};
   }
 };
 template <>
 struct Search<1> {
-  Ints operator()(Floats v) const { return {_mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_GE_OQ), 1)}; }
+  Ints operator()(Floats v) const {
+    return {_mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_GE_OQ), 1)};
+  }
 };
 template <>
 struct Search<2> {
@@ -195,9 +215,11 @@ struct Search<2> {
   // A comparison that holds adds one.
   Ints operator()(Floats v) const {
     const __m512i one = _mm512_set1_epi32(1);
-    __m512i code = _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(v.v, _mm512_set1_ps(-L::CELL_THRESHOLD[L::CELLS + 7]), _CMP_GT_OQ), one);
+    __m512i code = _mm512_maskz_mov_epi32(
+        _mm512_cmp_ps_mask(v.v, _mm512_set1_ps(-L::CELL_THRESHOLD[L::CELLS + 7]), _CMP_GT_OQ), one);
     code = _mm512_mask_add_epi32(code, _mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_GE_OQ), code, one);
-    return {_mm512_mask_add_epi32(code, _mm512_cmp_ps_mask(v.v, _mm512_set1_ps(L::CELL_THRESHOLD[L::CELLS + 7]), _CMP_GE_OQ), code, one)};
+    return {_mm512_mask_add_epi32(
+        code, _mm512_cmp_ps_mask(v.v, _mm512_set1_ps(L::CELL_THRESHOLD[L::CELLS + 7]), _CMP_GE_OQ), code, one)};
   }
 };
 

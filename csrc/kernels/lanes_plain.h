@@ -1,5 +1,5 @@
-// Sixteen lanes in portable C++ with the vector types of GCC and Clang, four at a time: NEON on arm64, SSE2 on any x86-64.
-// It defines what each operation of lanes_avx2.h and lanes_avx512.h does.
+// Sixteen lanes in portable C++ with the vector types of GCC and Clang, four at a time: NEON on arm64, SSE2 on any
+// x86-64. It defines what each operation of lanes_avx2.h and lanes_avx512.h does.
 #pragma once
 #include "philox.h"
 #include "quantise.h"
@@ -53,8 +53,10 @@ static inline Ints all(uint32_t x) {
   return quarters<Ints>([&](int) { return Int4{x, x, x, x}; });
 }
 
-#define COMMPRESS_BINARY(type, name, expression) \
-  static inline type name(const type& a, const type& b) { return quarters<type>([&](int q) { return expression; }); }
+#define COMMPRESS_BINARY(type, name, expression)              \
+  static inline type name(const type& a, const type& b) {     \
+    return quarters<type>([&](int q) { return expression; }); \
+  }
 COMMPRESS_BINARY(Floats, operator+, a.v[q] + b.v[q])
 COMMPRESS_BINARY(Floats, operator-, a.v[q] - b.v[q])
 COMMPRESS_BINARY(Floats, operator*, a.v[q] * b.v[q])
@@ -77,7 +79,9 @@ static inline Ints shift_right(const Ints& a, int k) {
   return quarters<Ints>([&](int q) { return a.v[q] >> static_cast<uint32_t>(k); });
 }
 // Left by i % 4 bytes.
-static inline Ints rotate_bytes(const Ints& a, int i) { return i % 4 ? shift_left(a, 8 * (i % 4)) | shift_right(a, 32 - 8 * (i % 4)) : a; }
+static inline Ints rotate_bytes(const Ints& a, int i) {
+  return i % 4 ? shift_left(a, 8 * (i % 4)) | shift_right(a, 32 - 8 * (i % 4)) : a;
+}
 
 // rest | (a & mask)
 static inline Ints merge(const Ints& rest, const Ints& a, uint32_t mask) { return rest | (a & all(mask)); }

@@ -1,5 +1,7 @@
-// The `lloyd` and `hadamard+lloyd` families: statistics, rotation, Lloyd-Max codes, packing; and back. Include after hadamard.h and uniform.h.
+// The `lloyd` and `hadamard+lloyd` families: statistics, rotation, Lloyd-Max codes, packing; and back.
 #pragma once
+#include "hadamard.h"
+#include "uniform.h"
 
 namespace commpress {
 namespace COMMPRESS_ISA {
@@ -12,8 +14,8 @@ struct Products {
 
 enum class Rotate { NO, YES };
 
-// One full group. With Rotate::YES `y` has been through rotate_far() only, and the rest of the transform happens here, in registers.
-// `ahead` is input that will be wanted soon: twenty lines of it are fetched along the way.
+// One full group. With Rotate::YES `y` has been through rotate_far() only, and the rest of the transform happens here,
+// in registers. `ahead` is input that will be wanted soon: twenty lines of it are fetched along the way.
 template <int B, Rotate ROTATE, bool CENTROID>
 static void lloyd_encode_group(const float* y, const float* ahead, float inverse, Products& products, uint8_t* out) {
   using L = LloydMax<B>;
@@ -47,7 +49,8 @@ static void lloyd_encode_group(const float* y, const float* ahead, float inverse
 
 // A run of fewer than 512 coordinates, already rotated.
 template <int B>
-static void lloyd_encode_string(const float* y, int64_t n, float inverse, bool centroid, Products& products, uint8_t* out) {
+static void lloyd_encode_string(const float* y, int64_t n, float inverse, bool centroid, Products& products,
+                                uint8_t* out) {
   using L = LloydMax<B>;
   const float scale = L::PER_SIGMA * inverse;
   uint32_t codes[GROUP];
@@ -68,7 +71,8 @@ static void lloyd_encode_string(const float* y, int64_t n, float inverse, bool c
 }
 
 template <Rotate ROTATE, bool CENTROID>
-static int64_t lloyd_encode_run(const float* y, const float* ahead, int64_t n, int bits, float inverse, Products& products, uint8_t* out) {
+static int64_t lloyd_encode_run(const float* y, const float* ahead, int64_t n, int bits, float inverse,
+                                Products& products, uint8_t* out) {
   with_bits(bits, [&](auto b) {
     if (n == GROUP)
       lloyd_encode_group<b, ROTATE, CENTROID>(y, ahead, inverse, products, out);
@@ -79,7 +83,8 @@ static int64_t lloyd_encode_run(const float* y, const float* ahead, int64_t n, i
 }
 
 template <Rotate ROTATE>
-static int64_t lloyd_encode_runs(const float* y, const float* ahead, int64_t n, int32_t rate, uint64_t index, float inverse, bool centroid, Products& products, uint8_t* out) {
+static int64_t lloyd_encode_runs(const float* y, const float* ahead, int64_t n, int32_t rate, uint64_t index,
+                                 float inverse, bool centroid, Products& products, uint8_t* out) {
   uint8_t* const begin = out;
   for (int64_t i = 0; i < n; i += GROUP) {
     const int64_t run = n - i < GROUP ? n - i : GROUP;
@@ -110,7 +115,8 @@ static float energy_of(const float* x, int64_t n) {
   return fold(squares.sum);
 }
 
-// What to do with a block whose sum of squares is out of range: nothing to send (0), not finite, or send it multiplied by 2^-exponent.
+// What to do with a block whose sum of squares is out of range: nothing to send (0), not finite, or send it multiplied
+// by 2^-exponent.
 struct Unusual {
   uint32_t scale;
   bool send;
@@ -125,19 +131,22 @@ static Unusual examine(const float* x, int64_t n, float* scaled) {
   return {0, true, exponent};
 }
 
-// Writes the scale in front of a block whose codes have been written, or clears the codes of one that is zero or not finite.
+// Writes the scale in front of a block whose codes have been written, or clears the codes of one that is zero or not
+// finite.
 static int64_t finish_block(uint32_t scale, int64_t code_nbytes, uint8_t* out) {
   memcpy(out, &scale, 4);
   if (scale == 0 || scale == SCALE32_NON_FINITE) memset(out + 4, 0, code_nbytes);
   return 4 + code_nbytes;
 }
 
-// P of all n coordinates at one bit: what the unbiased scale rests on when only some of them are sent. Over those alone it could be zero.
+// P of all n coordinates at one bit: what the unbiased scale rests on when only some of them are sent. Over those alone
+// it could be zero.
 static float one_bit_product(const float* y, int64_t n, float inverse) {
   using L = LloydMax<1>;
   Products products;
   const Floats scale = all(L::PER_SIGMA * inverse), level = all(L::PRODUCT_LEVEL[1]);
-  for (int64_t row = 0; row < n / 16; ++row) products.p[row % 4] = products.p[row % 4] + absolute(load(y + 16 * row) * scale) * level;
+  for (int64_t row = 0; row < n / 16; ++row)
+    products.p[row % 4] = products.p[row % 4] + absolute(load(y + 16 * row) * scale) * level;
   return fold(products.p);
 }
 
@@ -148,7 +157,8 @@ struct Rate {
 
 // ---- hadamard+lloyd: blocks of 128, 256, ... 4096 coordinates ----
 
-static int64_t rotated_encode_block(const float* x, int64_t n, Rate rate, const Key& key, uint64_t index, float gain, uint8_t* out) {
+static int64_t rotated_encode_block(const float* x, int64_t n, Rate rate, const Key& key, uint64_t index, float gain,
+                                    uint8_t* out) {
   const int rows = static_cast<int>(n / 16);
   const bool part = below_one_bit(rate.value);
   const int64_t sent = part ? selected(rate.value, index, n) : n, code_nbytes = run_nbytes(rate.value, index, sent, 0);
@@ -175,18 +185,21 @@ static int64_t rotated_encode_block(const float* x, int64_t n, Rate rate, const 
   const float deviation = square_root(twice ? energy * size : energy), inverse = divide(1.0f, deviation);
   Products products;
   if (n == BLOCK && !part) {
-    lloyd_encode_runs<Rotate::YES>(y, x + BLOCK + 16 * FAR_LINES, n, rate.value, index, inverse, rate.centroid, products, out + 4);
+    lloyd_encode_runs<Rotate::YES>(y, x + BLOCK + 16 * FAR_LINES, n, rate.value, index, inverse, rate.centroid,
+                                   products, out + 4);
   } else {
     rotate_near(y, rows);
     lloyd_encode_runs<Rotate::NO>(y, x + n, sent, rate.value, index, inverse, rate.centroid, products, out + 4);
   }
   float product = fold(products.p);
   if (part && !rate.centroid) product = one_bit_product(y, n, inverse) * divide(static_cast<float>(sent), size);
-  const uint32_t scale = lloyd_scale(energy, deviation, product, fold(products.q), twice ? size * size : size, rate.centroid, unusual.exponent, gain);
+  const uint32_t scale = lloyd_scale(energy, deviation, product, fold(products.q), twice ? size * size : size,
+                                     rate.centroid, unusual.exponent, gain);
   return finish_block(scale && twice ? scale | SCALE32_TWO_ROTATIONS : scale, code_nbytes, out);
 }
 
-// Levels of one full group; with Rotate::YES taken through the near half of the transform as well. The lines of `out`, if given, will be wanted soon.
+// Levels of one full group; with Rotate::YES taken through the near half of the transform as well. The lines of `out`,
+// if given, will be wanted soon.
 template <int B, Rotate ROTATE>
 static void lloyd_decode_group(const uint8_t* in, float* z, const float* out) {
   Ints words[B];
@@ -207,7 +220,8 @@ static void lloyd_decode_group(const uint8_t* in, float* z, const float* out) {
 }
 
 template <Rotate ROTATE>
-static int64_t lloyd_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uint64_t index, float* z, const float* out) {
+static int64_t lloyd_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uint64_t index, float* z,
+                                 const float* out) {
   const uint8_t* const begin = in;
   for (int64_t i = 0; i < n; i += GROUP) {
     const int64_t run = n - i < GROUP ? n - i : GROUP;
@@ -230,7 +244,8 @@ static float finite_product(float level, float factor) {
   return value > limit ? limit : value < -limit ? -limit : value;
 }
 
-static int64_t rotated_decode_block(const uint8_t* in, int64_t n, Rate rate, const Key& key, uint64_t index, float* out, const Sink& sink) {
+static int64_t rotated_decode_block(const uint8_t* in, int64_t n, Rate rate, const Key& key, uint64_t index, float* out,
+                                    const Sink& sink) {
   const int rows = static_cast<int>(n / 16);
   const bool part = below_one_bit(rate.value);
   const int64_t sent = part ? selected(rate.value, index, n) : n, nbytes = 4 + run_nbytes(rate.value, index, sent, 0);
@@ -249,7 +264,8 @@ static int64_t rotated_decode_block(const uint8_t* in, int64_t n, Rate rate, con
     rotate_near(z, rows);
   }
   if (scale & SCALE32_TWO_ROTATIONS) {
-    unrotate_far(z, rows, Signs(key, ROTATE_SECOND, index, n), [&](int row, Floats v) __attribute__((always_inline)) { store(z + 16 * row, v); });
+    unrotate_far(z, rows, Signs(key, ROTATE_SECOND, index, n),
+                 [&](int row, Floats v) __attribute__((always_inline)) { store(z + 16 * row, v); });
     rotate_near(z, rows);
   }
   const float scalar = float_of(scale & ~SCALE32_TWO_ROTATIONS) * sink.gain;
@@ -260,7 +276,9 @@ static int64_t rotated_decode_block(const uint8_t* in, int64_t n, Rate rate, con
     for (int64_t i = 0; i < n; ++i) deliver(out + i, finite_product(z[i], scalar), sink);
   } else {
     with_delivery(sink.delivery, [&](auto delivery) {
-      unrotate_far(z, rows, signs, [&](int row, Floats v) __attribute__((always_inline)) { deliver<delivery>(out + 16 * row, v * factor, beta); });
+      unrotate_far(z, rows, signs, [&](int row, Floats v) __attribute__((always_inline)) {
+        deliver<delivery>(out + 16 * row, v * factor, beta);
+      });
     });
   }
   return nbytes;
@@ -268,11 +286,13 @@ static int64_t rotated_decode_block(const uint8_t* in, int64_t n, Rate rate, con
 
 // ---- lloyd: no rotation, least-squares scale ----
 
-static int64_t lloyd_encode_block(const float* x, int64_t n, int32_t rate, const Key& key, uint64_t index, float gain, uint8_t* out) {
+static int64_t lloyd_encode_block(const float* x, int64_t n, int32_t rate, const Key& key, uint64_t index, float gain,
+                                  uint8_t* out) {
   float chosen[BLOCK], scaled[BLOCK];
   const int64_t k = below_one_bit(rate) ? selected(rate, index, n) : n, code_nbytes = run_nbytes(rate, index, k, 0);
   if (k < n) {
-    if (largest_bits(x, n) >= SCALE32_INFINITY) return finish_block(SCALE32_NON_FINITE, code_nbytes, out);  // though it may not be among the chosen
+    if (largest_bits(x, n) >= SCALE32_INFINITY)
+      return finish_block(SCALE32_NON_FINITE, code_nbytes, out);  // though it may not be among the chosen
     for (int64_t j = 0; j < k; ++j) chosen[j] = x[window(key, index, n, k, j).chosen];
     x = chosen;
     n = k;
@@ -288,10 +308,13 @@ static int64_t lloyd_encode_block(const float* x, int64_t n, int32_t rate, const
   const float deviation = square_root(divide(energy, static_cast<float>(n)));
   Products products;
   lloyd_encode_runs<Rotate::NO>(x, x + n, n, rate, index, divide(1.0f, deviation), true, products, out + 4);
-  return finish_block(lloyd_scale(energy, deviation, fold(products.p), fold(products.q), 1.0f, true, unusual.exponent, gain), code_nbytes, out);
+  return finish_block(
+      lloyd_scale(energy, deviation, fold(products.p), fold(products.q), 1.0f, true, unusual.exponent, gain),
+      code_nbytes, out);
 }
 
-static int64_t lloyd_decode_block(const uint8_t* in, int64_t n, int32_t rate, const Key& key, uint64_t index, float* out, const Sink& sink) {
+static int64_t lloyd_decode_block(const uint8_t* in, int64_t n, int32_t rate, const Key& key, uint64_t index,
+                                  float* out, const Sink& sink) {
   const bool part = below_one_bit(rate);
   const int64_t k = part ? selected(rate, index, n) : n, nbytes = 4 + run_nbytes(rate, index, k, 0);
   uint32_t scale;
@@ -322,9 +345,11 @@ static int64_t lloyd_decode_block(const uint8_t* in, int64_t n, int32_t rate, co
 
 // ---- hadamard+lloyd: any number of coordinates ----
 
-// A block of any size: whole, or cut into powers of two and a rest for which no rotation is Gaussian enough. The rest is rounded stochastically,
-// which is unbiased; or with the centroid scale coded without rotation, since feedback needs an error below the value itself.
-static int64_t rotated_encode_any(const float* x, int64_t n, Rate rate, const Key& key, uint64_t index, float gain, uint8_t* out) {
+// A block of any size: whole, or cut into powers of two and a rest for which no rotation is Gaussian enough. The rest
+// is rounded stochastically, which is unbiased; or with the centroid scale coded without rotation, since feedback needs
+// an error below the value itself.
+static int64_t rotated_encode_any(const float* x, int64_t n, Rate rate, const Key& key, uint64_t index, float gain,
+                                  uint8_t* out) {
   if (n == BLOCK) return rotated_encode_block(x, n, rate, key, index, gain, out);
   uint8_t* const begin = out;
   for (int64_t size = BLOCK / 2; size >= SMALLEST_ROTATION; size /= 2) {
@@ -334,11 +359,14 @@ static int64_t rotated_encode_any(const float* x, int64_t n, Rate rate, const Ke
     index += size;
   }
   const int64_t rest = n % SMALLEST_ROTATION;
-  if (rest) out += rate.centroid ? lloyd_encode_block(x, rest, rate.value, key, index, gain, out) : uniform_encode_block(x, rest, rate.value, key, index, gain, out);
+  if (rest)
+    out += rate.centroid ? lloyd_encode_block(x, rest, rate.value, key, index, gain, out)
+                         : uniform_encode_block(x, rest, rate.value, key, index, gain, out);
   return out - begin;
 }
 
-static int64_t rotated_decode_any(const uint8_t* in, int64_t n, Rate rate, const Key& key, uint64_t index, float* out, const Sink& sink) {
+static int64_t rotated_decode_any(const uint8_t* in, int64_t n, Rate rate, const Key& key, uint64_t index, float* out,
+                                  const Sink& sink) {
   if (n == BLOCK) return rotated_decode_block(in, n, rate, key, index, out, sink);
   const uint8_t* const begin = in;
   for (int64_t size = BLOCK / 2; size >= SMALLEST_ROTATION; size /= 2) {
@@ -348,7 +376,9 @@ static int64_t rotated_decode_any(const uint8_t* in, int64_t n, Rate rate, const
     index += size;
   }
   const int64_t rest = n % SMALLEST_ROTATION;
-  if (rest) in += rate.centroid ? lloyd_decode_block(in, rest, rate.value, key, index, out, sink) : uniform_decode_block(in, rest, rate.value, key, index, out, sink);
+  if (rest)
+    in += rate.centroid ? lloyd_decode_block(in, rest, rate.value, key, index, out, sink)
+                        : uniform_decode_block(in, rest, rate.value, key, index, out, sink);
   return in - begin;
 }
 

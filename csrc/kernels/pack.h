@@ -1,4 +1,5 @@
-// Bit packing (docs/wire-format.md section 3): vector form for full groups, bit strings for shorter runs. Include after a lanes_*.h.
+// Bit packing (docs/wire-format.md section 3): vector form for full groups, bit strings for shorter runs. Include after
+// a lanes_*.h.
 #pragma once
 #include <utility>
 
@@ -7,7 +8,8 @@ namespace COMMPRESS_ISA {
 
 #define COMMPRESS_INLINE inline __attribute__((always_inline))
 
-// f(i) for i = 0 .. N-1. Where lanes are registers, i is an integral_constant and the calls are unrolled; in portable C++ it is an int and this is a loop.
+// f(i) for i = 0 .. N-1. Where lanes are registers, i is an integral_constant and the calls are unrolled; in portable
+// C++ it is an int and this is a loop.
 #if defined(COMMPRESS_UNROLL)
 template <class F, int... I>
 static COMMPRESS_INLINE void each(std::integer_sequence<int, I...>, F&& f) {
@@ -24,7 +26,8 @@ static COMMPRESS_INLINE void each(F&& f) {
 }
 #endif
 
-// Rows far apart defeat the hardware's prefetchers, so the next block is asked for by hand. A prefetch may point anywhere.
+// Rows far apart defeat the hardware's prefetchers, so the next block is asked for by hand. A prefetch may point
+// anywhere.
 static COMMPRESS_INLINE void prefetch_line(const float* p) { __builtin_prefetch(p, 0, 2); }
 static COMMPRESS_INLINE void prefetch_line_to_write(const float* p) { __builtin_prefetch(p, 1, 2); }
 
@@ -58,7 +61,8 @@ template <int B>
 static COMMPRESS_INLINE Ints get(const Ints (&words)[B], int row) {
   const int k = row * B / 32, shift = row * B % 32;
   if (shift == 0) return words[k];
-  return shift + B > 32 ? shift_right(words[k], shift) | shift_left(words[k + 1], 32 - shift) : shift_right(words[k], shift);
+  return shift + B > 32 ? shift_right(words[k], shift) | shift_left(words[k + 1], 32 - shift)
+                        : shift_right(words[k], shift);
 }
 
 static void pack_string(const uint32_t* codes, int64_t n, int bits, uint8_t* out) {
@@ -86,18 +90,27 @@ static void unpack_string(const uint8_t* in, int64_t n, int bits, uint32_t* code
 template <class F>
 static COMMPRESS_INLINE void with_bits(int bits, F&& f) {
   switch (bits) {
-    case 1: return f(std::integral_constant<int, 1>{});
-    case 2: return f(std::integral_constant<int, 2>{});
-    case 3: return f(std::integral_constant<int, 3>{});
-    case 4: return f(std::integral_constant<int, 4>{});
-    case 5: return f(std::integral_constant<int, 5>{});
-    case 6: return f(std::integral_constant<int, 6>{});
-    case 7: return f(std::integral_constant<int, 7>{});
-    default: return f(std::integral_constant<int, 8>{});
+    case 1:
+      return f(std::integral_constant<int, 1>{});
+    case 2:
+      return f(std::integral_constant<int, 2>{});
+    case 3:
+      return f(std::integral_constant<int, 3>{});
+    case 4:
+      return f(std::integral_constant<int, 4>{});
+    case 5:
+      return f(std::integral_constant<int, 5>{});
+    case 6:
+      return f(std::integral_constant<int, 6>{});
+    case 7:
+      return f(std::integral_constant<int, 7>{});
+    default:
+      return f(std::integral_constant<int, 8>{});
   }
 }
 
-// What a decoder does with a value: write it, write it past the caches (it is so much that it would drive out everything else), or add it to beta times what is there.
+// What a decoder does with a value: write it, write it past the caches (it is so much that it would drive out
+// everything else), or add it to beta times what is there.
 enum class Delivery { WRITE, STREAM, ADD };
 struct Sink {
   Delivery delivery;
@@ -118,13 +131,18 @@ static COMMPRESS_INLINE void deliver(float* out, Floats value, Floats beta) {
 template <class F>
 static COMMPRESS_INLINE void with_delivery(Delivery delivery, F&& f) {
   switch (delivery) {
-    case Delivery::WRITE: return f(std::integral_constant<Delivery, Delivery::WRITE>{});
-    case Delivery::STREAM: return f(std::integral_constant<Delivery, Delivery::STREAM>{});
-    default: return f(std::integral_constant<Delivery, Delivery::ADD>{});
+    case Delivery::WRITE:
+      return f(std::integral_constant<Delivery, Delivery::WRITE>{});
+    case Delivery::STREAM:
+      return f(std::integral_constant<Delivery, Delivery::STREAM>{});
+    default:
+      return f(std::integral_constant<Delivery, Delivery::ADD>{});
   }
 }
 
-static COMMPRESS_INLINE void deliver(float* out, float value, const Sink& sink) { *out = sink.delivery == Delivery::ADD ? *out * sink.beta + value : value; }
+static COMMPRESS_INLINE void deliver(float* out, float value, const Sink& sink) {
+  *out = sink.delivery == Delivery::ADD ? *out * sink.beta + value : value;
+}
 
 static void deliver_constant(float* out, int64_t n, float value, const Sink& sink) {
   for (int64_t i = 0; i < n; ++i) deliver(out + i, value, sink);

@@ -1,4 +1,5 @@
-// The only threading seam. The kernels themselves are serial; whoever calls them cuts a payload at block boundaries and runs the pieces with a ParallelFor.
+// The only threading seam. The kernels themselves are serial; whoever calls them cuts a payload at block boundaries and
+// runs the pieces with a ParallelFor.
 #pragma once
 #include "kernels.h"
 
@@ -17,17 +18,17 @@ void for_pieces(const Payload& payload, ParallelFor parallel_for, const F& piece
     const Payload& payload;
     const F& piece;
   } context{payload, piece};
-  parallel_for(
-      (payload.numel + BLOCK - 1) / BLOCK, GRAIN_BLOCKS,
-      [](void* raw, int64_t begin, int64_t end) {
-        const Context& c = *static_cast<Context*>(raw);
-        const int64_t first = begin * BLOCK, last = end * BLOCK < c.payload.numel ? end * BLOCK : c.payload.numel;
-        Payload part = c.payload;
-        part.offset += first;
-        part.numel = last - first;
-        c.piece(part, first, payload_nbytes(c.payload.codec, c.payload.offset, first));
-      },
-      &context);
+  parallel_for((payload.numel + BLOCK - 1) / BLOCK, GRAIN_BLOCKS,
+               [](void* raw, int64_t begin, int64_t end) {
+                 const Context& c = *static_cast<Context*>(raw);
+                 const int64_t first = begin * BLOCK,
+                               last = end * BLOCK < c.payload.numel ? end * BLOCK : c.payload.numel;
+                 Payload part = c.payload;
+                 part.offset += first;
+                 part.numel = last - first;
+                 c.piece(part, first, payload_nbytes(c.payload.codec, c.payload.offset, first));
+               },
+               &context);
 }
 
 }  // namespace commpress

@@ -1,5 +1,6 @@
-// THE random source: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011), and how its counters are laid out.
-// docs/wire-format.md section 1 is the prose form. One 128-bit output serves 16 coordinates for rounding, 128 for a rotation, 4 for a selection.
+// THE random source: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011),
+// and how its counters are laid out. docs/wire-format.md section 1 is the prose form. One 128-bit output serves 16
+// coordinates for rounding, 128 for a rotation, 4 for a selection.
 #pragma once
 #include "hd.h"
 
@@ -35,7 +36,8 @@ COMMPRESS_HD Words4 philox(const Key& key, uint32_t purpose, uint32_t index) {
   return {{c0, c1, c2, c3}};
 }
 
-// Row r = i / 16 and lane i % 16 of coordinate i; `rows_per_word` rows share a vector of 16 words: 4 for rounding (a byte each), 32 for signs (a bit each).
+// Row r = i / 16 and lane i % 16 of coordinate i; `rows_per_word` rows share a vector of 16 words: 4 for rounding (a
+// byte each), 32 for signs (a bit each).
 COMMPRESS_HD uint32_t lane_word(const Key& key, uint32_t purpose, uint32_t first, uint32_t vector, uint32_t lane) {
   return philox(key, purpose, first + 8 * (vector / 2) + lane / 2).w[2 * (vector % 2) + lane % 2];
 }

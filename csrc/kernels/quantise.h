@@ -1,4 +1,5 @@
-// The maths of one coordinate and of one block: scales, codes, values. Host and device; the vector loops of the CPU compute the same, sixteen at a time.
+// The maths of one coordinate and of one block: scales, codes, values. Host and device; the vector loops of the CPU
+// compute the same, sixteen at a time.
 #pragma once
 #include "philox.h"
 #include "tables.h"
@@ -18,7 +19,8 @@ COMMPRESS_HD float from_bf16(uint16_t h) { return float_of(static_cast<uint32_t>
 
 COMMPRESS_HD uint16_t to_fp16(float x) {
   const uint32_t u = bits_of(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
-  // Below 2^-14 the result is denormal: adding 0.5 makes the float adder round to its unit 2^-24. Else rebias the exponent and round the mantissa.
+  // Below 2^-14 the result is denormal: adding 0.5 makes the float adder round to its unit 2^-24. Else rebias the
+  // exponent and round the mantissa.
   const uint32_t denormal = bits_of(float_of(a) + 0.5f) - bits_of(0.5f);
   const uint32_t normal = (a - (112u << 23) + 0xFFFu + ((a >> 13) & 1)) >> 13;
   const uint32_t finite = a < (113u << 23) ? denormal : normal > 0x7C00u ? 0x7C00u : normal;
@@ -91,13 +93,16 @@ template <int B>
 COMMPRESS_HD int32_t lloyd_code(float v) {
   using L = LloydMax<B>;
   const float last = L::CELLS - 0.0625f, p = v < -L::CELLS ? -L::CELLS : v < last ? v : last;
-  const int32_t toward_zero = static_cast<int32_t>(p), cell = toward_zero - (p < static_cast<float>(toward_zero)) + L::CELLS;
+  const int32_t toward_zero = static_cast<int32_t>(p),
+                cell = toward_zero - (p < static_cast<float>(toward_zero)) + L::CELLS;
   return L::CELL_BASE[cell] + (v >= L::CELL_THRESHOLD[cell] ? 1 : 0);
 }
 
-// Scale on the wire. energy = sum x^2 and deviation = s are of the block after multiplication by 2^-exponent; product = P, square = Q of docs/wire-format.md 4.3;
-// gram = c, the factor by which the rotations stretch. Unbiased: Vargaftik et al., "EDEN", 2022.
-COMMPRESS_HD uint32_t lloyd_scale(float energy, float deviation, float product, float square, float gram, bool centroid, int exponent, float gain) {
+// Scale on the wire. energy = sum x^2 and deviation = s are of the block after multiplication by 2^-exponent; product =
+// P, square = Q of docs/wire-format.md 4.3; gram = c, the factor by which the rotations stretch. Unbiased: Vargaftik et
+// al., "EDEN", 2022.
+COMMPRESS_HD uint32_t lloyd_scale(float energy, float deviation, float product, float square, float gram, bool centroid,
+                                  int exponent, float gain) {
   if (!(product > 0.0f)) return 0;
   const float ratio = centroid ? divide(deviation * product, gram * square) : divide(energy, deviation * product);
   const uint32_t bits = bits_of(scale_by_power(ratio, exponent) * gain);

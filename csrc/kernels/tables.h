@@ -1,5 +1,6 @@
 // Lloyd-Max quantisers of N(0,1) with 2^b levels, b = 1..8. Written by tools/make_tables.py; part of the wire format.
 // A value v in units of 1 / PER_SIGMA lies in cell floor(v), clamped to [-CELLS, CELLS); its code is CELL_BASE[] + (v >= CELL_THRESHOLD[]) at [cell + CELLS].
+// clang-format off
 #pragma once
 #include <cstdint>
 

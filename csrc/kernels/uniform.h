@@ -1,10 +1,12 @@
-// The `uniform` family: block maximum, stochastic rounding, packing; and back. Include after pack.h.
+// The `uniform` family: block maximum, stochastic rounding, packing; and back. Include after a lanes_*.h.
 #pragma once
+#include "pack.h"
 
 namespace commpress {
 namespace COMMPRESS_ISA {
 
-// Largest |x| as the bits of a float: integers order as floats do, with infinities and NaN on top, and the order of the comparisons doesn't matter.
+// Largest |x| as the bits of a float: integers order as floats do, with infinities and NaN on top, and the order of the
+// comparisons doesn't matter.
 static uint32_t largest_bits(const float* x, int64_t n) {
   Ints m = all(0u);
   const Ints mask = all(0x7FFFFFFFu);
@@ -21,7 +23,8 @@ static uint32_t largest_bits(const float* x, int64_t n) {
 }
 
 template <int B>
-static void uniform_encode_group(const float* x, const Philox& random, uint32_t counter, float multiplier, uint8_t* out) {
+static void uniform_encode_group(const float* x, const Philox& random, uint32_t counter, float multiplier,
+                                 uint8_t* out) {
   const Floats m = all(multiplier);
   Ints words[B];
   each<4>([&](auto quarter) __attribute__((always_inline)) {
@@ -39,7 +42,8 @@ static void uniform_encode_group(const float* x, const Philox& random, uint32_t 
 }
 
 // n <= 512 coordinates whose first has index `index`, all in one group. Returns the bytes written.
-static int64_t uniform_encode_run(const float* x, int64_t n, int bits, const Key& key, uint64_t index, float gain, uint8_t* out) {
+static int64_t uniform_encode_run(const float* x, int64_t n, int bits, const Key& key, uint64_t index, float gain,
+                                  uint8_t* out) {
   const int64_t nbytes = packed_nbytes(n, bits);
   const uint32_t top = largest_bits(x, n);
   float scaled[GROUP], largest = float_of(top);
@@ -62,7 +66,9 @@ static int64_t uniform_encode_run(const float* x, int64_t n, int bits, const Key
     memset(out, 0, nbytes);
   } else if (n == GROUP) {
     const Philox random(key, ROUND);
-    with_bits(bits, [&](auto b) { uniform_encode_group<b>(x, random, static_cast<uint32_t>(index / 16), scale.multiplier, out); });
+    with_bits(bits, [&](auto b) {
+      uniform_encode_group<b>(x, random, static_cast<uint32_t>(index / 16), scale.multiplier, out);
+    });
   } else {
     uint32_t codes[GROUP], words[GROUP];
     const Philox random(key, ROUND);
@@ -92,11 +98,14 @@ static void uniform_decode_group(const uint8_t* in, float step, float* out, floa
     float values[1 << B];
     for (uint32_t c = 0; c < 1u << B; ++c) values[c] = uniform_value(c, B, step);
     const Table<1 << B> table(values);
-    each<32>([&](auto row) __attribute__((always_inline)) { deliver<DELIVERY>(out + 16 * row, table[get<B>(words, row)], b); });
+    each<32>([&](auto row)
+                 __attribute__((always_inline)) { deliver<DELIVERY>(out + 16 * row, table[get<B>(words, row)], b); });
   } else {
     const Floats s = all(step), half = all(static_cast<float>(1 << (B - 1)));
     const Ints mask = all((1u << B) - 1);
-    each<32>([&](auto row) __attribute__((always_inline)) { deliver<DELIVERY>(out + 16 * row, (to_float(get<B>(words, row) & mask) - half) * s, b); });
+    each<32>([&](auto row) __attribute__((always_inline)) {
+      deliver<DELIVERY>(out + 16 * row, (to_float(get<B>(words, row) & mask) - half) * s, b);
+    });
   }
 }
 
@@ -127,11 +136,13 @@ struct Window {
 };
 static COMMPRESS_INLINE Window window(const Key& key, uint64_t start, int64_t n, int64_t k, int64_t j) {
   const int64_t begin = j * n / k, length = (j + 1) * n / k - begin;
-  return {begin + multiply_high(selection_word(key, start, static_cast<uint32_t>(j)), static_cast<uint32_t>(length)), length};
+  return {begin + multiply_high(selection_word(key, start, static_cast<uint32_t>(j)), static_cast<uint32_t>(length)),
+          length};
 }
 
 // Runs of up to 512 coordinates that make up n <= BLOCK coordinates from index `index` on.
-static int64_t uniform_encode_runs(const float* x, int64_t n, int32_t rate, const Key& key, uint64_t index, float gain, uint8_t* out) {
+static int64_t uniform_encode_runs(const float* x, int64_t n, int32_t rate, const Key& key, uint64_t index, float gain,
+                                   uint8_t* out) {
   uint8_t* const begin = out;
   for (int64_t i = 0; i < n; i += GROUP) {
     const int64_t run = n - i < GROUP ? n - i : GROUP;
@@ -140,13 +151,16 @@ static int64_t uniform_encode_runs(const float* x, int64_t n, int32_t rate, cons
   return out - begin;
 }
 
-static int64_t uniform_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uint64_t index, float* out, const Sink& sink) {
+static int64_t uniform_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uint64_t index, float* out,
+                                   const Sink& sink) {
   const uint8_t* const begin = in;
-  for (int64_t i = 0; i < n; i += GROUP) in += uniform_decode_run(in, n - i < GROUP ? n - i : GROUP, group_bits(rate, index + i), out + i, sink);
+  for (int64_t i = 0; i < n; i += GROUP)
+    in += uniform_decode_run(in, n - i < GROUP ? n - i : GROUP, group_bits(rate, index + i), out + i, sink);
   return in - begin;
 }
 
-static int64_t uniform_encode_block(const float* x, int64_t n, int32_t rate, const Key& key, uint64_t index, float gain, uint8_t* out) {
+static int64_t uniform_encode_block(const float* x, int64_t n, int32_t rate, const Key& key, uint64_t index, float gain,
+                                    uint8_t* out) {
   if (!below_one_bit(rate)) return uniform_encode_runs(x, n, rate, key, index, gain, out);
   const int64_t k = selected(rate, index, n);
   float chosen[BLOCK];
@@ -160,7 +174,8 @@ static int64_t uniform_encode_block(const float* x, int64_t n, int32_t rate, con
   return uniform_encode_runs(chosen, k, rate, key, index, gain, out);
 }
 
-static int64_t uniform_decode_block(const uint8_t* in, int64_t n, int32_t rate, const Key& key, uint64_t index, float* out, const Sink& sink) {
+static int64_t uniform_decode_block(const uint8_t* in, int64_t n, int32_t rate, const Key& key, uint64_t index,
+                                    float* out, const Sink& sink) {
   if (!below_one_bit(rate)) return uniform_decode_runs(in, n, rate, index, out, sink);
   const int64_t k = selected(rate, index, n);
   float chosen[BLOCK], block[BLOCK];

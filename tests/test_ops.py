@@ -1,0 +1,165 @@
+"""The C++ operators as torch sees them: schemas, fake kernels, argument checks, threads, the one-pass reduction."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import commpress
+from commpress import ops
+from commpress.codecs import Codec
+from commpress.errors import WireError
+
+SPECS = ["uniform:4", "uniform:0.5", "lloyd:3", "hadamard+lloyd:2", "hadamard+lloyd:1.5", "cast:bf16"]
+KEY = commpress.Key(seed=3, step=1, tensor=2)
+
+
+def normal(numel: int, seed: int) -> torch.Tensor:
+    return torch.randn(numel, generator=torch.Generator().manual_seed(seed))
+
+
+def test_opcheck():
+    x, payload = normal(1000, 0), torch.zeros(500 + 4, dtype=torch.uint8)
+    common = (3, 4_000_000, False, 1, 2, 3, 4, 0)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.commpress.encode.default, (x, payload, *common, 1.0, -1), test_utils=checks)
+    torch.ops.commpress.encode(x, payload, *common, 1.0, -1)
+    decode = torch.ops.commpress.decode.default
+    torch.library.opcheck(decode, (payload, x.clone(), *common, True, 1.0, 0.5, -1), test_utils=checks)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rate": 0}, "rate"),
+        ({"rate": 8_000_001}, "rate"),
+        ({"family": 9}, "family"),
+        ({"offset": 512}, "offset"),
+        ({"isa": 7}, "not available"),
+    ],
+)
+def test_bad_arguments_are_refused(change, message):
+    arguments = {
+        "family": 3,
+        "rate": 4_000_000,
+        "centroid": False,
+        "seed": 0,
+        "words": (0, 0, 0),
+        "offset": 0,
+        "gain": 1.0,
+        "isa": -1,
+    }
+    x, payload = normal(512, 0), torch.zeros(258, dtype=torch.uint8)
+    ops.encode(x, payload, **arguments)
+    with pytest.raises(RuntimeError, match=message):
+        ops.encode(x, payload, **{**arguments, **change})
+    with pytest.raises(RuntimeError, match="258 bytes"):
+        ops.encode(x, payload[:-1], **arguments)
+    with pytest.raises(RuntimeError, match="float32"):
+        ops.encode(x.double(), payload, **arguments)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("numel", [1, 513, 4096, 100_001])
+def test_one_pass_reduction_is_the_three_steps(spec, numel):
+    """`reduce` of a quantising codec is one operator; that of the base class is decode, encode, decode. Same bits."""
+    codec = commpress.codec(spec)
+    senders = [KEY.replace(phase=1, sender=s) for s in (2, 0, 3)]
+    payloads = [codec.encode(normal(numel, s.sender), s, offset=8192, gain=0.25) for s in senders]
+    own = normal(numel, 9)
+    key = KEY.replace(phase=2, sender=1)
+    results = []
+    for reduce in (codec.reduce, lambda *a, **k: Codec.reduce(codec, *a, **k)):
+        values, out = own.clone(), torch.full_like(payloads[0], 7)
+        assert reduce(payloads, senders, key, values=values, out=out, offset=8192, beta=0.25) is True
+        results.append((values, out))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert not torch.equal(results[0][0], own)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_one_pass_reduction_says_when_something_is_not_finite(spec):
+    codec = commpress.codec(spec)
+    x = normal(9000, 1)
+    x[5000] = float("inf")
+    payload, values = codec.encode(x, KEY), normal(9000, 2)
+    out = torch.empty_like(payload)
+    assert codec.reduce([payload], [KEY], KEY.replace(phase=2), values=values, out=out) is False
+    assert not bool(torch.isfinite(values[5000]))
+    assert bool(torch.isfinite(values[:4096]).all())
+
+
+def test_one_pass_reduction_names_the_rank_of_a_corrupt_payload_and_writes_nothing():
+    codec = commpress.codec("uniform:4")
+    senders = [KEY.replace(sender=s) for s in (4, 5)]
+    payloads = [codec.encode(normal(2000, s.sender), s) for s in senders]
+    payloads[1][1] = 0xFF  # a negative scale
+    values = normal(2000, 0)
+    before = values.clone()
+    with pytest.raises(WireError, match="rank 5"):
+        codec.reduce(payloads, senders, KEY, values=values, out=torch.empty_like(payloads[0]))
+    assert torch.equal(values, before)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_threads_do_not_change_a_byte(spec):
+    codec, x, threads = commpress.codec(spec), normal(700_000, 3), torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            payload = codec.encode(x, KEY)
+            results.append((payload, codec.decode(payload, KEY, out=torch.full_like(x, 5))))
+    finally:
+        torch.set_num_threads(threads)
+    for payload, values in results[1:]:
+        assert torch.equal(payload, results[0][0])
+        assert torch.equal(values, results[0][1])
+
+
+@pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:2", "lloyd:2"])
+def test_large_decodes_past_the_caches_are_the_small_ones(spec):
+    """From 2^20 coordinates on, values are stored past the caches; from an odd address they cannot be."""
+    codec, numel = commpress.codec(spec), (1 << 20) + 4097
+    x = normal(numel, 4)
+    payload = codec.encode(x, KEY)
+    guarded = torch.full((numel + 33,), 9.0)
+    straight = codec.decode(payload, KEY, out=torch.full_like(x, 9.0))
+    shifted = codec.decode(payload, KEY, out=guarded[1 : numel + 1])
+    cut = codec.payload_nbytes(1 << 19)
+    first = codec.decode(payload[:cut], KEY, out=torch.empty(1 << 19))
+    assert torch.equal(straight, shifted)
+    assert torch.equal(straight[: 1 << 19], first)
+    assert bool((guarded[numel + 1 :] == 9.0).all())
+    assert float(guarded[0]) == 9.0
+
+
+def test_the_gil_is_released():
+    """Another Python thread goes on while a kernel runs."""
+    program = """
+import threading, time, torch, commpress
+torch.set_num_threads(1)
+codec, key, x = commpress.codec("lloyd:8"), commpress.Key(), torch.randn(1 << 23)
+payload = codec.encode(x, key)
+ticks, running = 0, True
+def count():
+    global ticks
+    while running:
+        ticks += 1
+        time.sleep(0.001)
+thread = threading.Thread(target=count)
+thread.start()
+before = ticks
+for _ in range(5):
+    codec.encode(x, key, out=payload)
+inside = ticks - before
+running = False
+thread.join()
+assert inside >= 5, inside
+print("ticks", inside)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "ticks" in done.stdout
