@@ -13,6 +13,7 @@ from commpress.reference import _packing, _random, _rates
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 NONFINITE = 0xFFFF
+LIST = 0x8000
 BF16_MAX = float(np.float32(3.3895313892515355e38))
 FLT_MAX = np.finfo(np.float32).max
 
@@ -51,6 +52,11 @@ def step_and_inverse(a: np.float32, k: int, bits: int, gain: np.float32) -> tupl
 def encode_group(x: F32, bits: int, words: npt.NDArray[np.uint32], gain: np.float32) -> bytes:
     """One group: a bfloat16 scale and the packed codes of at most 512 values, which are rounded by ``words``."""
     empty = bytes(_rates.packed_nbytes(x.size, bits))
+    listed = x * gain
+    (where,) = np.nonzero(listed)
+    if np.count_nonzero(x[::64]) <= 4 and 1 <= where.size <= len(empty) // 6 and np.isfinite(listed[where]).all():
+        entries = b"".join(struct.pack("<Hf", i, listed[i]) for i in where)
+        return struct.pack("<H", LIST + where.size) + entries + bytes(len(empty) - len(entries))
     if not np.isfinite(x).all():
         return struct.pack("<H", NONFINITE) + empty
     a = np.abs(x).max()
@@ -71,6 +77,22 @@ def encode_group(x: F32, bits: int, words: npt.NDArray[np.uint32], gain: np.floa
     return struct.pack("<H", bits_of_bfloat16(t)) + _packing.pack(codes, bits).tobytes()
 
 
+def decode_list(data: U8, count: int, n: int) -> F32:
+    """The values of a group that lists those that are not zero. Raises WireError for an impossible list."""
+    if 6 * count > data.size - 2:
+        raise WireError(
+            f"group scale 0x{LIST + count:04x} is a list of {count} values, too long for {data.size - 2} bytes"
+        )
+    out = np.zeros(n, np.float32)
+    last = -1
+    for position, value in struct.iter_unpack("<Hf", data[2 : 2 + 6 * count].tobytes()):
+        if not last < position < n or value == 0 or not np.isfinite(value):
+            raise WireError(f"impossible entry ({position}, {value}) in a group's list")
+        out[position] = value
+        last = position
+    return out
+
+
 def decode_group(data: U8, n: int, bits: int, gain: np.float32) -> F32:
     """The values of one group; NaN throughout if it was non-finite. Raises WireError for an impossible scale."""
     (pattern,) = struct.unpack("<H", data[:2].tobytes())
@@ -78,6 +100,8 @@ def decode_group(data: U8, n: int, bits: int, gain: np.float32) -> F32:
         return np.zeros(n, np.float32)
     if pattern == NONFINITE:
         return np.full(n, np.nan, np.float32)
+    if pattern > LIST:
+        return decode_list(data, pattern - LIST, n) * gain
     if pattern > 0x7F7F:
         raise WireError(f"group scale 0x{pattern:04x} is not a positive finite bfloat16")
     t = np.uint32(pattern << 16).view(np.float32) * gain

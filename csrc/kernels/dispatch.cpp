@@ -58,11 +58,28 @@ struct Inspector {
     return below_one_bit(codec.rate) ? selected(codec.rate, index, n) : n;
   }
 
+  // Positions ascend and lie in the group, values are finite and not zero.
+  bool list_valid(int64_t count, int64_t n, int64_t nbytes) const {
+    if (count < 1 || count * LIST_ENTRY_NBYTES > nbytes) return false;
+    int64_t last = -1;
+    for (int64_t e = 0; e < count; ++e) {
+      uint16_t position;
+      uint32_t value;
+      memcpy(&position, in + 2 + LIST_ENTRY_NBYTES * e, 2);
+      memcpy(&value, in + 4 + LIST_ENTRY_NBYTES * e, 4);
+      if (position <= last || position >= n || (value & 0x7FFFFFFFu) - 1 >= SCALE32_INFINITY - 1) return false;
+      last = position;
+    }
+    return true;
+  }
+
   void uniform(int64_t index, int64_t n) {
     for (int64_t i = 0; i < n; i += GROUP) {
       uint16_t scale;
       memcpy(&scale, in, 2);
-      valid = valid && scale16_valid(scale);
+      const int64_t n_here = n - i < GROUP ? n - i : GROUP;
+      valid = valid && (scale16_valid(scale) || list_valid(scale - SCALE16_LIST, n_here,
+                                                           packed_nbytes(n_here, group_bits(codec.rate, index + i))));
       non_finite = non_finite || scale == SCALE16_NON_FINITE;
       in += run_nbytes(codec.rate, index + i, n - i < GROUP ? n - i : GROUP, 2);
     }

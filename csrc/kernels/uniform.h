@@ -41,10 +41,49 @@ static void uniform_encode_group(const float* x, const Philox& random, uint32_t 
   for (int k = 0; k < B; ++k) store(out + 64 * k, words[k]);
 }
 
+// Whether the values that are not zero fit, listed, into the bytes of the codes; if so, lists gain times them. Dense
+// groups are told by eight of their coordinates, for speed; the rule is part of the wire format.
+static bool uniform_encode_list(const float* x, int64_t n, int64_t nbytes, float gain, uint8_t* out) {
+  int seen = 0;
+  for (int64_t i = 0; i < n; i += GROUP / 8) seen += x[i] != 0.0f;
+  if (seen > 4) return false;
+  const int64_t capacity = nbytes / LIST_ENTRY_NBYTES;
+  uint16_t count = 0;
+  uint8_t list[GROUP];
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = x[i] * gain;
+    if (value == 0.0f) continue;
+    if (count == capacity || bits_of(value * 0.0f) << 1 != 0) return false;  // full, or not finite
+    const uint16_t position = static_cast<uint16_t>(i);
+    memcpy(list + LIST_ENTRY_NBYTES * count, &position, 2);
+    memcpy(list + LIST_ENTRY_NBYTES * count + 2, &value, 4);
+    ++count;
+  }
+  if (count == 0) return false;
+  const uint16_t scale = SCALE16_LIST + count;
+  memcpy(out, &scale, 2);
+  memcpy(out + 2, list, LIST_ENTRY_NBYTES * count);
+  memset(out + 2 + LIST_ENTRY_NBYTES * count, 0, nbytes - LIST_ENTRY_NBYTES * count);
+  return true;
+}
+
+// Entries that a decoder should refuse are skipped: no byte of a payload can make it write elsewhere.
+static void uniform_decode_list(const uint8_t* in, int64_t count, int64_t n, float* out, const Sink& sink) {
+  float values[GROUP];
+  memset(values, 0, 4 * n);
+  for (int64_t e = 0; e < count; ++e, in += LIST_ENTRY_NBYTES) {
+    uint16_t position;
+    memcpy(&position, in, 2);
+    if (position < n) memcpy(values + position, in + 2, 4);
+  }
+  for (int64_t i = 0; i < n; ++i) deliver(out + i, values[i] * sink.gain, sink);
+}
+
 // n <= 512 coordinates whose first has index `index`, all in one group. Returns the bytes written.
 static int64_t uniform_encode_run(const float* x, int64_t n, int bits, const Key& key, uint64_t index, float gain,
                                   uint8_t* out) {
   const int64_t nbytes = packed_nbytes(n, bits);
+  if (uniform_encode_list(x, n, nbytes, gain, out)) return 2 + nbytes;
   const uint32_t top = largest_bits(x, n);
   float scaled[GROUP], largest = float_of(top);
   UniformScale scale{0, 0.0f};
@@ -116,6 +155,9 @@ static int64_t uniform_decode_run(const uint8_t* in, int64_t n, int bits, float*
   const float step = from_bf16(code) * sink.gain;
   if (code == 0 || code == SCALE16_NON_FINITE) {
     deliver_constant(out, n, code ? float_of(0x7FC00000u) : 0.0f, sink);
+  } else if (code & SCALE16_LIST) {
+    const int64_t capacity = packed_nbytes(n, bits) / LIST_ENTRY_NBYTES, count = code - SCALE16_LIST;
+    uniform_decode_list(in, count < capacity ? count : capacity, n, out, sink);
   } else if (n == GROUP) {
     with_bits(bits, [&](auto b) {
       with_delivery(sink.delivery, [&](auto delivery) { uniform_decode_group<b, delivery>(in, step, out, sink.beta); });

@@ -20,6 +20,10 @@ struct Codec {
 };
 
 // Scales. bfloat16 for `uniform`, binary32 for the others.
+// A `uniform` group with few values that are not zero lists them instead: the scale is SCALE16_LIST plus their number,
+// followed by entries of a 16-bit position and a binary32 value, in the bytes that the codes would have had.
+constexpr uint16_t SCALE16_LIST = 0x8000;
+constexpr int64_t LIST_ENTRY_NBYTES = 6;
 constexpr uint16_t SCALE16_NON_FINITE = 0xFFFF, SCALE16_LARGEST = 0x7F7F;
 constexpr uint32_t SCALE32_NON_FINITE = 0xFFFFFFFFu, SCALE32_TWO_ROTATIONS = 0x80000000u,
                    SCALE32_INFINITY = 0x7F800000u;
