@@ -37,21 +37,7 @@ struct Squares {
   Floats most = all(0.0f);
 };
 
-static float fold(const Floats (&a)[4]) {
-  float v[16];
-  store(v, (a[0] + a[1]) + (a[2] + a[3]));
-  for (int width = 8; width; width /= 2)
-    for (int l = 0; l < width; ++l) v[l] += v[l + width];
-  return v[0];
-}
-
-static float most_of(const Floats& a) {
-  float v[16];
-  store(v, a);
-  float best = v[0];
-  for (float lane : v) best = lane > best ? lane : best;
-  return best;
-}
+static inline float fold(const Floats (&a)[4]) { return sum_lanes((a[0] + a[1]) + (a[2] + a[3])); }
 
 enum class Measure { NO, YES };
 

@@ -94,6 +94,20 @@ static inline Floats hadamard16(Floats x) {
   return {_mm256_add_ps(a, b), _mm256_sub_ps(a, b)};
 }
 
+// Sum of the lanes by halves: l and l + 8, then 4, 2, 1 apart.
+static inline float sum_lanes(Floats x) {
+  const __m256 eight = _mm256_add_ps(x.a, x.b);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+static inline float largest_lane(Floats x) {
+  const __m256 eight = _mm256_max_ps(x.a, x.b);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
 struct Philox {
   __m256i c1, c2, c3;
   uint32_t k0, k1;

@@ -93,6 +93,15 @@ static inline Floats hadamard16(Floats a) {
   return {v};
 }
 
+// Sum of the lanes by halves: l and l + 8, then 4, 2, 1 apart.
+static inline float sum_lanes(Floats a) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+static inline float largest_lane(Floats a) { return _mm512_reduce_max_ps(a.v); }
+
 struct Philox {
   __m512i c1, c2, c3;
   uint32_t k0, k1;
@@ -140,9 +149,16 @@ template <int N>
 struct SmallTable {
   __m512 t;
   explicit SmallTable(const void* p) {
-    alignas(64) float repeated[16];
-    for (int i = 0; i < 16; i += N) memcpy(repeated + i, p, 4 * N);
-    t = _mm512_load_ps(repeated);
+    if constexpr (N == 16)
+      t = _mm512_loadu_ps(p);
+    else if constexpr (N == 8)
+      t = _mm512_broadcast_f32x8(_mm256_loadu_ps(static_cast<const float*>(p)));
+    else if constexpr (N == 4)
+      t = _mm512_broadcast_f32x4(_mm_loadu_ps(static_cast<const float*>(p)));
+    else if constexpr (N == 2)
+      t = _mm512_broadcast_f32x2(_mm_castsi128_ps(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+    else
+      t = _mm512_set1_ps(*static_cast<const float*>(p));
   }
   Floats operator[](Ints i) const { return {_mm512_permutexvar_ps(i.v, t)}; }
 };

@@ -119,6 +119,22 @@ static inline Floats hadamard16(const Floats& x) {
   return {{s01 + s23, d01 + d23, s01 - s23, d01 - d23}};
 }
 
+// Sum of the lanes by halves: l and l + 8, then 4, 2, 1 apart.
+static inline float sum_lanes(const Floats& a) {
+  float v[16];
+  store(v, a);
+  for (int width = 8; width; width /= 2)
+    for (int l = 0; l < width; ++l) v[l] += v[l + width];
+  return v[0];
+}
+static inline float largest_lane(const Floats& a) {
+  float v[16];
+  store(v, a);
+  float best = v[0];
+  for (float lane : v) best = lane > best ? lane : best;
+  return best;
+}
+
 // Two vectors of random words from the counters index .. index + 7; see lane_word() in philox.h.
 struct Philox {
   Key key;

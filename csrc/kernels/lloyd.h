@@ -176,7 +176,7 @@ static int64_t rotated_encode_block(const float* x, int64_t n, Rate rate, const 
     rotate_far<Measure::YES>(scaled, rows, signs, y, squares);
     energy = fold(squares.sum);
   }
-  const bool twice = most_of(squares.most) * 32.0f > energy;
+  const bool twice = largest_lane(squares.most) * 32.0f > energy;
   const float size = static_cast<float>(n);
   if (twice) {
     rotate_near(y, rows);
