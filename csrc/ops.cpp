@@ -104,11 +104,11 @@ int64_t reduce_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_phas
   float* const x = values.mutable_data_ptr<float>();
   uint8_t* const to = out.mutable_data_ptr<uint8_t>();
   for_pieces(result, torch_parallel, [&](const Payload& piece, int64_t first, int64_t) {
-    // A few blocks at a time, so that what one pass writes the next finds in the cache.
-    for (int64_t begin = 0; begin < piece.numel; begin += CACHED_BLOCKS * BLOCK) {
+    // Block by block: what one pass writes the next finds in the first-level cache.
+    for (int64_t begin = 0; begin < piece.numel; begin += BLOCK) {
       Payload some = piece;
       some.offset += begin;
-      some.numel = piece.numel - begin < CACHED_BLOCKS * BLOCK ? piece.numel - begin : CACHED_BLOCKS * BLOCK;
+      some.numel = piece.numel - begin < BLOCK ? piece.numel - begin : BLOCK;
       const int64_t byte = payload_nbytes(result.codec, result.offset, first + begin);
       float* const here = x + first + begin;
       for (size_t i = 0; i < parts.size(); ++i) {

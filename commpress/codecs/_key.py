@@ -6,6 +6,8 @@ import dataclasses
 
 from commpress.errors import SpecError
 
+_BITS = (("seed", 64), ("step", 32), ("sender", 24), ("tensor", 32), ("phase", 4))
+
 
 @dataclasses.dataclass(frozen=True)
 class Key:
@@ -29,9 +31,10 @@ class Key:
     phase: int = 0
 
     def __post_init__(self) -> None:
-        for name, bits in (("seed", 64), ("step", 32), ("sender", 24), ("tensor", 32), ("phase", 4)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not 0 <= value < 1 << bits:
+        for (name, bits), value in zip(
+            _BITS, (self.seed, self.step, self.sender, self.tensor, self.phase), strict=True
+        ):
+            if not isinstance(value, int) or value >> bits:
                 raise SpecError(f"Key.{name} must be an integer in [0, 2^{bits}), got {value!r}")
 
     def replace(self, **changes: int) -> Key:

@@ -200,5 +200,5 @@ def all_reduce(
         source = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
         flat.view(source.shape).copy_(source)
         call = _Call(entry, plain, flat)
-    future = entry.reducer.submit(flat, codec, codec, key, op=op, observer=call, result=tensor)
-    return future if async_op else future.wait()
+    start = entry.reducer.submit if async_op else entry.reducer.run
+    return start(flat, codec, codec, key, op=op, observer=call, result=tensor)

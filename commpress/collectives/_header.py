@@ -25,6 +25,8 @@ HEADER_VERSION = 1
 _MAGIC = b"CPRSHDR\0"
 _STRUCT = struct.Struct("<8sHHIIBBHQQQIIII16s32s96s96s80s128s")
 assert _STRUCT.size == HEADER_NBYTES
+_NUMBERS = struct.Struct("<QQQIII")
+_RANK_LINK = struct.Struct("<I40xI")
 _OPS = ("sum", "mean")
 _DTYPES = (torch.float32, torch.float64)
 
@@ -88,6 +90,19 @@ def write(header: Header, out: torch.Tensor) -> None:
         _cut(header.reason, 128),
     )
     out.numpy()[:] = memoryview(data)
+
+
+def renumber(out: memoryview, sequence: int, numel: int, seed: int, step: int, tensor: int, link: int) -> None:
+    """Changes the numbers of the header that `out` holds."""
+    _NUMBERS.pack_into(out, 24, sequence, numel, seed, step, tensor, link)
+
+
+def link_if_same(header: memoryview, mine: memoryview, rank: int) -> int:
+    """The link speed in the header that `rank` sent if it agrees with mine in everything that must agree; otherwise, or in doubt, -1."""
+    if header[:12] != mine[:12] or header[16:56] != mine[16:56] or header[60:] != mine[60:]:
+        return -1
+    sender, link = _RANK_LINK.unpack_from(header, 12)
+    return link if sender == rank else -1
 
 
 def _text(field: bytes) -> str:

@@ -14,7 +14,7 @@ VERDICT_NBYTES = 128
 _VERDICT = struct.Struct("<4sBBHQ112s")
 assert _VERDICT.size == VERDICT_NBYTES
 _MAGIC = b"CPRV"
-_PIECE_BLOCKS = 256  # codec calls work on 4 MiB of fp32 at a time: what one wrote the next finds in the cache
+_PIECE_BLOCKS = 256  # 4 MiB of fp32
 _MAX_CHUNKS = 64
 
 
@@ -31,19 +31,24 @@ def chunk_count(numel: int, world_size: int, block_nbytes: int, chunk_nbytes: in
     return max(1, min(_MAX_CHUNKS, shard_blocks, round(shard_blocks * block_nbytes / chunk_nbytes)))
 
 
+Piece = tuple[int, int, torch.Tensor]  # start, stop, payload
+
+
 @final
 class Message:
     """A buffer for one message: verdict prefix, then the payload of coordinates [start, stop).
 
     Attributes:
-        data: the whole message, uint8. pieces: (start, stop, payload view) of the codec calls that fill or read it. nbytes_payload: without the prefix.
+        data: the whole message, uint8. whole: [(start, stop, payload view)], or nothing. pieces: the same in parts whose values fit into a second-level cache, for work in
+            several passes. nbytes_payload: without the prefix.
     """
 
-    __slots__ = ("_memory", "data", "nbytes_payload", "pieces")
+    __slots__ = ("_memory", "data", "nbytes_payload", "pieces", "whole")
 
-    def __init__(self, data: torch.Tensor, pieces: list[tuple[int, int, torch.Tensor]]) -> None:
+    def __init__(self, data: torch.Tensor, pieces: list[Piece]) -> None:
         self.data = data
         self.pieces = pieces
+        self.whole = [(pieces[0][0], pieces[-1][1], data[VERDICT_NBYTES:])] if pieces else []
         self.nbytes_payload = data.numel() - VERDICT_NBYTES
         self._memory = memoryview(data.numpy())[:VERDICT_NBYTES]
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from commpress.collectives._pipeline import Job, Pipeline
+from commpress.collectives._job import Job
+from commpress.collectives._pipeline import Pipeline
 from commpress.collectives.communicator import Communicator
 from commpress.collectives.observer import Observer
 from commpress.errors import StateError, TensorError
@@ -92,6 +93,41 @@ class Reducer:
             TensorError: `flat` or `op` is not as above.
             StateError: closed, failed before, or used in a forked process.
         """
+        with self._lock:
+            job = self._job(flat, codec1, codec2, key, op, observer, plan, result)
+            self._pipeline.submit(job)
+        return job.future
+
+    def run(
+        self,
+        flat: torch.Tensor,
+        codec1: Any,
+        codec2: Any,
+        key: Key,
+        *,
+        op: str = "mean",
+        observer: Observer | None = None,
+        plan: str | None = None,
+        result: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Like `submit`, but waits and returns the future's value or raises its error; on the caller's thread where that is faster. The observer must not call the reducer."""
+        with self._lock:
+            job = self._job(flat, codec1, codec2, key, op, observer, plan, result)
+            self._pipeline.run(job)
+        return job.future.wait()
+
+    def _job(
+        self,
+        flat: torch.Tensor,
+        codec1: Any,
+        codec2: Any,
+        key: Key,
+        op: str,
+        observer: Observer | None,
+        plan: str | None,
+        result: torch.Tensor | None,
+    ) -> Job:
+        """Checks everything and takes the next sequence number. With the lock held."""
         if flat.device.type != "cpu":
             raise TensorError(f"tensors must be on the CPU, got {flat.device}: the CUDA kernels come later")
         if flat.dtype not in (torch.float32, torch.float64) or flat.dim() != 1 or not flat.is_contiguous():
@@ -100,27 +136,17 @@ class Reducer:
             )
         if op not in ("mean", "sum"):
             raise TensorError(f"op must be 'mean' or 'sum', got {op!r}")
-        with self._lock:
-            if self._closed:
-                raise StateError("the reducer is closed")
-            if self._pid != os.getpid():
-                raise StateError("a reducer does not survive fork: its threads are in the parent")
-            if self._pipeline.error is not None:
-                raise StateError(f"an earlier submission failed: {self._pipeline.error}") from self._pipeline.error
-            job = Job(
-                flat.detach(),
-                codec1,
-                codec2,
-                key,
-                op,
-                observer or Observer(),
-                self._sequence,
-                self._plan if plan is None else plan,
-            )
-            job.result = flat if result is None else result
-            self._sequence += 1
-            self._pipeline.submit(job)
-        return job.future
+        if self._closed:
+            raise StateError("the reducer is closed")
+        if self._pid != os.getpid():
+            raise StateError("a reducer does not survive fork: its threads are in the parent")
+        if self._pipeline.error is not None:
+            raise StateError(f"an earlier submission failed: {self._pipeline.error}") from self._pipeline.error
+        text = self._plan if plan is None else plan
+        job = Job(flat.detach(), codec1, codec2, key, op, observer or Observer(), self._sequence, text)
+        job.result = flat if result is None else result
+        self._sequence += 1
+        return job
 
     def close(self) -> None:
         """Waits for what is in flight (at most twice the timeout), joins the threads and closes the channels. Twice does no harm."""

@@ -1,11 +1,9 @@
 // Sixteen lanes in AVX2 with FMA: two registers of eight. Operation by operation the same as lanes_plain.h.
 #pragma once
 #define COMMPRESS_UNROLL
-#include <immintrin.h>
-
 #include <type_traits>
 
-#include "philox.h"
+#include "lanes_x86.h"
 #include "quantise.h"
 
 namespace commpress {
@@ -95,28 +93,34 @@ static inline Floats hadamard16(Floats x) {
 }
 
 // Sum of the lanes by halves: l and l + 8, then 4, 2, 1 apart.
-static inline float sum_lanes(Floats x) {
-  const __m256 eight = _mm256_add_ps(x.a, x.b);
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
+static inline float sum_lanes(Floats x) { return sum8(_mm256_add_ps(x.a, x.b)); }
 static inline float largest_lane(Floats x) {
   const __m256 eight = _mm256_max_ps(x.a, x.b);
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+static inline uint32_t largest_lane(Ints x) {
+  const __m256i eight = _mm256_max_epu32(x.a, x.b);
+  const __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4E));
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32(two, 0xB1))));
+}
+
+// A constant that the compiler keeps, in a register or in memory, instead of making it anew at every use.
+static inline Ints kept(Ints x) {
+  __asm__("" : "+x"(x.a), "+x"(x.b));
+  return x;
+}
 
 struct Philox {
   __m256i c1, c2, c3;
-  uint32_t k0, k1;
+  RoundKeys keys;
   Philox(const Key& key, uint32_t purpose)
       : c1(_mm256_set1_epi64x(key.step)),
         c2(_mm256_set1_epi64x(key.sender_phase | purpose)),
         c3(_mm256_set1_epi64x(key.tensor)),
-        k0(static_cast<uint32_t>(key.seed)),
-        k1(static_cast<uint32_t>(key.seed >> 32)) {}
+        keys(key.seed) {}
 
   // One 32-bit word of each of four counters lies in the low half of a 64-bit lane; the high halves hold leftovers that
   // vpmuludq ignores.
@@ -125,16 +129,15 @@ struct Philox {
     __m256i a =
         _mm256_cvtepu32_epi64(_mm_add_epi32(_mm_set1_epi32(static_cast<int>(index)), _mm_setr_epi32(0, 1, 2, 3)));
     __m256i b = c1, c = c2, d = c3;
-    uint32_t key0 = k0, key1 = k1;
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
       const __m256i p0 = _mm256_mul_epu32(a, m0), p1 = _mm256_mul_epu32(c, m1);
-      a = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), b), _mm256_set1_epi64x(key0));
-      c = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), d), _mm256_set1_epi64x(key1));
+      a = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), b),
+                           _mm256_set1_epi64x(static_cast<long long>(keys.first[round])));
+      c = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), d),
+                           _mm256_set1_epi64x(static_cast<long long>(keys.second[round])));
       b = p1;
       d = p0;
-      key0 += PHILOX_W0;
-      key1 += PHILOX_W1;
     }
     first = _mm256_blend_epi32(a, _mm256_slli_epi64(b, 32), 0xAA);
     second = _mm256_blend_epi32(c, _mm256_slli_epi64(d, 32), 0xAA);

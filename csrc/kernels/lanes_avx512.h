@@ -1,11 +1,9 @@
 // Sixteen lanes in AVX-512 (F, BW, DQ, VL). Operation by operation the same as lanes_plain.h.
 #pragma once
 #define COMMPRESS_UNROLL
-#include <immintrin.h>
-
 #include <type_traits>
 
-#include "philox.h"
+#include "lanes_x86.h"
 #include "quantise.h"
 
 namespace commpress {
@@ -95,22 +93,25 @@ static inline Floats hadamard16(Floats a) {
 
 // Sum of the lanes by halves: l and l + 8, then 4, 2, 1 apart.
 static inline float sum_lanes(Floats a) {
-  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  return sum8(_mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)));
 }
+static inline uint32_t largest_lane(Ints a) { return _mm512_reduce_max_epu32(a.v); }
 static inline float largest_lane(Floats a) { return _mm512_reduce_max_ps(a.v); }
+
+// A constant that the compiler keeps, in a register or in memory, instead of making it anew at every use.
+static inline Ints kept(Ints a) {
+  __asm__("" : "+v"(a.v));
+  return a;
+}
 
 struct Philox {
   __m512i c1, c2, c3;
-  uint32_t k0, k1;
+  RoundKeys keys;
   Philox(const Key& key, uint32_t purpose)
       : c1(_mm512_set1_epi64(key.step)),
         c2(_mm512_set1_epi64(key.sender_phase | purpose)),
         c3(_mm512_set1_epi64(key.tensor)),
-        k0(static_cast<uint32_t>(key.seed)),
-        k1(static_cast<uint32_t>(key.seed >> 32)) {}
+        keys(key.seed) {}
 
   // One 32-bit word of each of eight counters lies in the low half of a 64-bit lane; the high halves hold leftovers
   // that vpmuludq ignores.
@@ -119,17 +120,16 @@ struct Philox {
     __m512i a = _mm512_cvtepu32_epi64(
         _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(index)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
     __m512i b = c1, c = c2, d = c3;
-    uint32_t key0 = k0, key1 = k1;
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
       const __m512i p0 = _mm512_mul_epu32(a, m0), p1 = _mm512_mul_epu32(c, m1);
       // The high words come down by a shuffle: shifts would crowd the one port that also multiplies.
-      a = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p1, _MM_PERM_DDBB), b, _mm512_set1_epi64(key0), 0x96);
-      c = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p0, _MM_PERM_DDBB), d, _mm512_set1_epi64(key1), 0x96);
+      a = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p1, _MM_PERM_DDBB), b, _mm512_set1_epi64(keys.first[round]),
+                                    0x96);
+      c = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p0, _MM_PERM_DDBB), d, _mm512_set1_epi64(keys.second[round]),
+                                    0x96);
       b = p1;
       d = p0;
-      key0 += PHILOX_W0;
-      key1 += PHILOX_W1;
     }
     first.v = _mm512_mask_shuffle_epi32(a, 0xAAAA, b, _MM_PERM_CCAA);
     second.v = _mm512_mask_shuffle_epi32(c, 0xAAAA, d, _MM_PERM_CCAA);

@@ -134,6 +134,14 @@ static inline float largest_lane(const Floats& a) {
   for (float lane : v) best = lane > best ? lane : best;
   return best;
 }
+static inline uint32_t largest_lane(const Ints& a) {
+  uint32_t v[16], best = 0;
+  store(v, a);
+  for (uint32_t lane : v) best = lane > best ? lane : best;
+  return best;
+}
+
+static inline const Ints& kept(const Ints& a) { return a; }
 
 // Two vectors of random words from the counters index .. index + 7; see lane_word() in philox.h.
 struct Philox {

@@ -8,7 +8,6 @@ namespace commpress {
 // Runs body(context, begin, end) over pieces of [0, count) that are at least `grain` long.
 using ParallelFor = void (*)(int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context);
 
-constexpr int64_t CACHED_BLOCKS = 8;  // 128 KiB of values stay in a second-level cache
 constexpr int64_t GRAIN_BLOCKS = 32;  // 128 Ki coordinates: about 50 us of work, well above what waking a thread costs
 
 // Calls piece(sub-payload, first coordinate, first byte) for block-aligned parts of the payload.

@@ -10,43 +10,54 @@ namespace COMMPRESS_ISA {
 static uint32_t largest_bits(const float* x, int64_t n) {
   Ints m = all(0u);
   const Ints mask = all(0x7FFFFFFFu);
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) m = larger(m, bits(load(x + i)) & mask);
-  uint32_t lanes[16], best = 0;
-  store(lanes, m);
-  for (uint32_t lane : lanes) best = lane > best ? lane : best;
-  for (; i < n; ++i) {
+  const int64_t rows = n / 16;
+  for (int64_t row = 0; row < rows; ++row) m = larger(m, bits(load(x + 16 * row)) & mask);
+  uint32_t best = largest_lane(m);
+  for (int64_t i = 16 * rows; i < n; ++i) {
     const uint32_t a = bits_of(x[i]) & 0x7FFFFFFFu;
     best = a > best ? a : best;
   }
   return best;
 }
 
+// The top bit of every code of word `k`: adding half the code's range to a sum is the same as flipping it afterwards.
+constexpr uint32_t top_bits(int bits, int k) {
+  uint32_t word = 0;
+  for (int i = 0; i < 32; ++i) word |= static_cast<uint32_t>((32 * k + i) % bits == bits - 1) << i;
+  return word;
+}
+
 template <int B>
 static void uniform_encode_group(const float* x, const Philox& random, uint32_t counter, float multiplier,
                                  uint8_t* out) {
   const Floats m = all(multiplier);
+  const Ints mask = kept(all(uniform_noise_mask(B)));
   Ints words[B];
   each<4>([&](auto quarter) __attribute__((always_inline)) {
     Ints random_words[2];
     random(counter + 8 * quarter, random_words[0], random_words[1]);
     each<8>([&](auto i) __attribute__((always_inline)) {
       const int row = 8 * quarter + i;
-      prefetch_line(x + 16 * row + 2 * GROUP);
-      const Ints fixed = rounded(load(x + 16 * row) * m);
-      const Ints noise = rotate_bytes(random_words[i / 4], i) & all(uniform_noise_mask(B));
-      put_top<B>(words, row, fixed + noise + all(uniform_half(B)));
+      prefetch_line(x + 16 * row + 4 * GROUP);
+      Ints sum = rounded(load(x + 16 * row) * m) + (rotate_bytes(random_words[i / 4], i) & mask);
+      if constexpr (B == 1) sum = sum + all(uniform_half(1));
+      put_top<B>(words, row, sum);
     });
   });
-  for (int k = 0; k < B; ++k) store(out + 64 * k, words[k]);
+  for (int k = 0; k < B; ++k) store(out + 64 * k, B == 1 ? words[k] : words[k] ^ all(top_bits(B, k)));
+}
+
+// Whether more than four of eight coordinates, evenly spaced, are not zero.
+static COMMPRESS_INLINE bool uniform_dense(const float* x, int64_t n) {
+  int seen = 0;
+  for (int64_t i = 0; i < n; i += GROUP / 8) seen += (bits_of(x[i]) << 1) != 0;
+  return seen > 4;
 }
 
 // Whether the values that are not zero fit, listed, into the bytes of the codes; if so, lists gain times them. Dense
 // groups are told by eight of their coordinates, for speed; the rule is part of the wire format.
 static bool uniform_encode_list(const float* x, int64_t n, int64_t nbytes, float gain, uint8_t* out) {
-  int seen = 0;
-  for (int64_t i = 0; i < n; i += GROUP / 8) seen += x[i] != 0.0f;
-  if (seen > 4) return false;
+  if (uniform_dense(x, n)) return false;
   const int64_t capacity = nbytes / LIST_ENTRY_NBYTES;
   uint16_t count = 0;
   uint8_t list[GROUP];
@@ -182,13 +193,37 @@ static COMMPRESS_INLINE Window window(const Key& key, uint64_t start, int64_t n,
           length};
 }
 
+// The scale of a group whose values need no care: it is whole, dense, finite, neither huge nor tiny. Otherwise a
+// multiplier of zero.
+static COMMPRESS_INLINE UniformScale uniform_plain_scale(const float* x, int64_t n, int32_t rate, uint64_t index,
+                                                         float gain) {
+  if (n < GROUP) return {0, 0.0f};
+  const float largest = float_of(largest_bits(x, GROUP));
+  if (!ordinary(largest) || !uniform_dense(x, GROUP)) return {0, 0.0f};
+  return uniform_scale(largest, 0, group_bits(rate, index), gain);
+}
+
 // Runs of up to 512 coordinates that make up n <= BLOCK coordinates from index `index` on.
 static int64_t uniform_encode_runs(const float* x, int64_t n, int32_t rate, const Key& key, uint64_t index, float gain,
                                    uint8_t* out) {
   uint8_t* const begin = out;
+  const Philox random(key, ROUND);
+  UniformScale scale = uniform_plain_scale(x, n, rate, index, gain);
   for (int64_t i = 0; i < n; i += GROUP) {
-    const int64_t run = n - i < GROUP ? n - i : GROUP;
-    out += uniform_encode_run(x + i, run, group_bits(rate, index + i), key, index + i, gain, out);
+    const int bits = group_bits(rate, index + i);
+    if (scale.multiplier == 0.0f) {
+      out += uniform_encode_run(x + i, n - i < GROUP ? n - i : GROUP, bits, key, index + i, gain, out);
+      scale = uniform_plain_scale(x + i + GROUP, n - i - GROUP, rate, index + i + GROUP, gain);
+      continue;
+    }
+    // One group ahead: the divisions in a scale take long.
+    const UniformScale next = uniform_plain_scale(x + i + GROUP, n - i - GROUP, rate, index + i + GROUP, gain);
+    memcpy(out, &scale.code, 2);
+    with_bits(bits, [&](auto b) {
+      uniform_encode_group<b>(x + i, random, static_cast<uint32_t>((index + i) / 16), scale.multiplier, out + 2);
+    });
+    out += 2 + 64 * bits;
+    scale = next;
   }
   return out - begin;
 }

@@ -175,9 +175,9 @@ def test_groups():
 def disagree_worker(rank: int, size: int, what: str) -> str:
     odd = rank == 1
     if what == "version" and odd:
-        from commpress.collectives import _pipeline
+        from commpress.collectives import _greeting
 
-        _pipeline.__version__ = "0.0.7"
+        _greeting.__version__ = "0.0.7"
     codec = Grid("grid:2" if what == "codec" and odd else "grid:4")
     tensor = torch.ones(5_001 if what == "numel" and odd else 5_000)
     try:
@@ -218,7 +218,7 @@ def killed_worker(rank: int, size: int, how: str) -> str:
 
     class Fatal(Grid):
         def encode(self, x, key, **options):
-            if victim and key.step == 2 and key.phase == 1 and options["offset"] > 0:
+            if victim and key.step == 2 and key.phase == 1:
                 if how == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 if how == "sleep":

@@ -1,0 +1,61 @@
+"""Posting messages and waiting for them, with errors that say who, when and where."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+
+from commpress.collectives._job import Job
+from commpress.collectives._layout import Message
+from commpress.collectives.communicator import ChannelError, Communicator, Handle
+from commpress.errors import PeerError
+
+
+@final
+class Line:
+    """The channel of one phase.
+
+    Args:
+        comm: the channel. phase: 1 or 2, for messages. timeout: seconds that a wait may take.
+    """
+
+    def __init__(self, comm: Communicator, phase: int, timeout: float) -> None:
+        self.comm = comm
+        self._phase = phase
+        self._timeout = timeout
+
+    def isend(self, job: Job, data: torch.Tensor, peer: int) -> Handle:
+        """Starts sending. Raises PeerError."""
+        try:
+            return self.comm.isend(data, peer)
+        except ChannelError as problem:
+            raise self._failure(job, peer, problem) from None
+
+    def irecv(self, job: Job, data: torch.Tensor, peer: int) -> Handle:
+        """Posts a receive. Raises PeerError."""
+        try:
+            return self.comm.irecv(data, peer)
+        except ChannelError as problem:
+            raise self._failure(job, peer, problem) from None
+
+    def receive(self, job: Job, messages: list[Message | None], peers: list[int]) -> list[Handle | None]:
+        """Posts one receive for each message that there is."""
+        return [
+            None if message is None else self.irecv(job, message.data, peer)
+            for message, peer in zip(messages, peers, strict=True)
+        ]
+
+    def wait(self, job: Job, peer: int, handle: Handle) -> None:
+        """Waits for a message from or to `peer`. Raises PeerError."""
+        try:
+            handle.wait(self._timeout)
+        except ChannelError as problem:
+            raise self._failure(job, peer, problem) from None
+
+    def _failure(self, job: Job, peer: int, problem: ChannelError) -> PeerError:
+        if problem.timed_out:
+            text = f"rank {peer} was silent for {self._timeout:g} s ({problem})"
+        else:
+            text = f"rank {peer} is gone: {problem}; it died, or gave up after an error of its own (see its log)"
+        return PeerError(f"{text}: {job.where(self.comm.rank, self._phase)}")
