@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from commpress.collectives import Sent, mss_of, mtu_of, read_counters
 from commpress.errors import SpecError, StateError
 from commpress.experiments import (
     ByteGPT,
@@ -29,7 +30,6 @@ from commpress.experiments import (
     _traffic,
     file_name,
     plot,
-    read_counters,
     read_run,
     standard_library,
     table,
@@ -174,7 +174,7 @@ def test_settings_refuse_nonsense() -> None:
 
 def fake_counters(path: pathlib.Path, **values: int) -> None:
     lines = [
-        f"{name:>6}: {111 + i} 2 3 4 5 6 7 8 {value} 10 11 12 13 14 15 16"
+        f"{name:>6}: {111 + i} 2 3 4 5 6 7 8 {value} {value // 1000} 11 12 13 14 15 16"
         for i, (name, value) in enumerate(values.items())
     ]
     path.write_text("\n".join(["Inter-|   Receive | Transmit", " face |bytes    packets |bytes", *lines]) + "\n")
@@ -196,7 +196,7 @@ def test_the_meter_counts_its_windows_alone_and_takes_the_busiest(
 
 
 def test_traffic_of_ranks_that_share_an_interface_is_divided() -> None:
-    assert _traffic.Traffic("lo", 3000, 4).per_rank == 750
+    assert _traffic.Traffic("lo", 3000, 2, 4).per_rank == 750
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts bytes by interface in /proc")
@@ -205,13 +205,13 @@ def test_the_kernel_counts_what_a_socket_sends() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         peer, _ = server.accept()
         with peer:
-            before = read_counters()["lo"]
+            before = read_counters()["lo"].nbytes
             received = 0
             for _ in range(size // 4096):
                 client.sendall(b"x" * 4096)
                 received += len(peer.recv(4096, socket.MSG_WAITALL))
     assert received == size
-    assert read_counters()["lo"] - before >= size
+    assert read_counters()["lo"].nbytes - before >= size
 
 
 # -- what is claimed
@@ -232,16 +232,25 @@ def test_claims_add_up_over_steps(tmp_path: pathlib.Path) -> None:
 
 
 def test_framing_follows_the_packet_size() -> None:
-    small, large = framed_bytes(600_000, 4, 1500), framed_bytes(600_000, 4, 65536)
+    small, large = framed_bytes(600_000, 4, 1448), framed_bytes(600_000, 4, 65484)
     assert 1.04 * 600_000 < small < 1.08 * 600_000
     assert 600_000 < large < 1.01 * 600_000
-    assert framed_bytes(0, 0, 1500) == 0
+    assert framed_bytes(0, 0, 1448) == 0
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for the packet size")
 def test_the_packet_size_of_an_interface() -> None:
-    assert _traffic.mtu_of("lo") > 1500
-    assert _traffic.mtu_of("no-such-if") == 1500
+    assert mtu_of("lo") > 1500
+    assert mtu_of("no-such-if") == 1500
+
+
+def test_the_frame_size_follows_from_bytes_and_packets() -> None:
+    assert mss_of(Sent(10_000 * 1514, 10_000), 1500) == 1448  # every packet is a frame
+    assert mss_of(Sent(10_000 * 1514 + 20_000 * 114, 30_000), 1500, notices=20_000) == 1448
+    assert mss_of(Sent(15_000_000, 1000), 1500) == 15_000 - 66  # cut behind the counter
+    assert mss_of(Sent(15_000_000, 100), 1500) == 65160
+    assert mss_of(Sent(15_000_000, 400), 65536) == 65484  # loopback
+    assert mss_of(Sent(0, 0), 9000) == 8948
 
 
 # -- checkpoints

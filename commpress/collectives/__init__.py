@@ -29,8 +29,8 @@ An `Observer` sees one submission; every method has a default that does nothing,
     failed(error)                  instead of `complete`; discard.
 Own shards are never quantised in phase 1; `shard_bounds(numel, world_size, rank)` gives their limits.
 
-`Report`: numel, world_size, codecs, chunks; bytes_payload1, bytes_payload2, bytes_header (sent by this rank), messages; wire_bytes (estimate with framing, see
-`wire_nbytes`); seconds_queue, _prepare, _header, _encode1, _wait1, _decode1, _encode2, _wait2, _decode2, _total; nonfinite (the result holds a NaN or an infinity:
+`Report`: numel, world_size, codecs, chunks; bytes_payload1, bytes_payload2, bytes_header (sent by this rank), messages; wire_bytes (with framing, see
+`wire_nbytes`) and the mss behind it; seconds_queue, _prepare, _header, _encode1, _wait1, _decode1, _encode2, _wait2, _decode2, _total; nonfinite (the result holds a NaN or an infinity:
 the same on all ranks); link_bytes_per_second.
 
 World size 1: nothing is encoded or sent; `prepare` and `complete` are called, the tensor stays as it is (mean and sum).
@@ -39,6 +39,7 @@ World size 1: nothing is encoded or sent; `prepare` and `complete` are called, t
 from commpress.collectives._accounting import Report, wire_nbytes
 from commpress.collectives._all_reduce import all_reduce, close, group_timeout, last_report, make_channels
 from commpress.collectives._fake import FakeCommunicator, FakeWorld
+from commpress.collectives._framing import Sent, mss_of, mtu_of, read_counters
 from commpress.collectives._layout import shard_bounds
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
@@ -54,12 +55,16 @@ __all__ = [
     "Observer",
     "Reducer",
     "Report",
+    "Sent",
     "TorchCommunicator",
     "all_reduce",
     "close",
     "group_timeout",
     "last_report",
     "make_channels",
+    "mss_of",
+    "mtu_of",
+    "read_counters",
     "shard_bounds",
     "wire_nbytes",
 ]

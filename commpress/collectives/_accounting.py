@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import final
 
 GLOO_PREAMBLE_NBYTES = 48
 MSS = 1448
+NOTICE_FRAME_NBYTES = 114  # gloo's notice of 48 bytes in a frame of its own
 FRAME_NBYTES = 66  # Ethernet 14, IPv4 20, TCP 20 and its timestamp option 12
 
 
@@ -21,7 +23,8 @@ class Report:
         bytes_payload1, bytes_payload2: encoded bytes sent in phase 1 (to the shards' owners) and phase 2 (the own reduced shard, once for each other rank).
         bytes_header: headers and verdict prefixes sent.
         messages: number of messages sent; bytes_received, messages_received: the other direction, everything included.
-        wire_bytes: estimate of what leaves the network interface, see `wire_nbytes`.
+        mss: TCP data bytes per frame as the interface counts them, learned from its packet counter once 256 KiB are sent; Ethernet's 1448 before.
+        wire_bytes: what the network interface counts as sent, by `wire_nbytes` with that `mss`.
         seconds_queue: between `submit` and the start. seconds_prepare: the observer's `prepare`. seconds_header: waiting for headers.
         seconds_encode1, seconds_decode1, seconds_encode2, seconds_decode2: codec calls (with the observer's `encoded` and `reduced`).
         seconds_wait1, seconds_wait2: waiting for messages (phase 2: for the own shard's reduction too). seconds_total: from the start to the end.
@@ -53,6 +56,7 @@ class Report:
     seconds_total: float = 0.0
     nonfinite: bool = False
     link_bytes_per_second: float = 0.0
+    mss: float = MSS
 
     @property
     def bytes_sent(self) -> int:
@@ -62,11 +66,11 @@ class Report:
     @property
     def wire_bytes(self) -> int:
         """`wire_nbytes` of what this submission sent and received."""
-        return wire_nbytes(self.bytes_sent, self.messages, self.bytes_received, self.messages_received)
+        return wire_nbytes(self.bytes_sent, self.messages, self.bytes_received, self.messages_received, mss=self.mss)
 
 
 def wire_nbytes(
-    sent: int, messages: int, received: int = 0, messages_received: int = 0, *, mss: int = MSS, acks: float = 0.05
+    sent: int, messages: int, received: int = 0, messages_received: int = 0, *, mss: float = MSS, acks: float = 0.05
 ) -> int:
     """Bytes that leave an Ethernet interface when gloo sends `messages` messages of `sent` bytes in all, and receives those of the peers.
 
@@ -79,10 +83,10 @@ def wire_nbytes(
     Args:
         sent, messages: what this rank handed to the communicator. received, messages_received: what it got.
         mss: TCP data bytes per frame: 1448 at an MTU of 1500. An interface whose sender-side segmentation happens behind the counter (TSO/GSO without a
-            shaper that splits) counts up to 64 KiB as one frame: pass `mss=65160`; the wire itself still carries 1448.
+            shaper that splits) counts up to 64 KiB as one frame (`Report.mss` is what a run learned); the wire itself still carries 1448.
         acks: empty acknowledgements per full frame received. Traffic goes both ways at once, so nearly all of them ride on data; one way only it would be 0.5.
     """
-    frames = -(-(sent + GLOO_PREAMBLE_NBYTES * messages) // mss) if sent else 0
+    frames = math.ceil((sent + GLOO_PREAMBLE_NBYTES * messages) / mss) if sent else 0
     notices = messages + messages_received
     acknowledgements = round(acks * received / mss)
     data = sent + GLOO_PREAMBLE_NBYTES * (messages + notices)

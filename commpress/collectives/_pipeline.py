@@ -17,6 +17,7 @@ from typing import Any, final
 
 import torch
 
+from commpress.collectives._framing import FramingMeter
 from commpress.collectives._greeting import AgreedError, Greeting
 from commpress.collectives._job import Job
 from commpress.collectives._layout import BLOCK, LayoutPool, Message, chunk_count
@@ -42,6 +43,7 @@ class Pipeline:
         self._line2 = Line(comm2, 2, timeout)
         self._greeting = Greeting(self._line1)
         self._meter = LinkMeter()
+        self._framing = FramingMeter()
         self._layouts = LayoutPool()
         self._broken = False
         self._phases_ahead = 0  # that the threads have been given and have not ended
@@ -294,6 +296,7 @@ class Pipeline:
         report.seconds_wait2 += self._wait_all(job, self._line2, sends)
         now = clock()
         report.nonfinite = job.nonfinite
+        report.mss = self._framing.record(report.bytes_sent, report.messages + report.messages_received)
         # On one thread nothing happened while it waited; on two, compute and wire overlap, and the whole time is the best bound.
         seconds = report.seconds_wait1 + report.seconds_wait2 if job.here else now - job.link_start
         report.link_bytes_per_second = self._meter.record(max(report.bytes_sent, report.bytes_received), seconds)

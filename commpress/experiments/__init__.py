@@ -14,7 +14,7 @@ from commpress.experiments._records import BASELINES, RecordError, Run, RunWrite
 from commpress.experiments._report import table
 from commpress.experiments._settings import QUICK, Settings
 from commpress.experiments._text import Corpus, CorpusError, standard_library
-from commpress.experiments._traffic import Traffic, TrafficMeter, read_counters
+from commpress.experiments._traffic import Traffic, TrafficMeter
 
 __all__ = [
     "BASELINES",
@@ -38,7 +38,6 @@ __all__ = [
     "launch",
     "plot",
     "process_group",
-    "read_counters",
     "read_run",
     "standard_library",
     "table",

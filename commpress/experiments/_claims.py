@@ -10,7 +10,6 @@ from typing import Any, final
 from commpress.collectives import wire_nbytes
 from commpress.telemetry import JsonlSink, Sink
 
-_TCP_IP_HEADERS = 52  # of each packet, with TCP's timestamps
 _BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}
 
 
@@ -19,12 +18,8 @@ def baseline_bytes(name: str, numel: int, world_size: int) -> float:
     return 2 * (world_size - 1) / world_size * numel * _BYTES_PER_VALUE[name]
 
 
-def framed_bytes(sent: float, messages: float, mtu: int) -> float:
-    """What the interface should count for that much sent, if as much is received.
-
-    Telemetry's own ``wire_bytes`` assume Ethernet's packets of 1500 bytes; the loopback interface has far larger ones.
-    """
-    mss = mtu - _TCP_IP_HEADERS
+def framed_bytes(sent: float, messages: float, mss: float) -> float:
+    """What the interface should count for that much sent, if as much is received, with `mss` bytes of data per frame."""
     return wire_nbytes(round(sent), round(messages), round(sent), round(messages), mss=mss)
 
 

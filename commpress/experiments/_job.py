@@ -36,7 +36,7 @@ from commpress.experiments._model import ByteGPT, loss_of
 from commpress.experiments._records import BASELINES, RunWriter
 from commpress.experiments._settings import Settings
 from commpress.experiments._text import Corpus, standard_library
-from commpress.experiments._traffic import Clock, mtu_of
+from commpress.experiments._traffic import Clock
 from commpress.hooks import register
 
 _GROUP_TIMEOUT = datetime.timedelta(seconds=120)
@@ -241,7 +241,7 @@ class MainJob:
         mean = torch.tensor([self.claims.per_step(name) for name in names], dtype=torch.float64)
         dist.all_reduce(mean)
         payload, header, messages = (mean / self.world_size).tolist()
-        return framed_bytes(payload + header, messages, mtu_of(self._clock.traffic.total().interface))
+        return framed_bytes(payload + header, messages, self._clock.traffic.total().mss)
 
     def _summary(self) -> dict[str, Any]:
         digest = hashlib.sha256()

@@ -5,18 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-import struct
 import time
 from pathlib import Path
 from typing import final
 
 import torch.distributed as dist
 
-# The figures of /sys/class/net/*/statistics/tx_bytes, but always those of this process's own network namespace:
-# /sys shows the namespace of whoever mounted it.
-_COUNTERS = Path("/proc/self/net/dev")
-_SENT_BYTES = 8  # column
-_SIOCGIFMTU = 0x8921
+from commpress.collectives import Sent, mss_of, mtu_of, read_counters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,39 +21,24 @@ class Traffic:
     Attributes:
         interface: its name; "" where the system has no such counters (not Linux), and then ``nbytes`` is 0.
         nbytes: bytes sent through it, all headers included.
+        packets: as the interface counted them.
         ranks: how many ranks of the job share it, so that ``nbytes / ranks`` is the mean of one rank.
     """
 
     interface: str
     nbytes: int
+    packets: int
     ranks: int
+
+    @property
+    def mss(self) -> float:
+        """TCP data bytes per frame, as the interface counted."""
+        return mss_of(Sent(self.nbytes, self.packets), mtu_of(self.interface))
 
     @property
     def per_rank(self) -> float:
         """Mean bytes sent by one rank."""
         return self.nbytes / self.ranks
-
-
-def read_counters(path: Path = _COUNTERS) -> dict[str, int]:
-    """Bytes sent so far by each interface of this network namespace; empty where the system does not count."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    rows = (line.rpartition(":") for line in lines if ":" in line)
-    return {name.strip(): int(figures.split()[_SENT_BYTES]) for name, _, figures in rows}
-
-
-def mtu_of(interface: str) -> int:
-    """Largest packet of an interface, in bytes; 1500, Ethernet's, where the system does not say."""
-    try:
-        import fcntl
-
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            answer = fcntl.ioctl(asking.fileno(), _SIOCGIFMTU, struct.pack("<16si12x", interface.encode(), 0))
-        return int(struct.unpack("<16si12x", answer)[1])
-    except (ImportError, OSError):
-        return 1500
 
 
 @final
@@ -76,8 +56,8 @@ class TrafficMeter:
 
     def __init__(self, interface: str | None = None) -> None:
         self._interface = interface
-        self._sent: dict[str, int] = {}
-        self._began: dict[str, int] | None = None
+        self._sent: dict[str, Sent] = {}
+        self._began: dict[str, Sent] | None = None
         self._ranks = _ranks_sharing_counters()
 
     def start(self) -> None:
@@ -89,16 +69,15 @@ class TrafficMeter:
         assert self._began is not None, "stop without start"
         now = read_counters()
         for name, value in now.items():
-            self._sent[name] = self._sent.get(name, 0) + value - self._began.get(name, value)
+            self._sent[name] = self._sent.get(name, Sent(0, 0)) + (value - self._began.get(name, value))
         self._began = None
 
     def total(self) -> Traffic:
         """Everything counted so far."""
-        sent = self._sent if self._interface is None else {self._interface: self._sent.get(self._interface, 0)}
-        if not sent:
-            return Traffic("", 0, self._ranks)
-        busiest = max(sent, key=lambda name: sent[name])
-        return Traffic(busiest, sent[busiest], self._ranks)
+        names = self._sent if self._interface is None else [self._interface]
+        busiest = max(names, key=lambda name: self._sent.get(name, Sent(0, 0)).nbytes, default="")
+        sent = self._sent.get(busiest, Sent(0, 0))
+        return Traffic(busiest if sent.nbytes or self._interface else "", sent.nbytes, sent.packets, self._ranks)
 
 
 @final

@@ -240,7 +240,7 @@ class BucketObserver(Observer):
         counts = {
             "payload_bytes": report.bytes_payload1 + report.bytes_payload2,
             "header_bytes": report.bytes_header + note,
-            "wire_bytes": report.wire_bytes + wire_nbytes(note, notes, note, notes),
+            "wire_bytes": report.wire_bytes + wire_nbytes(note, notes, note, notes, mss=report.mss),
             "messages": report.messages + notes,
             "compressed_numel": 0 if self._codec.lossless else sent,
         }
