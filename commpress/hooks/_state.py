@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import warnings
 from typing import Any, final
 
 import torch
@@ -14,14 +11,13 @@ import torch.distributed as dist
 from commpress.codecs import codec as make_codec
 from commpress.errors import SpecError, StateError, TensorError
 from commpress.feedback import Layout
+from commpress.hooks._checkpoint import build_state, check_state, load_residuals
 from commpress.hooks._exchange import COUNTS, Exchange
+from commpress.hooks._futures import raise_in_backward, settle
 from commpress.hooks._handshake import library_version
 from commpress.hooks._layout import Layouts, LayoutTracker, Repacking
 from commpress.hooks._step import Step
 from commpress.telemetry import Sink
-
-_log = logging.getLogger("commpress.hooks")
-_FORMAT = 1
 
 
 @final
@@ -193,7 +189,7 @@ class HookState:
             self._error = error
             raise
         if self._residuals is not None:
-            self._load_residuals(self._residuals)
+            load_residuals(self._residuals, self._exchange)
             self._residuals = None
 
     # -- the hook
@@ -290,7 +286,7 @@ class HookState:
         self._layouts.presented(self._step, presented)
         self._step += 1
         self._seen = []
-        self._raise_in_backward(self._submitted)
+        raise_in_backward(self._submitted, lambda: self.error)
 
     def _submit_rest(self, layouts: Layouts, presented: Layouts) -> None:
         """Submits what had to wait, repacked into the layout in use if that differs."""
@@ -302,40 +298,7 @@ class HookState:
             buffers = repacking.flats
             self._repacked += 1
         futures = [self._submit(first + i, buffer) for i, buffer in enumerate(buffers)]
-        waiting = self._waiting
-
-        def done(_: Any) -> None:
-            try:
-                for future in futures:
-                    future.value()
-                if repacking is not None:
-                    with torch.no_grad():
-                        repacking.unpack()
-            except Exception as error:
-                for one in waiting:
-                    one.set_exception(error)
-            else:
-                for one in waiting:
-                    one.set_result(None)
-
-        torch.futures.collect_all(futures).add_done_callback(done)
-
-    def _raise_in_backward(self, futures: list[torch.futures.Future[Any]]) -> None:
-        """Lets `backward()` raise what went wrong as the typed error that it is: DDP would make a RuntimeError of it.
-
-        DDP queues its own wait for the futures at the end of the backward pass; this one is queued just before it.
-        """
-
-        def wait() -> None:
-            for future in futures:
-                try:
-                    future.wait()
-                except Exception as error:
-                    raise (self.error or error) from None
-
-        # Without a backward pass (a rank that has joined shadows the others') there is nothing to queue on.
-        with contextlib.suppress(RuntimeError):
-            torch.autograd.Variable._execution_engine.queue_callback(wait)
+        settle(self._waiting, futures, repacking.unpack if repacking is not None else None)
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -363,21 +326,15 @@ class HookState:
             raise StateError(f"this HookState failed earlier: {self.error}") from self.error
         if self._seen:
             raise StateError("a step is under way: save between backward passes")
-        exchange, residuals = self._exchange, self._residuals
-        if exchange is not None and exchange.feedback is not None:
-            residuals = exchange.feedback.state_dict()
-        return {
-            "format": _FORMAT,
-            "version": library_version(),
-            "codec": str(self._codec),
-            "seed": self._seed,
-            "step": self._step,
-            "rank": exchange.rank if exchange is not None else None,
-            "world_size": exchange.world_size if exchange is not None else None,
-            "with_feedback": self._with_feedback,
-            "layouts": self._layouts.state(),
-            "residuals": residuals,
-        }
+        return build_state(
+            codec=self._codec,
+            with_feedback=self._with_feedback,
+            seed=self._seed,
+            step=self._step,
+            layouts=self._layouts.state(),
+            residuals=self._residuals,
+            exchange=self._exchange,
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was saved. Every rank loads its own, or all load one made by :func:`merge_states`.
@@ -390,29 +347,14 @@ class HookState:
         self._check_usable()
         if self._seen:
             raise StateError("a step is under way: load between backward passes")
-        mine = {"format": _FORMAT, "codec": str(self._codec), "with_feedback": self._with_feedback}
-        for name, value in mine.items():
-            if state.get(name) != value:
-                raise StateError(f"the saved state has {name} {state.get(name)!r}, this one {value!r}")
+        check_state(state, codec=self._codec, with_feedback=self._with_feedback)
         if state["residuals"] is not None:
             if self._exchange is not None:
-                self._load_residuals(state["residuals"])
+                load_residuals(state["residuals"], self._exchange)
             else:
                 self._residuals = state["residuals"]
         self._seed, self._step = state["seed"], state["step"]
         self._layouts.load(state["layouts"])
-
-    def _load_residuals(self, state: dict[str, Any]) -> None:
-        assert self._exchange is not None and self._exchange.feedback is not None
-        if state["world_size"] in (0, self._exchange.world_size):
-            self._exchange.feedback.load_state_dict(state)
-            return
-        text = (
-            f"the state was saved by {state['world_size']} ranks and is loaded by {self._exchange.world_size}: its "
-            "error-feedback residuals are dropped (commpress.hooks.merge_states would keep them)"
-        )
-        _log.warning(text)
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     def __getstate__(self) -> dict[str, Any]:
         config = {

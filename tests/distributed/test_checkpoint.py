@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from _launch import launch
-from test_ddp import flat, net
+from _scenarios import flat, net
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import commpress

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from _launch import launch
-from test_ddp import SIZES, Given, flat, given_gradients, net
+from _scenarios import SIZES, Given, flat, given_gradients, net
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import commpress

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from _launch import launch
-from test_ddp import flat
+from _scenarios import flat
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import commpress
