@@ -9,16 +9,19 @@
 | ``uniform:b`` | yes | stochastic rounding on a grid up to the largest magnitude of each 512 coordinates |
 | ``lloyd:b`` | no | Lloyd-Max quantiser of N(0,1), least-squares scale for each 4096 coordinates |
 | ``hadamard+lloyd:b`` | yes | the same after a random rotation, with EDEN's unbiased scale (``scale=centroid`` for the least-squares one) |
+
+:class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
 
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
+from commpress.codecs._layered import LayeredCodec
 from commpress.codecs._none import parse_none
 from commpress.codecs._quantisers import FAMILIES, parse_cast, parse_quantiser
 from commpress.codecs._spec import parse
 from commpress.errors import SpecError
 
-__all__ = ["BLOCK", "Codec", "Key", "codec"]
+__all__ = ["BLOCK", "Codec", "Key", "LayeredCodec", "codec"]
 
 
 def codec(spec: "str | Codec") -> Codec:

@@ -43,6 +43,20 @@ class Codec(abc.ABC):
     @abc.abstractmethod
     def __str__(self) -> str: ...
 
+    def split(self, start: int, stop: int, parts: int) -> list[int]:
+        """Cuts [start, stop) of a tensor into consecutive parts of about equal payload.
+
+        Returns:
+            parts + 1 positions at which payloads may begin, from ``start`` to ``stop``; parts may be empty.
+        """
+        blocks = -(-(stop - start) // BLOCK)
+        return [min(start + part * blocks // parts * BLOCK, stop) for part in range(parts + 1)]
+
+    def check_offset(self, offset: int) -> None:
+        """Raises SpecError if payloads cannot begin at ``offset``."""
+        if offset < 0 or offset % BLOCK:
+            raise SpecError(f"offset must be a non-negative multiple of {BLOCK}, got {offset}")
+
     @abc.abstractmethod
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
         """``x`` is 1-D and contiguous, ``out`` has the right size."""
@@ -79,7 +93,8 @@ class Codec(abc.ABC):
             TensorError: ``x`` or ``out`` is not of an accepted kind. SpecError: ``offset`` or ``gain`` is out of range.
         """
         _check_values(x, "x")
-        _check_numbers(offset, gain)
+        self.check_offset(offset)
+        _check_gain(gain)
         nbytes = self.payload_nbytes(x.numel(), offset=offset, dtype=x.dtype)
         if out is None:
             out = torch.empty(nbytes, dtype=torch.uint8)
@@ -123,7 +138,8 @@ class Codec(abc.ABC):
             TensorError: ``out`` or ``payload`` is not of an accepted kind. SpecError: ``offset`` or ``gain`` is out of range.
         """
         _check_values(out, "out")
-        _check_numbers(offset, gain)
+        self.check_offset(offset)
+        _check_gain(gain)
         if payload.dtype != torch.uint8 or payload.dim() != 1 or payload.device.type != "cpu":
             raise TensorError(f"a payload is a 1-D uint8 CPU tensor, got {_describe(payload)}")
         nbytes = self.payload_nbytes(out.numel(), offset=offset, dtype=out.dtype)
@@ -186,8 +202,6 @@ def _check_values(t: torch.Tensor, name: str) -> None:
         )
 
 
-def _check_numbers(offset: int, gain: float) -> None:
-    if offset < 0 or offset % BLOCK:
-        raise SpecError(f"offset must be a non-negative multiple of {BLOCK}, got {offset}")
+def _check_gain(gain: float) -> None:
     if not (gain > 0 and math.isfinite(gain)):
         raise SpecError(f"gain must be positive and finite, got {gain}")

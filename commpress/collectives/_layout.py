@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import struct
 import threading
 from typing import Any, final
@@ -18,10 +19,19 @@ _PIECE_BLOCKS = 256  # 4 MiB of fp32
 _MAX_CHUNKS = 64
 
 
-def shard_bounds(numel: int, world_size: int, rank: int) -> tuple[int, int]:
-    """Limits [start, stop) of the coordinates that `rank` owns: whole blocks of 4096, but for the tensor's end."""
-    blocks = -(-numel // BLOCK)
-    return min(rank * blocks // world_size * BLOCK, numel), min((rank + 1) * blocks // world_size * BLOCK, numel)
+def shard_bounds(numel: int, world_size: int, rank: int, codec: Any = None) -> tuple[int, int]:
+    """Limits [start, stop) of the coordinates that `rank` owns: as `codec` splits them, or whole blocks of 4096, but for the tensor's end."""
+    start, stop = split(codec, 0, numel, world_size)[rank : rank + 2]
+    return start, stop
+
+
+def split(codec: Any, start: int, stop: int, parts: int) -> list[int]:
+    """`codec.split`, or whole blocks of 4096 for a codec that has none."""
+    if hasattr(codec, "split"):
+        cuts: list[int] = codec.split(start, stop, parts)
+        return cuts
+    blocks = -(-(stop - start) // BLOCK)
+    return [min(start + part * blocks // parts * BLOCK, stop) for part in range(parts + 1)]
 
 
 def chunk_count(numel: int, world_size: int, block_nbytes: int, chunk_nbytes: int) -> int:
@@ -84,15 +94,17 @@ class Layout:
         ]  # so that what an owner waits for first is sent first
         self.owners = self.sources
         shape: list[tuple[str, int, Any, int, int]] = []
-        own = shard_bounds(numel, size, rank)
+        bounds = split(codec1, 0, numel, size)
+        cuts = [split(codec1, bounds[r], bounds[r + 1], chunks) for r in range(size)]
         for c in range(chunks):
+            own = cuts[rank][c], cuts[rank][c + 1]
             for peer in self.targets:
-                shape.append(("send1", c, codec1, *self._chunk(*shard_bounds(numel, size, peer), c)))
+                shape.append(("send1", c, codec1, cuts[peer][c], cuts[peer][c + 1]))
             for _ in self.sources:
-                shape.append(("recv1", c, codec1, *self._chunk(*own, c)))
-            shape.append(("send2", c, codec2, *self._chunk(*own, c)))
+                shape.append(("recv1", c, codec1, *own))
+            shape.append(("send2", c, codec2, *own))
             for peer in self.owners:
-                shape.append(("recv2", c, codec2, *self._chunk(*shard_bounds(numel, size, peer), c)))
+                shape.append(("recv2", c, codec2, cuts[peer][c], cuts[peer][c + 1]))
         sizes = []
         for kind, c, codec, start, stop in shape:
             payload = codec.payload_nbytes(stop - start, offset=start, dtype=dtype) if stop > start else 0
@@ -112,19 +124,14 @@ class Layout:
             getattr(self, kind)[c].append(message)
             position += room
 
-    def _chunk(self, start: int, stop: int, c: int) -> tuple[int, int]:
-        blocks = -(-(stop - start) // BLOCK)
-        return (
-            min(start + c * blocks // self.chunks * BLOCK, stop),
-            min(start + (c + 1) * blocks // self.chunks * BLOCK, stop),
-        )
-
 
 def _message(room: torch.Tensor, codec: Any, dtype: torch.dtype, start: int, stop: int) -> Message:
     pieces = []
     position = VERDICT_NBYTES
-    for begin in range(start, stop, _PIECE_BLOCKS * BLOCK):
-        end = min(begin + _PIECE_BLOCKS * BLOCK, stop)
+    edges = split(codec, start, stop, -(-(stop - start) // (_PIECE_BLOCKS * BLOCK)) or 1)
+    for begin, end in itertools.pairwise(edges):
+        if begin == end:
+            continue
         nbytes = codec.payload_nbytes(end - begin, offset=begin, dtype=dtype)
         pieces.append((begin, end, room[position : position + nbytes]))
         position += nbytes

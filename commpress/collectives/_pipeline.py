@@ -164,7 +164,7 @@ class Pipeline:
         numel = job.flat.numel()
         if numel == 0 or self.size == 1:
             return 1
-        block = _block_nbytes(job.codec1, job.codec2, job.flat.dtype)
+        block = _block_nbytes(job.codec1, job.codec2, numel, job.flat.dtype)
         return chunk_count(numel, self.size, block, self._chunk or chunk_nbytes(self._greeting.link))
 
     def _phase1(self, job: Job) -> None:
@@ -358,5 +358,6 @@ class Pipeline:
 
 
 @functools.lru_cache(maxsize=256)
-def _block_nbytes(codec1: Any, codec2: Any, dtype: torch.dtype) -> int:
-    return max(codec.payload_nbytes(BLOCK, dtype=dtype) for codec in (codec1, codec2))
+def _block_nbytes(codec1: Any, codec2: Any, numel: int, dtype: torch.dtype) -> int:
+    """Mean payload of 4096 coordinates, under the larger of the two codecs."""
+    return max(codec.payload_nbytes(numel, dtype=dtype) for codec in (codec1, codec2)) * BLOCK // numel or 1

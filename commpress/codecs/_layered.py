@@ -1,0 +1,181 @@
+"""A codec of its own for every layer of a flat tensor: what a plan of the allocator becomes."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import final
+
+import torch
+
+from commpress.codecs._base import BLOCK, Codec
+from commpress.codecs._key import Key
+from commpress.errors import SpecError
+
+_TENSOR_STEP = 1 << 16  # between the keys of two layers, whatever the tensor's own number (below this)
+
+
+@final
+class LayeredCodec(Codec):
+    """Layer after layer, each under its own codec and in blocks counted from its own first coordinate.
+
+    A payload is the layers' payloads one after the other; it may begin and be cut at every block of every layer. Layer i draws its randomness from the key whose `tensor`
+    is larger by ``(i + 1) * 65536``. Neighbours that are sent exactly are one layer to this class.
+    A decoder that meets an invalid layer has already written those before it.
+
+    Args:
+        layers: number of coordinates and codec of each layer, in order.
+
+    Raises:
+        SpecError: a number of coordinates is negative, or there are 65535 layers or more.
+    """
+
+    def __init__(self, layers: Sequence[tuple[int, Codec]]) -> None:
+        merged: list[tuple[int, Codec]] = []
+        for numel, codec in layers:
+            if numel < 0:
+                raise SpecError(f"a layer has {numel} coordinates")
+            if merged and codec.lossless and merged[-1][1] == codec:
+                merged[-1] = (merged[-1][0] + numel, codec)
+            elif numel:
+                merged.append((numel, codec))
+        if len(merged) >= _TENSOR_STEP - 1:
+            raise SpecError(f"{len(merged)} layers; the limit is {_TENSOR_STEP - 2}")
+        self._layers = tuple(merged)
+        self._starts = [0]
+        for numel, _ in merged:
+            self._starts.append(self._starts[-1] + numel)
+        text = ";".join(f"{numel} {codec}" for numel, codec in merged)
+        self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        self._sizes: dict[tuple[int, int, torch.dtype], int] = {}
+
+    @property
+    def layers(self) -> tuple[tuple[int, Codec], ...]:
+        """Number of coordinates and codec of each."""
+        return self._layers
+
+    @property
+    def numel(self) -> int:
+        """Coordinates of the whole tensor."""
+        return self._starts[-1]
+
+    @property
+    def bits(self) -> float | None:
+        """Mean over the coordinates; a layer sent exactly counts as fp32."""
+        total = sum(numel * (32.0 if codec.bits is None else codec.bits) for numel, codec in self._layers)
+        return total / self.numel if self.numel else None
+
+    @property
+    def unbiased(self) -> bool:
+        return all(codec.unbiased for _, codec in self._layers)
+
+    @property
+    def lossless(self) -> bool:
+        return all(codec.lossless for _, codec in self._layers)
+
+    def for_feedback(self) -> LayeredCodec:
+        return LayeredCodec([(numel, codec.for_feedback()) for numel, codec in self._layers])
+
+    def __str__(self) -> str:
+        return f"layers:{len(self._layers)},plan={self._digest}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LayeredCodec) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
+        place = (numel, offset, dtype)
+        if place not in self._sizes:
+            self._sizes[place] = sum(
+                codec.payload_nbytes(stop - start, offset=inner, dtype=dtype)
+                for _, codec, start, stop, inner in self._parts(offset, numel)
+            )
+        return self._sizes[place]
+
+    def split(self, start: int, stop: int, parts: int) -> list[int]:
+        """Cuts at blocks, into parts of about equal payload."""
+        cuts, weights = [start], [0]
+        for _, codec, low, high, inner in self._parts(start, stop - start):
+            for position in range(low, high, BLOCK):
+                end = min(position + BLOCK, high)
+                nbytes = codec.payload_nbytes(end - position, offset=inner + position - low)
+                cuts.append(start + end)
+                weights.append(weights[-1] + nbytes)
+        return [
+            cuts[min(bisect.bisect_left(weights, -(-weights[-1] * part // parts)), len(cuts) - 1)]
+            for part in range(parts)
+        ] + [stop]
+
+    def check_offset(self, offset: int) -> None:
+        i = max(0, bisect.bisect_right(self._starts, offset) - 1)
+        if offset < 0 or offset > self.numel or (offset != self.numel and (offset - self._starts[i]) % BLOCK):
+            raise SpecError(f"offset must be at a block of a layer, got {offset}")
+
+    def _parts(self, offset: int, numel: int) -> Iterator[tuple[int, Codec, int, int, int]]:
+        """(layer, codec, start, stop, offset in the layer) for what lies in [offset, offset + numel); start and stop count from `offset`."""
+        if offset + numel > self.numel:
+            raise SpecError(f"coordinates {offset} to {offset + numel} of a tensor of {self.numel}")
+        i = max(0, bisect.bisect_right(self._starts, offset) - 1)
+        end = offset + numel
+        while i < len(self._layers) and self._starts[i] < end:
+            low, high = max(offset, self._starts[i]), min(end, self._starts[i + 1])
+            yield i, self._layers[i][1], low - offset, high - offset, low - self._starts[i]
+            i += 1
+
+    @staticmethod
+    def _key(key: Key, layer: int) -> Key:
+        return key.replace(tensor=key.tensor + (layer + 1) * _TENSOR_STEP)
+
+    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        byte = 0
+        for i, codec, start, stop, inner in self._parts(offset, x.numel()):
+            nbytes = codec.payload_nbytes(stop - start, offset=inner, dtype=x.dtype)
+            codec._encode(x[start:stop], self._key(key, i), out[byte : byte + nbytes], inner, gain)
+            byte += nbytes
+
+    def _decode(
+        self,
+        payload: torch.Tensor,
+        key: Key,
+        out: torch.Tensor,
+        accumulate: bool,
+        offset: int,
+        gain: float,
+        beta: float,
+    ) -> None:
+        byte = 0
+        for i, codec, start, stop, inner in self._parts(offset, out.numel()):
+            nbytes = codec.payload_nbytes(stop - start, offset=inner, dtype=out.dtype)
+            part = payload[byte : byte + nbytes]
+            codec._decode(part, self._key(key, i), out[start:stop], accumulate, inner, gain, beta)
+            byte += nbytes
+
+    def reduce(
+        self,
+        payloads: Sequence[torch.Tensor],
+        keys: Sequence[Key],
+        key: Key,
+        *,
+        values: torch.Tensor,
+        out: torch.Tensor,
+        offset: int = 0,
+        beta: float = 1.0,
+    ) -> bool:
+        byte, finite = 0, True
+        for i, codec, start, stop, inner in self._parts(offset, values.numel()):
+            nbytes = codec.payload_nbytes(stop - start, offset=inner, dtype=values.dtype)
+            part = slice(byte, byte + nbytes)
+            finite &= codec.reduce(
+                [payload[part] for payload in payloads],
+                [self._key(sender, i) for sender in keys],
+                self._key(key, i),
+                values=values[start:stop],
+                out=out[part],
+                offset=inner,
+                beta=beta,
+            )
+            byte += nbytes
+        return finite
