@@ -179,20 +179,21 @@ class ErrorFeedback:
     """The residuals of all buckets of a model on one rank.
 
     Args:
-        codec: the codec of both phases, made by its ``for_feedback()``.
+        codec: the codec of both phases, made by its ``for_feedback()``; `arrange` may bring another for each bucket.
         rank: this process's place among `world_size`.
         world_size: ranks whose mean is taken.
-        shard: numel -> ``(start, stop)``, the range of a bucket that this rank owns.
+        shard: (numel, codec) -> ``(start, stop)``, the range of a bucket that this rank owns.
     """
 
     def __init__(
-        self, codec: FeedbackCodec, *, rank: int, world_size: int, shard: Callable[[int], tuple[int, int]]
+        self, codec: FeedbackCodec, *, rank: int, world_size: int, shard: Callable[[int, Any], tuple[int, int]]
     ) -> None:
         self._codec = codec
         self._rank = rank
         self._world_size = world_size
         self._shard = shard
         self._buckets: list[BucketFeedback] = []
+        self._codecs: list[FeedbackCodec] = []
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
@@ -203,21 +204,25 @@ class ErrorFeedback:
         """False for a lossless codec: every residual is exactly 0, and nothing is stored."""
         return not self._codec.lossless
 
-    def arrange(self, layouts: Sequence[Layout]) -> bool:
-        """Regroups the residuals by parameter for new `layouts`. True if anything moved.
+    def arrange(self, layouts: Sequence[Layout], codecs: Sequence[FeedbackCodec] | None = None) -> bool:
+        """Regroups the residuals by parameter for new `layouts`, or other codecs of them. True if anything moved.
 
         Raises:
             StateError: the layouts hold other parameters than before.
         """
-        if not self.active or tuple(layouts) == self.layouts:
+        codecs = [self._codec] * len(layouts) if codecs is None else list(codecs)
+        if not self.active or (tuple(layouts) == self.layouts and codecs == self._codecs):
             return False
-        new = [BucketFeedback(lay, self._codec, self._world_size, self._shard(lay.numel)) for lay in layouts]
+        new = [
+            BucketFeedback(lay, codec, self._world_size, self._shard(lay.numel, codec))
+            for lay, codec in zip(layouts, codecs, strict=True)
+        ]
         if self._buckets:
             owed = self.owed()
             _check_same({k: v.numel() for k, v in owed.items()}, _sizes(layouts), "the buckets of this step")
             for bucket in new:
                 bucket.preset(owed)
-        self._buckets = new
+        self._buckets, self._codecs = new, codecs
         return True
 
     def bucket(self, index: int) -> BucketFeedback:
@@ -241,8 +246,8 @@ class ErrorFeedback:
             "residuals": {name: entry for bucket in self._buckets for name, entry in bucket.state().items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the residuals and the layouts of `state`.
+    def load_state_dict(self, state: dict[str, Any], codec_of: Callable[[Layout], FeedbackCodec] | None = None) -> None:
+        """Takes the residuals and the layouts of `state`, whose buckets have the codecs that `codec_of` gives, if it is given.
 
         Raises:
             StateError: the state is of another rank or world size (see :func:`merge_residuals`).
@@ -257,7 +262,7 @@ class ErrorFeedback:
         layouts = [Layout.from_list(entry) for entry in state["layouts"]]
         _check_same({k: v["sent"].numel() for k, v in state["residuals"].items()}, _sizes(layouts), "its own layouts")
         self._buckets = []
-        self.arrange(layouts)
+        self.arrange(layouts, None if codec_of is None else [codec_of(layout) for layout in layouts])
         for bucket in self._buckets:
             bucket.restore(state["residuals"])
 

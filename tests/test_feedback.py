@@ -44,7 +44,8 @@ class World:
     def __init__(self, n, layouts, *, codec=Coarse()):
         self.n, self.codec, self.layouts, self.encoded = n, codec, layouts, 0
         self.ranks = [
-            ErrorFeedback(codec, rank=r, world_size=n, shard=lambda numel, r=r: shards(numel, n)[r]) for r in range(n)
+            ErrorFeedback(codec, rank=r, world_size=n, shard=lambda numel, _, r=r: shards(numel, n)[r])
+            for r in range(n)
         ]
 
     def step(self, gradients, *, commit=True, mean_residual=True, hold=()):
@@ -190,7 +191,7 @@ def test_a_held_parameter_keeps_its_residual_and_its_neighbours_do_not():
 
 
 def test_a_lossless_codec_stores_nothing():
-    rank = ErrorFeedback(Coarse(lossless=True), rank=0, world_size=2, shard=lambda n: (0, n))
+    rank = ErrorFeedback(Coarse(lossless=True), rank=0, world_size=2, shard=lambda n, _: (0, n))
     assert not rank.active
     assert not rank.arrange(OLD)
     assert rank.owed() == {}

@@ -15,7 +15,7 @@ from commpress.hooks._exchange import Exchange
 from commpress.hooks._handshake import library_version
 
 _log = logging.getLogger("commpress.hooks")
-_FORMAT = 1
+_FORMAT = 2
 
 
 def build_state(
@@ -26,17 +26,20 @@ def build_state(
     step: int,
     layouts: dict[str, Any],
     residuals: dict[str, Any] | None,
+    allocator: dict[str, Any] | None,
     exchange: Exchange | None,
 ) -> dict[str, Any]:
     """The state to save before step number `step`.
 
     Args:
         layouts: the tracker's state.
-        residuals: those that were loaded and wait for an exchange.
+        residuals, allocator: those that were loaded and wait for an exchange.
         exchange: None if the hook is not bound.
     """
-    if exchange is not None and exchange.feedback is not None:
-        residuals = exchange.feedback.state_dict()
+    if exchange is not None:
+        exchange.settle()  # the plan of the next step
+        residuals = None if exchange.feedback is None else exchange.feedback.state_dict()
+        allocator = None if exchange.planner is None else exchange.planner.state_dict()
     return {
         "format": _FORMAT,
         "version": library_version(),
@@ -48,6 +51,7 @@ def build_state(
         "with_feedback": with_feedback,
         "layouts": layouts,
         "residuals": residuals,
+        "allocator": allocator,
     }
 
 
@@ -59,15 +63,22 @@ def check_state(state: dict[str, Any], *, codec: Any, with_feedback: bool) -> No
             raise StateError(f"the saved state has {name} {state.get(name)!r}, this one {value!r}")
 
 
-def load_residuals(residuals: dict[str, Any], exchange: Exchange) -> None:
-    """Gives saved residuals to the exchange, or drops them, with a warning, if another number of ranks saved them.
+def load_into(exchange: Exchange, residuals: dict[str, Any] | None, allocator: dict[str, Any] | None) -> None:
+    """Gives saved residuals and the allocator's averages to the exchange, where they are not None.
+
+    Residuals that another number of ranks saved are dropped, with a warning.
 
     Raises:
-        StateError: they are another rank's.
+        StateError: the residuals are another rank's.
     """
+    planner = exchange.planner
+    if allocator is not None and planner is not None:
+        planner.load_state_dict(allocator)
+    if residuals is None:
+        return
     assert exchange.feedback is not None
     if residuals["world_size"] in (0, exchange.world_size):
-        exchange.feedback.load_state_dict(residuals)
+        exchange.feedback.load_state_dict(residuals, None if planner is None else planner.codec)
         return
     text = (
         f"the state was saved by {residuals['world_size']} ranks and is loaded by {exchange.world_size}: its "

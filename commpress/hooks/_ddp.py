@@ -46,8 +46,12 @@ def ddp_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[
 
 def register(
     model: torch.nn.Module,
-    codec: Any = "hadamard+lloyd:2",
+    codec: Any = None,
     *,
+    bits: float | None = None,
+    objective: str | None = None,
+    plan: Any = None,
+    plan_every: int = 50,
     feedback: bool | None = None,
     seed: int = 0,
     telemetry: str | os.PathLike[str] | Sink | None = None,
@@ -59,7 +63,8 @@ def register(
 
     Args:
         model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric.
-        codec, feedback, seed, telemetry, telemetry_every, check_every, timeout: see :class:`HookState`.
+        codec, bits, objective, plan, plan_every, feedback, seed, telemetry, telemetry_every, check_every, timeout: see
+            :class:`HookState`.
 
     Returns:
         The state: counters, checkpoints (`state_dict`, `load_state_dict`) and `close`.
@@ -76,6 +81,10 @@ def register(
     state = HookState(
         codec,
         process_group=ddp.process_group,
+        bits=bits,
+        objective=objective,
+        plan=plan,
+        plan_every=plan_every,
         feedback=feedback,
         seed=seed,
         telemetry=telemetry,

@@ -6,25 +6,31 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, final
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from commpress.codecs import Key
-from commpress.collectives import Communicator, Reducer, group_timeout, make_channels, shard_bounds
+from commpress.collectives import Communicator, Reducer, group_timeout, make_channels, shard_bounds, wire_nbytes
 from commpress.errors import CommpressError, PeerError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks import _handshake
+from commpress.hooks._information import information_record
 from commpress.hooks._notes import Notes
+from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs, plan_record
 from commpress.hooks._replicas import name_difference, replica_hash
+from commpress.hooks._statistics import NBYTES_PER_LAYER, LayerStatistics, Statistics
 from commpress.hooks._step import NOTE_NBYTES, BucketObserver, Step
-from commpress.telemetry import JsonlSink, Sink, StepRecord
+from commpress.hooks._sums import LayerSums
+from commpress.telemetry import FORMAT, JsonlSink, Sink, StepRecord, json_values
 
 _log = logging.getLogger("commpress.hooks")
 
-COUNTS = ("steps", "buckets", "compressed_numel", "nonfinite_steps", "held", "repacked_steps")
+COUNTS = ("steps", "buckets", "compressed_numel", "nonfinite_steps", "held", "repacked_steps", "plans")
 
 
 @final
@@ -39,7 +45,8 @@ class Exchange:
         feedback: with error feedback.
         timeout: seconds for any wait for a peer; None means that of `group`.
         telemetry: see :class:`HookState`.
-        telemetry_every, check_every: steps between two measurements of distortion, comparisons of replicas.
+        telemetry_every, check_every: steps between two measurements of distortion and information, comparisons of replicas.
+        plan: a bit budget to be shared out between the layers, or None.
 
     Raises:
         MismatchError: the ranks differ.
@@ -58,11 +65,18 @@ class Exchange:
         telemetry: str | os.PathLike[str] | Sink | None,
         telemetry_every: int,
         check_every: int,
+        plan: PlanSettings | None = None,
     ) -> None:
         timeout = timeout or group_timeout(group)
+        dims = layers_of(parameters)
+        self._planner = None if plan is None else Planner(dims, plan, feedback=feedback)
+        if self._planner is not None:
+            identity = identity | self._planner.identity()
         comm1, comm2 = _channels(group, timeout)
+        wanted = telemetry_every if telemetry is not None else 0
         try:
-            _handshake.compare(_handshake.gather(comm1, identity, timeout, "registration"))
+            said = _handshake.gather(comm1, {"identity": identity, "wanted": wanted}, timeout, "registration")
+            _handshake.compare([one["identity"] for one in said])
         except Exception:
             comm1.close()
             comm2.close()
@@ -77,10 +91,21 @@ class Exchange:
         self._timeout = timeout
         self._control: Communicator | None = None
         self._notes: Notes | None = None
-        if (feedback and not codec.lossless) or check_every:
+        # One rank that wants telemetry makes all of them gather statistics, on the same steps.
+        self._information_every = min((one["wanted"] for one in said if one["wanted"]), default=0)
+        if self.world_size == 1 or codec.lossless:
+            self._information_every = 0
+        statistics = bool(self._information_every or (self._planner is not None and self.world_size > 1))
+        if (feedback and not codec.lossless) or check_every or statistics:
             comm3, self._control = _channels(group, timeout)
             self._channels = [comm3, self._control]
             self._notes = Notes(comm3, NOTE_NBYTES, timeout)
+        self._statistics: Statistics | None = None
+        if statistics and self._control is not None:
+            notes = Notes(self._control, NBYTES_PER_LAYER * len(dims), timeout)
+            self._statistics = Statistics(dims, notes, unbiased=codec.unbiased)
+        self._held: tuple[dict[str, Any], tuple[float, float, float]] | None = None
+        self._codecs: list[Any] = []
         self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=f"ddp hook, feedback {'on' if feedback else 'off'}")
         self._work: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self._telemetry_every = telemetry_every
@@ -95,13 +120,15 @@ class Exchange:
         if feedback:
             self.feedback = ErrorFeedback(codec, rank=self.rank, world_size=self.world_size, shard=self._own)
 
-    def _own(self, numel: int) -> tuple[int, int]:
-        return shard_bounds(numel, self.world_size, self.rank)
+    def _own(self, numel: int, codec: Any) -> tuple[int, int]:
+        return shard_bounds(numel, self.world_size, self.rank, codec)
 
     def open_step(self, number: int, layouts: Sequence[Layout]) -> Step:
         """Begins a step whose buckets have these layouts; :meth:`submit` follows for each."""
+        self.settle()
+        self._codecs = plan_codecs(self._planner, self._codec, layouts)
         if self.feedback is not None:
-            self.feedback.arrange(layouts)
+            self.feedback.arrange(layouts, self._codecs)
         record = None
         if self.sink is not None:
             record = StepRecord(
@@ -122,6 +149,9 @@ class Exchange:
         if buffer.dtype != torch.float32 and (buffer.dtype != torch.float64 or feedback is not None):
             flat, target = self._work_buffer(index, buffer), buffer
             flat.copy_(buffer)
+        codec = self._codecs[index]
+        gather = self._statistics is not None and self._gathers(step.number)
+        sample = gather or (step.record is not None and _due(self._telemetry_every, step.number))
         observer = BucketObserver(
             step,
             index,
@@ -130,17 +160,18 @@ class Exchange:
             target,
             rank=self.rank,
             world_size=self.world_size,
-            own=self._own(layout.numel),
-            codec=self._codec,
+            own=self._own(layout.numel, codec),
+            codec=codec,
             feedback=feedback,
             notes=self._notes,
-            sample=step.record is not None and _due(self._telemetry_every, step.number),
+            sums=LayerSums(layout) if sample else None,
+            statistics=self._statistics if gather else None,
             check=replica_hash(layout, self.parameters) if _due(self._check_every, step.number) else None,
             diverged=lambda: self._diverged(layout, index, step.number),
             failed=self.fail,
         )
         key = Key(seed=seed, step=step.number & 0xFFFFFFFF, sender=0, tensor=index)
-        return self._reducer.submit(flat, self._codec, self._codec, key, op="mean", observer=observer)
+        return self._reducer.submit(flat, codec, codec, key, op="mean", observer=observer)
 
     def _diverged(self, layout: Layout, index: int, step: int) -> None:
         assert self._control is not None
@@ -165,8 +196,79 @@ class Exchange:
             self.counts["compressed_numel"] += step.compressed_numel
             self.counts["nonfinite_steps"] += not step.finite
             self.counts["held"] += step.held
+        gathers = self._statistics is not None and self._gathers(step.number)
         if step.record is not None and self.sink is not None:
-            self.sink.emit(step.record.as_dict(feedback=outcome, dropped=self.sink.dropped))
+            if gathers and self._statistics is not None:
+                nbytes, messages = self._statistics.nbytes, self.world_size - 1
+                wire = wire_nbytes(nbytes, messages, nbytes, messages)
+                step.record.add_overhead(nbytes, wire, messages)
+            record = step.record.as_dict(feedback=outcome, dropped=self.sink.dropped)
+            if gathers and _due(self._information_every, step.number):
+                self._held = record, step.sent.rates()  # until the others' statistics are here
+            else:
+                self.sink.emit(record)
+        if gathers:
+            assert self._statistics is not None
+            self._statistics.post(step.number)
+
+    def _gathers(self, step: int) -> bool:
+        return _due(self._information_every, step) or (self._planner is not None and self._planner.due(step))
+
+    def settle(self) -> None:
+        """Takes in the statistics of the step before: the record that waited for them goes out, and the plan may change. Raises PeerError."""
+        held, self._held = self._held, None
+        try:
+            found = None if self._statistics is None else self._statistics.collect()
+        except CommpressError as error:
+            self._emit_held(held, None)
+            self.fail(error)
+            raise
+        self._emit_held(held, found)
+        if found is not None and self._planner is not None:
+            plan = self._planner.observe(found)
+            if plan is not None:
+                self._log_plan(plan, found.step + 1, "statistics")
+
+    def _emit_held(
+        self, held: tuple[dict[str, Any], tuple[float, float, float]] | None, found: LayerStatistics | None
+    ) -> None:
+        if held is None or self.sink is None:
+            return
+        record, rates = held
+        if found is not None and found.finite and self._statistics is not None:
+            names, dims = self._statistics.names, self._statistics.dims
+            if self._planner is not None:
+                bits = self._planner.payload_bits()
+            else:
+                bits = np.array([8 * self._codec.payload_nbytes(int(n)) / n for n in dims])
+            record["information"] = json_values(
+                information_record(
+                    found,
+                    names,
+                    dims,
+                    bits,
+                    rates,
+                    feedback=self.feedback is not None,
+                    extra_bytes=self._statistics.nbytes,
+                )
+            )
+        self.sink.emit(record)
+
+    def _log_plan(self, plan: Any, step: int, reason: str) -> None:
+        _log.info(
+            "step %d: new plan %s (%s), %d of %d bytes",
+            step,
+            plan.digest(),
+            reason,
+            plan.planned_bytes,
+            plan.budget_bytes,
+        )
+        with self._lock:
+            self.counts["plans"] += 1
+        if self.sink is not None:
+            self.sink.emit(
+                json_values({"format": FORMAT, "time": time.time()} | plan_record(plan, step, self.rank, reason))
+            )
 
     def fail(self, error: Exception) -> None:
         """Remembers the first failure of an exchange."""
@@ -192,8 +294,15 @@ class Exchange:
                 plan=f"failed: {type(error).__name__}: {error}",
             )
 
+    @property
+    def planner(self) -> Planner | None:
+        """What shares out the bit budget, if there is one."""
+        return self._planner
+
     def close(self) -> None:
         """Ends threads, process groups and the telemetry that came as a path."""
+        with contextlib.suppress(CommpressError):  # a peer may be gone already: the record goes out without
+            self.settle()
         self._reducer.close()
         for channel in self._channels:
             channel.close()

@@ -8,14 +8,16 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 
+from commpress.allocation import Plan
 from commpress.codecs import codec as make_codec
 from commpress.errors import SpecError, StateError, TensorError
 from commpress.feedback import Layout
-from commpress.hooks._checkpoint import build_state, check_state, load_residuals
+from commpress.hooks._checkpoint import build_state, check_state, load_into
 from commpress.hooks._exchange import COUNTS, Exchange
 from commpress.hooks._futures import raise_in_backward, settle
 from commpress.hooks._handshake import library_version
 from commpress.hooks._layout import Layouts, LayoutTracker, Repacking
+from commpress.hooks._planner import plan_settings
 from commpress.hooks._step import Step
 from commpress.telemetry import Sink
 
@@ -31,7 +33,14 @@ class HookState:
         ddp.register_comm_hook(state, commpress.ddp_hook)
 
     Args:
-        codec: spec or codec, equal on all ranks.
+        codec: spec or codec, equal on all ranks; "hadamard+lloyd:2" if neither it nor `bits` is given. With `bits`: the
+            family whose rates are chosen ("hadamard+lloyd").
+        bits: mean payload bits per coordinate and phase, to be shared out between the layers by the allocator, which
+            looks at the gradients (`counts["plans"]` says how often it changed its mind, `plan` what it decided).
+        objective: of the allocator: "unbiased" (default for an unbiased codec), "mse" (default with feedback),
+            "fisher" or "weighted"; see docs/allocation.md.
+        plan: a :class:`commpress.allocation.Plan`, or the path of a saved one, that is kept; needs `bits`.
+        plan_every: steps between two plans.
         process_group: the group that DDP uses; None means the default group.
         feedback: error feedback; None (default) means: if the codec is neither unbiased nor lossless. With feedback the
             codec is replaced by its ``for_feedback()``.
@@ -52,9 +61,13 @@ class HookState:
 
     def __init__(
         self,
-        codec: Any = "hadamard+lloyd:2",
+        codec: Any = None,
         *,
         process_group: dist.ProcessGroup | None = None,
+        bits: float | None = None,
+        objective: str | None = None,
+        plan: Any = None,
+        plan_every: int = 50,
         feedback: bool | None = None,
         seed: int = 0,
         telemetry: str | os.PathLike[str] | Sink | None = None,
@@ -62,7 +75,8 @@ class HookState:
         check_every: int = 0,
         timeout: float | None = None,
     ) -> None:
-        codec = make_codec(codec) if isinstance(codec, str) else codec
+        self._plan_settings = plan_settings(codec, bits, objective, plan_every, plan)
+        codec = self._plan_settings.base() if self._plan_settings else make_codec(codec or "hadamard+lloyd:2")
         if timeout is not None and not timeout > 0:
             raise SpecError(f"timeout must be positive, got {timeout!r}")
         for name, value in (("telemetry_every", telemetry_every), ("check_every", check_every)):
@@ -89,6 +103,7 @@ class HookState:
         self._step = 0
         self._layouts = LayoutTracker()
         self._residuals: dict[str, Any] | None = None  # loaded before binding
+        self._allocator: dict[str, Any] | None = None  # the same
         self._names: dict[int, str] = {}
         self._parameters: dict[str, torch.Tensor] = {}
         self._repacked = 0
@@ -104,6 +119,12 @@ class HookState:
     def codec(self) -> Any:
         """The codec in use."""
         return self._codec
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan in use: every layer's bits; None without a bit budget, or before binding."""
+        planner = None if self._exchange is None else self._exchange.planner
+        return None if planner is None else planner.plan
 
     @property
     def feedback(self) -> bool:
@@ -184,13 +205,12 @@ class HookState:
                 telemetry=self._telemetry,
                 telemetry_every=self._telemetry_every,
                 check_every=self._check_every,
+                plan=self._plan_settings,
             )
         except Exception as error:
             self._error = error
             raise
-        if self._residuals is not None:
-            load_residuals(self._residuals, self._exchange)
-            self._residuals = None
+        self._load_into_exchange()
 
     # -- the hook
 
@@ -201,10 +221,12 @@ class HookState:
             try:
                 return self._reduce(bucket)
             except Exception as error:
-                self._error = self._error or error
+                # An exchange under way may have failed first; that a later one is refused is no news.
+                first = (self._exchange.error if self._exchange is not None else None) or error
+                self._error = self._error or first
                 if self._exchange is not None:
-                    self._exchange.give_up(error)
-                raise
+                    self._exchange.give_up(first)
+                raise first from None
 
     def _reduce(self, bucket: dist.GradBucket) -> torch.futures.Future[Any]:
         index = bucket.index()
@@ -333,6 +355,7 @@ class HookState:
             step=self._step,
             layouts=self._layouts.state(),
             residuals=self._residuals,
+            allocator=self._allocator,
             exchange=self._exchange,
         )
 
@@ -348,17 +371,21 @@ class HookState:
         if self._seen:
             raise StateError("a step is under way: load between backward passes")
         check_state(state, codec=self._codec, with_feedback=self._with_feedback)
-        if state["residuals"] is not None:
-            if self._exchange is not None:
-                load_residuals(state["residuals"], self._exchange)
-            else:
-                self._residuals = state["residuals"]
+        self._residuals, self._allocator = state["residuals"], state["allocator"]
+        self._load_into_exchange()
         self._seed, self._step = state["seed"], state["step"]
         self._layouts.load(state["layouts"])
 
+    def _load_into_exchange(self) -> None:
+        """What was loaded waits here until the hook is bound."""
+        if self._exchange is not None:
+            load_into(self._exchange, self._residuals, self._allocator)
+            self._residuals = self._allocator = None
+
     def __getstate__(self) -> dict[str, Any]:
+        settings = self._plan_settings
         config = {
-            "codec": self._codec,
+            **({"codec": self._codec} if settings is None else settings.arguments()),
             "feedback": self._with_feedback,
             "seed": self._seed,
             "telemetry": None if isinstance(self._telemetry, Sink) else self._telemetry,

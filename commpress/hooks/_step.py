@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -12,11 +12,39 @@ import torch
 from commpress.collectives import Observer, wire_nbytes
 from commpress.feedback import BucketFeedback, Layout
 from commpress.hooks._notes import Notes, Pending
+from commpress.hooks._statistics import Statistics
+from commpress.hooks._sums import Column, LayerSums
 from commpress.telemetry import StepRecord
 
 NOTE_NBYTES = 128
 _HASH_NBYTES = 8
 _ZERO_BITS = 8 * (NOTE_NBYTES - _HASH_NBYTES)
+
+
+@final
+@dataclasses.dataclass
+class SentBits:
+    """What this rank sent in a step: payload bytes and coordinates of each phase, bytes on the wire."""
+
+    payload1: int = 0
+    payload2: int = 0
+    numel1: int = 0
+    numel2: int = 0
+    wire: int = 0
+
+    def add(self, report: Any, numel1: int, numel2: int, wire: int) -> None:
+        """Adds a bucket."""
+        self.payload1 += report.bytes_payload1
+        self.payload2 += report.bytes_payload2
+        self.numel1 += numel1
+        self.numel2 += numel2
+        self.wire += wire
+
+    def rates(self) -> tuple[float, float, float]:
+        """Bits per coordinate: payloads of phase 1, of phase 2, everything."""
+        pairs = (self.payload1, self.numel1), (self.payload2, self.numel2), (self.wire, self.numel1 + self.numel2)
+        one, two, wire = (8 * nbytes / numel if numel else 0.0 for nbytes, numel in pairs)
+        return one, two, wire
 
 
 @final
@@ -37,6 +65,7 @@ class Step:
         self.finite = True
         self.held = 0
         self.compressed_numel = 0
+        self.sent = SentBits()
         self._open = buckets
         self._ended = ended
         self._lock = threading.Lock()
@@ -47,42 +76,6 @@ class Step:
             last = self._open == 0
         if last:
             self._ended(self)
-
-
-@final
-class Distortion:
-    """Squared error and energy by layer of what one rank encodes of one bucket.
-
-    Each coordinate is counted once: in phase 1 those sent to the shards' owners, in phase 2 those of the own shard.
-    The two
-    threads of the phases meet different coordinates but may meet the same layer.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self._segments = list(layout.segments())
-        self._starts = [start for _, start, _ in self._segments]
-        self._error = [0.0] * len(self._segments)
-        self._energy = [0.0] * len(self._segments)
-        self._lock = threading.Lock()
-
-    def add(self, start: int, stop: int, values: torch.Tensor, left_out: torch.Tensor) -> None:
-        """`values` were encoded for ``[start, stop)``, and `left_out` is `values` less what their decode gives."""
-        i = max(0, bisect.bisect_right(self._starts, start) - 1)
-        while i < len(self._segments) and self._segments[i][1] < stop:
-            low, high = max(start, self._segments[i][1]), min(stop, self._segments[i][2])
-            if low < high:
-                piece = slice(low - start, high - start)
-                error, energy = _square(left_out[piece]), _square(values[piece])
-                with self._lock:
-                    self._error[i] += error
-                    self._energy[i] += energy
-            i += 1
-
-    def nmse(self) -> list[float]:
-        """For each layer squared error over energy; 0 for an exact zero, else not finite if something was not."""
-        return [
-            e / n if n else (0.0 if e == 0 else float("inf")) for e, n in zip(self._error, self._energy, strict=True)
-        ]
 
 
 @final
@@ -100,7 +93,8 @@ class BucketObserver(Observer):
         codec: of both phases.
         feedback: the bucket's residuals, or None.
         notes: what the ranks tell each other, needed with feedback or with `check`.
-        sample: measure the distortion by layer.
+        sums: filled with what is sampled of this bucket, or None.
+        statistics: where the sums go when the bucket is complete, or None.
         check: hash of this rank's parameters in the bucket, 8 bytes, on steps that compare replicas; else None.
         diverged: called when the ranks' hashes differ; raises.
         failed: called with the error if the bucket could not be reduced.
@@ -120,7 +114,8 @@ class BucketObserver(Observer):
         codec: Any,
         feedback: BucketFeedback | None,
         notes: Notes | None,
-        sample: bool,
+        sums: LayerSums | None,
+        statistics: Statistics | None,
         check: bytes | None,
         diverged: Callable[[], None],
         failed: Callable[[Exception], None],
@@ -135,7 +130,8 @@ class BucketObserver(Observer):
         self._own = own
         self._codec = codec
         self._feedback = feedback
-        self._distortion = Distortion(layout) if sample else None
+        self._sums = sums
+        self._statistics = statistics
         self._check = check
         self._diverged = diverged
         self._failed = failed
@@ -169,11 +165,13 @@ class BucketObserver(Observer):
 
     @property
     def follows_reduction(self) -> bool:
-        return self._feedback is not None or self._distortion is not None
+        return self._feedback is not None or self._sums is not None
 
     def prepare(self, flat: torch.Tensor) -> None:
         if self._notes is not None:
             self._pending = self._notes.post(self._note())
+        if self._sums is not None:
+            self._sums.add_squares(Column.LOCAL, flat)
         if self._feedback is not None:
             self._feedback.add_input(flat)
 
@@ -183,7 +181,7 @@ class BucketObserver(Observer):
             record = self._feedback.record_sent if phase == 1 else self._feedback.record_mean
             record(self._flat, payload, key, start, stop)
             left_out = self._feedback.left_out(start, stop, phase)
-        elif self._distortion is None:
+        elif self._sums is None:
             return
         elif self._codec.lossless:
             left_out = torch.zeros_like(values)
@@ -191,8 +189,8 @@ class BucketObserver(Observer):
             left_out = torch.empty_like(values)
             self._codec.decode(payload, key, out=left_out, offset=start, gain=1.0 / gain)
             torch.sub(values, left_out, out=left_out)
-        if self._distortion is not None:
-            self._distortion.add(start, stop, values, left_out)
+        if self._sums is not None:
+            self._sums.add_encoded(phase, start, stop, values, left_out)
 
     def reduced(self, start: int, stop: int) -> None:
         if self._feedback is not None:
@@ -207,6 +205,9 @@ class BucketObserver(Observer):
             for start, stop in self._hold:
                 self._feedback.hold(start, stop)
                 self._flat[start:stop].zero_()
+        if self._sums is not None and self._statistics is not None:
+            self._sums.add_squares(Column.MEAN, self._flat)
+            self._statistics.add(self._layout, self._sums.table)
         if self._target is not None:
             self._target.copy_(self._flat)
             # Only here can a finite mean leave the dtype's range; the same on every rank.
@@ -251,8 +252,9 @@ class BucketObserver(Observer):
             if name.startswith(prefix)
         }
         layers = list(zip(self._layout.parameters, self._layout.sizes, strict=True))
-        nmse = self._distortion.nmse() if self._distortion is not None and others else None
+        nmse = self._sums.nmse() if self._sums is not None and others else None
         with self._step._lock:
+            self._step.sent.add(report, numel - own, own * others, int(counts["wire_bytes"]))
             record.add_bucket(
                 self._index, layers, sent_numel=sent, counts=counts, times=times, finite=finite, nmse=nmse
             )
@@ -261,7 +263,3 @@ class BucketObserver(Observer):
 def _all_zero(x: torch.Tensor) -> bool:
     # A used layer's gradient nearly always shows in its first coordinates: a look at all of them is rare.
     return not bool(x[:8].any()) and not bool(x.any())
-
-
-def _square(x: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2

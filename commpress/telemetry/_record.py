@@ -25,6 +25,7 @@ class StepRecord:
       energy of what this rank sent in phase 1. A payload spans layers; its bytes are shared out by coordinates
     * ``buckets``: a list of ``{"bucket", "numel", "payload_bytes", "times"}``
     * ``times``: sums over buckets (which overlap); ``step_time``: from the first hook to the last result
+    * ``information``: on sampled steps, what the bits carried against the Gaussian limit (docs/information.md)
     * ``finite``: false if some gradient was not; ``feedback``: "off", "kept" (residuals held back) or "updated"
     * ``dropped_records``: records lost before this one
 
@@ -86,10 +87,15 @@ class StepRecord:
         self._sent_numel += sent_numel
         self._finite = self._finite and finite
 
+    def add_overhead(self, header_bytes: int, wire_bytes: int, messages: int) -> None:
+        """Adds what a step sent beside its buckets."""
+        for name, value in (("header_bytes", header_bytes), ("wire_bytes", wire_bytes), ("messages", messages)):
+            self._sums[name] += value
+
     def as_dict(self, *, feedback: str, dropped: int) -> dict[str, Any]:
         """The record, with JSON values only."""
         achieved = 8 * self._sums["payload_bytes"] / self._sent_numel if self._sent_numel else None
-        return _json_values(
+        return json_values(
             self._head
             | {"time": time.time(), "codec": self._codec, "numel": self._numel}
             | {"requested_rate": self._requested, "achieved_rate": achieved}
@@ -100,11 +106,12 @@ class StepRecord:
         )
 
 
-def _json_values(value: Any) -> Any:
+def json_values(value: Any) -> Any:
+    """`value` with JSON's own types only: text keys, lists, and null for numbers that are not finite."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, Mapping):
-        return {str(k): _json_values(v) for k, v in value.items()}
+        return {str(k): json_values(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json_values(v) for v in value]
+        return [json_values(v) for v in value]
     return value

@@ -1,0 +1,136 @@
+"""What the ranks tell each other about the layers of a sampled step, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+
+from commpress.collectives import ChannelError
+from commpress.errors import PeerError
+from commpress.feedback import Layout
+from commpress.hooks._notes import Notes, Pending
+from commpress.hooks._sums import Column, captured
+
+NBYTES_PER_LAYER = 8 * len(Column)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class LayerStatistics:
+    """Of one step, the same bits on every rank. Arrays have one float64 for each layer, in the order of the parameters.
+
+    Attributes:
+        step: the step.
+        table: sums of all ranks, shape (layers, columns).
+        captured1, captured2: G of phase 1 and 2; NaN where nothing was measured.
+        energies: mean square of a coordinate over the ranks' gradients.
+        mean_energies: the same of their mean, corrected for what quantisation added.
+        variances: s, variance of a coordinate between the ranks' gradients; at least 0; NaN with one rank.
+        world_size: ranks.
+    """
+
+    step: int
+    table: np.ndarray
+    captured1: np.ndarray
+    captured2: np.ndarray
+    energies: np.ndarray
+    mean_energies: np.ndarray
+    variances: np.ndarray
+    world_size: int
+
+    @property
+    def finite(self) -> bool:
+        """False after a step with a NaN or an infinity: then the figures say nothing."""
+        return bool(np.isfinite(self.table).all())
+
+    @property
+    def encoded_energies(self) -> np.ndarray:
+        """What the error of the mean is proportional to: squares of what all ranks encoded, each divided by n in phase 1, as it is in phase 2; sums over each layer."""
+        sums: np.ndarray = self.table[:, Column.ENERGY1] / self.world_size**2 + self.table[:, Column.ENERGY2]
+        return sums
+
+
+def statistics_of(step: int, tables: Sequence[np.ndarray], dims: np.ndarray, *, unbiased: bool) -> LayerStatistics:
+    """Args: tables: of each rank, in rank order. dims: coordinates of each layer. unbiased: whether the decodes were.
+
+    The mean that the ranks know carries the noise of both quantisations. An unbiased decode has ``1 / G`` times the energy of its input, so
+
+        |m|^2 = G2 |decoded mean|^2,   |mean|^2 = |m|^2 - (1/G1 - 1) (n - 1)/n sum |g_i|^2 / n^2
+
+    (each coordinate's owner adds its own part unquantised), and ``s = (sum |g_i|^2 - n |mean|^2) / ((n - 1) d)``. A least-squares decode has G times the energy.
+    """
+    n = len(tables)
+    total = np.zeros_like(tables[0])
+    for table in tables:  # in rank order: the same roundings everywhere
+        total = total + table
+    g1, g2 = captured(total, 1), captured(total, 2)
+    local, mean = total[:, Column.LOCAL], tables[0][:, Column.MEAN]
+    with np.errstate(all="ignore"):
+        if n > 1:
+            f1, f2 = np.where(np.isnan(g1), 1.0, g1), np.where(np.isnan(g2), 1.0, g2)
+            mean = mean * f2 if unbiased else np.where(f2 > 0, mean / f2, mean)
+            if unbiased:
+                mean = mean - np.where(f1 > 0, 1 / f1 - 1, 0.0) * (n - 1) / n**3 * local
+            mean = np.clip(mean, 0.0, local / n)
+            variances = np.maximum(local - n * mean, 0.0) / ((n - 1) * dims)
+        else:
+            variances = np.full(len(dims), np.nan)
+        return LayerStatistics(step, total, g1, g2, local / (n * dims), mean / dims, variances, n)
+
+
+@final
+class Statistics:
+    """Gathers the tables of a step's buckets, sends them at the end of the step and collects those of the others before the next one.
+
+    Args:
+        dims: coordinates of each layer by name; their order is that of the tables.
+        notes: a channel for notes of ``NBYTES_PER_LAYER * len(dims)`` bytes that nothing else uses meanwhile.
+        unbiased: whether the codec is.
+    """
+
+    def __init__(self, dims: dict[str, int], notes: Notes, *, unbiased: bool) -> None:
+        self.names = list(dims)
+        self.dims = np.array([float(n) for n in dims.values()])
+        self.nbytes = notes.bytes_each
+        self._index = {name: i for i, name in enumerate(dims)}
+        self._notes = notes
+        self._unbiased = unbiased
+        self._lock = threading.Lock()
+        self._table = self._blank()
+        self._pending: tuple[int, Pending] | None = None
+
+    def _blank(self) -> np.ndarray:
+        return np.zeros((len(self.names), len(Column)))
+
+    def add(self, layout: Layout, table: np.ndarray) -> None:
+        """Takes a bucket's table."""
+        rows = [self._index[name] for name in layout.parameters]
+        with self._lock:
+            self._table[rows] += table
+
+    def post(self, step: int) -> None:
+        """All buckets of the step are in: tells the others. Does not wait. Raises ChannelError."""
+        with self._lock:
+            table, self._table = self._table, self._blank()
+        self._pending = step, self._notes.post(table.tobytes())
+
+    def collect(self) -> LayerStatistics | None:
+        """The last posted step's statistics, once; None if there are none. Waits for the ranks that are behind.
+
+        Raises:
+            PeerError: one of them does not answer.
+        """
+        if self._pending is None:
+            return None
+        step, pending = self._pending
+        self._pending = None
+        try:
+            notes = pending.collect()
+        except ChannelError as error:
+            raise PeerError(f"a rank did not send the statistics of step {step}: {error}") from error
+        tables = [np.frombuffer(note).reshape(len(self.names), len(Column)) for note in notes]
+        return statistics_of(step, tables, self.dims, unbiased=self._unbiased)

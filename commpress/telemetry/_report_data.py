@@ -1,0 +1,109 @@
+"""Figures by step, as arrays: what a run's records become."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+
+_KEPT = 512  # layer snapshots kept of each sort; of longer runs every second, fourth, ... is kept
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite float, or None if it is anything else (a truth value and a number in quotes are)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        x = float(value)
+    except OverflowError:
+        return None
+    return x if math.isfinite(x) else None
+
+
+@final
+class Columns:
+    """Figures by step: ``steps`` (float64) and named columns of float64, NaN where a record had no such figure."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self._steps = array("d")
+        self._values = {name: array("d") for name in names}
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def steps(self) -> np.ndarray:
+        return np.array(self._steps)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.array(self._values[name])
+
+    def points(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values where the column has any: two float64 arrays of one length."""
+        values = self[name]
+        there = np.isfinite(values)
+        return self.steps[there], values[there]
+
+    def mean(self, name: str) -> float | None:
+        """Over the records that have the figure."""
+        _, values = self.points(name)
+        return float(values.mean()) if values.size else None
+
+    @property
+    def last(self) -> float | None:
+        """The last step."""
+        return self._steps[-1] if self._steps else None
+
+    def cut(self, step: float) -> None:
+        """Forgets this and later steps."""
+        while self._steps and self._steps[-1] >= step:
+            for column in (self._steps, *self._values.values()):
+                column.pop()
+
+    def add(self, step: float, figures: Mapping[str, float | None]) -> None:
+        """Appends; records of this and later steps, if any, are of an earlier attempt and go."""
+        self.cut(step)
+        self._steps.append(step)
+        for name, column in self._values.items():
+            value = figures.get(name)
+            column.append(math.nan if value is None else value)
+
+
+@final
+class Layers:
+    """One figure by layer at some steps: snapshots of float32, thinned out evenly when there are too many."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[tuple[float, np.ndarray]] = []
+        self.latest = np.zeros(0, dtype=np.float32)
+        self._stride = 1
+        self._seen = 0
+
+    def cut(self, step: float) -> None:
+        """Forgets this and later steps."""
+        while self.snapshots and self.snapshots[-1][0] >= step:
+            self.snapshots.pop()
+
+    def add(self, step: float, values: Sequence[float | None]) -> None:
+        """Appends, as :meth:`Columns.add` does. None becomes NaN."""
+        self.cut(step)
+        self.latest = np.array([math.nan if v is None else v for v in values], dtype=np.float32)
+        if self._seen % self._stride == 0:
+            self.snapshots.append((step, self.latest))
+        self._seen += 1
+        if len(self.snapshots) > 2 * _KEPT:
+            self.snapshots = self.snapshots[::2]
+            self._stride *= 2
+
+    def table(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps (float64, n) and values (float32, layers x n)."""
+        steps = np.array([step for step, _ in self.snapshots])
+        width = max((len(row) for _, row in self.snapshots), default=0)
+        values = np.full((width, len(self.snapshots)), np.nan, dtype=np.float32)
+        for i, (_, row) in enumerate(self.snapshots):
+            values[: len(row), i] = row
+        return steps, values

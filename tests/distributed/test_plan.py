@@ -1,0 +1,187 @@
+"""`register(model, bits=...)`: the allocator under the DDP hook."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from _launch import launch
+from _scenarios import Given, flat
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import commpress
+from commpress.allocation import Plan
+from commpress.collectives import shard_bounds
+from commpress.errors import MismatchError, SpecError
+
+SIZES = [200_000, 64, 90_000, 300, 150_003, 4096]
+SIGMA = [1.0, 3.0, 0.05, 1.0, 8.0, 0.5]
+BITS = 1.7
+
+
+def gradients(rank, step, scale=1.0):
+    generator = torch.Generator().manual_seed(9_973 * step + rank)
+    return [scale * s * torch.randn(n, generator=generator) for n, s in zip(SIZES, SIGMA, strict=True)]
+
+
+def train(rank, state, ddp, start, stop):
+    sums = []
+    for step in range(start, stop):
+        ddp.zero_grad()
+        ddp(gradients(rank, step)).backward()
+        sums.append(torch.cat([w.grad for w in ddp.module.weights]).clone())
+    return sums
+
+
+def payload_of_all(state):
+    """Payload bytes of one message with every coordinate, and what all ranks together send in a step at most."""
+    planner = state._exchange.planner
+    return sum(planner.codec(layout).payload_nbytes(layout.numel) for layout in state._layouts.current)
+
+
+def worker(rank, world_size, folder, feedback=None, codec=None):
+    ddp = DDP(Given(SIZES), bucket_cap_mb=0.8)
+    path = f"{folder}/run.jsonl"
+    options = {"telemetry": path, "telemetry_every": 4, "timeout": 30, "plan_every": 4, "feedback": feedback}
+    state = commpress.register(ddp, codec, bits=BITS, **options)
+    first = state.plan
+    begun = payload_of_all(state) if state._layouts.current else None
+    sums = train(rank, state, ddp, 0, 8)
+    saved = state.state_dict()
+    sums += train(rank, state, ddp, 8, 14)
+    result = {
+        "sums": torch.stack([s.double().square().sum() for s in sums]),
+        "last": sums[-1],
+        "first": first.to_dict(),
+        "plan": state.plan.to_dict(),
+        "payload": payload_of_all(state),
+        "begun": begun,
+        "counts": state.counts,
+        "text": str(state.codec),
+        "shards": [shard_bounds(n, world_size, rank) for n in SIZES],
+    }
+    state.close()
+    again = DDP(Given(SIZES), bucket_cap_mb=0.8)
+    state = commpress.register(again, codec, bits=BITS, timeout=30, plan_every=4, feedback=feedback, telemetry_every=4)
+    state.load_state_dict(saved)
+    result["resumed"] = train(rank, state, again, 8, 14)[-1]
+    if rank == 0:
+        state.plan.save(f"{folder}/plan.json")
+    dist.barrier()
+    state.close()
+    pinned = DDP(Given(SIZES), bucket_cap_mb=0.8)
+    state = commpress.register(pinned, codec, bits=BITS, plan=f"{folder}/plan.json", timeout=30, feedback=feedback)
+    train(rank, state, pinned, 0, 8)
+    result["pinned"] = state.plan.digest(), state.counts["plans"]
+    state.close()
+    return result
+
+
+@pytest.fixture(scope="module", params=[(2, None), (3, None), (2, True)], ids=["two", "three", "feedback"])
+def run(request, tmp_path_factory):
+    size, feedback = request.param
+    folder = tmp_path_factory.mktemp("plan")
+    results = launch(__file__, "worker", size, args={"folder": str(folder), "feedback": feedback}, timeout=150)
+    records = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
+    return [r.ok().value for r in results], records, folder, size
+
+
+def test_replicas_agree_and_the_plan_is_that_of_the_noisy_layers(run):
+    results, _, _, _ = run
+    assert all(torch.equal(r["last"], results[0]["last"]) for r in results)
+    assert all(r["plan"] == results[0]["plan"] for r in results)
+    plan, first = (Plan.from_dict(results[0][name]) for name in ("plan", "first"))
+    assert results[0]["counts"]["plans"] >= 1 and len(set(first.rates)) == 1
+    rate = dict(zip(plan.dims, plan.rates, strict=True))
+    assert rate[150_003] > rate[200_000] > rate[90_000]  # by their variances
+    assert plan.exact[plan.dims.index(64)]
+
+
+def test_the_budget_holds_to_the_byte_and_is_used(run):
+    results, records, _, size = run
+    budget = int(BITS * sum(SIZES) / 8)
+    for result in results:
+        plan = Plan.from_dict(result["plan"])
+        assert 0.99 * budget <= plan.planned_bytes == result["payload"] <= budget == plan.budget_bytes
+    for record in records:
+        if record["kind"] == "step":
+            assert record["payload_bytes"] <= 1.02 * 2 * (size - 1) / size * budget  # of this rank
+
+
+def test_the_bytes_of_all_ranks_are_the_plan(run):
+    """Each phase sends every coordinate's payload to, or from, all ranks but its owner."""
+    results, records, _, size = run
+    steps = [r for r in records if r["kind"] == "step"]
+    assert len(steps) == 14 and all(r["achieved_rate"] < BITS * 1.1 for r in steps)
+
+
+def test_plans_and_information_are_logged(run):
+    results, records, _, _ = run
+    plans = [r for r in records if r["kind"] == "plan"]
+    assert len(plans) == results[0]["counts"]["plans"]
+    assert {layer["numel"] for layer in plans[-1]["layers"]} == set(SIZES)
+    assert all(p["planned_bytes"] <= p["budget_bytes"] for p in plans)
+    found = [r for r in records if r["kind"] == "step" and "information" in r]
+    assert [r["step"] for r in found] == [0, 4, 8, 12]
+    assert all(0 < r["information"]["eta_alloc"] <= 1 for r in found)
+
+
+def test_a_restart_goes_on_with_the_same_plan(run):
+    results, _, _, _ = run
+    for result in results:
+        assert torch.equal(result["resumed"], result["last"])
+
+
+def test_a_pinned_plan_stays(run):
+    results, _, folder, _ = run
+    assert {r["pinned"] for r in results} == {(Plan.load(folder / "plan.json").digest(), 0)}
+
+
+def disagree(rank, world_size):
+    ddp = DDP(Given(SIZES))
+    try:
+        commpress.register(ddp, bits=2.0 + rank / 2, timeout=10)
+    except MismatchError as error:
+        return str(error)
+    return "registered"
+
+
+def test_ranks_with_other_budgets_are_told():
+    for result in launch(__file__, "disagree", 2, timeout=60):
+        assert "plan settings" in result.ok().value
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 0},
+        {"bits": 9},
+        {"bits": 2, "codec": "hadamard+lloyd:2"},
+        {"bits": 2, "objective": "best"},
+        {"plan": "x.json"},
+        {"objective": "mse"},
+        {"bits": 2, "plan_every": 0},
+    ],
+)
+def test_options_that_make_no_sense(options):
+    with pytest.raises(SpecError):
+        commpress.HookState(**options)
+
+
+def small(rank, world_size):
+    torch.manual_seed(1)
+    ddp = DDP(torch.nn.Sequential(torch.nn.Linear(20, 40), torch.nn.ReLU(), torch.nn.Linear(40, 3)))
+    state = commpress.register(ddp, bits=3.0, timeout=30)
+    for step in range(7):
+        ddp.zero_grad()
+        ddp(torch.randn(8, 20, generator=torch.Generator().manual_seed(10 * step + rank))).square().mean().backward()
+    result = {"parameters": flat(ddp), "plans": state.counts["plans"], "gradient": float(flat(ddp).norm())}
+    state.close()
+    return result
+
+
+def test_a_small_model():
+    results = [r.ok().value for r in launch(__file__, "small", 2, timeout=60)]
+    assert torch.equal(results[0]["parameters"], results[1]["parameters"])

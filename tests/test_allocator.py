@@ -1,0 +1,456 @@
+"""Statistics, plans and the allocator: running means, files, hysteresis, equal plans on every rank."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from commpress.allocation import LLOYD_MAX, Allocator, Curve, Plan, Statistics, objective_value, solve_on_curve
+from commpress.errors import SpecError, StateError
+
+# Statistics
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.5, 1.5), min_size=1, max_size=30), st.floats(0, 0.99))
+def test_the_mean_is_the_weighted_mean_of_all_updates(values, decay):
+    statistics = Statistics(1, decay=decay)
+    for x in values:
+        statistics.update([x], [2 * x])
+    weights = decay ** np.arange(len(values))[::-1]
+    mean = np.dot(weights, values) / weights.sum()
+    assert statistics.energies == pytest.approx([mean], rel=1e-9)
+    assert statistics.variances == pytest.approx([2 * mean], rel=1e-9)
+    assert statistics.restarts == (0,)
+
+
+def test_statistics_before_the_first_update_and_without_layers():
+    statistics = Statistics(2)
+    assert statistics.energies.tolist() == [0, 0]
+    assert statistics.variances is None
+    assert statistics.update([1, 2]) == ()
+    assert statistics.variances is None, "nobody gave any"
+    statistics.update([1, 2], [3, 4])
+    assert statistics.variances == pytest.approx([3, 4])
+    empty = Statistics(0)
+    assert empty.update([]) == ()
+    assert empty.energies.shape == (0,)
+
+
+def test_a_jump_begins_the_mean_anew_and_a_single_one_is_dropped():
+    statistics = Statistics(3, drift=4)
+    for _ in range(5):
+        statistics.update([1, 1, 1], [1, 1, 1])
+    assert statistics.update([5, 5, 1], [1, 1, 1]) == ()
+    assert statistics.energies == pytest.approx([1, 1, 1]), "held back"
+    assert statistics.update([7, 1, 1], [1, 1, 1]) == (0,)
+    assert statistics.energies[0] == pytest.approx((0.9 * 5 + 7) / 1.9)
+    assert statistics.energies[1:] == pytest.approx([1, 1])
+    assert (statistics.restarts, statistics.outliers) == ((1, 0, 0), (0, 1, 0))
+    # down, and by the variance alone
+    assert statistics.update([6, 0.1, 1], [1, 1, 9]) == ()
+    assert statistics.update([6, 0.1, 1], [1, 1, 9]) == (1, 2)
+    assert statistics.energies[1] == pytest.approx(0.1)
+    assert statistics.variances == pytest.approx([1, 1, 9])
+
+
+def test_a_value_within_the_factor_is_no_drift():
+    statistics = Statistics(1, drift=4)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        statistics.update([rng.uniform(0.6, 1.8)])
+    assert (statistics.restarts, statistics.outliers) == ((0,), (0,))
+    zero = Statistics(1)
+    for _ in range(5):
+        assert zero.update([0.0]) == ()
+    zero.update([1.0])
+    assert zero.update([1.0]) == (0,), "a layer wakes up"
+
+
+@pytest.mark.parametrize("wrong", [[-1.0, 1], [math.nan, 1], [math.inf, 1], [1], [1, 2, 3], "ab", None])
+def test_statistics_refuse_nonsense_and_stay_as_they_were(wrong):
+    statistics = Statistics(2)
+    statistics.update([1, 2], [1, 2])
+    before = statistics.state_dict()
+    with pytest.raises(SpecError):
+        statistics.update(wrong, [1, 2])
+    if wrong is not None:
+        with pytest.raises(SpecError):
+            statistics.update([1, 2], wrong)
+    assert statistics.state_dict() == before
+
+
+@pytest.mark.parametrize("arguments", [{"layers": -1}, {"layers": 1, "decay": 1}, {"layers": 1, "drift": 1}])
+def test_statistics_refuse_bad_arguments(arguments):
+    with pytest.raises(SpecError):
+        Statistics(**arguments)
+
+
+def test_statistics_go_on_from_a_state_to_the_bit():
+    rng = np.random.default_rng(4)
+    updates = [(10 ** rng.uniform(-1, 1, 4), rng.random(4)) for _ in range(40)]
+    whole, first = Statistics(4), Statistics(4)
+    for x, v in updates:
+        whole.update(x, v)
+    for x, v in updates[:17]:
+        first.update(x, v)
+    second = Statistics(4, decay=0.5)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for x, v in updates[17:]:
+        second.update(x, v)
+    assert second.state_dict() == whole.state_dict()
+    assert sum(whole.restarts) > 0, "the state of a drift was part of it"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda s: s.pop("energy"),
+        lambda s: s.update(layers=3),
+        lambda s: s.update(energy=[1.0]),
+        lambda s: s.update(energy=[1.0, math.nan]),
+        lambda s: s.update(weight=[1.0, -1.0]),
+        lambda s: s.update(decay=2),
+        lambda s: s.update(restarts="x"),
+    ],
+)
+def test_statistics_refuse_a_spoilt_state(spoil):
+    statistics = Statistics(2)
+    statistics.update([1, 2])
+    before = statistics.state_dict()
+    state = statistics.state_dict()
+    spoil(state)
+    with pytest.raises(StateError):
+        statistics.load_state_dict(state)
+    assert statistics.state_dict() == before
+
+
+# Plans
+
+PLAN = Plan(("a", "größe"), (10, 0), (1.25, 0.0), (False, True), "mse", 5, 2, 1.5, math.inf)
+
+
+def test_a_plan_comes_back_from_its_file(tmp_path):
+    PLAN.save(tmp_path / "plan.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    assert Plan.load(tmp_path / "plan.json", names=["a", "größe"], dims=[10, 0]) == PLAN
+    fields = PLAN.to_dict()
+    turned = dict(reversed(fields.items()))
+    assert Plan.from_dict(turned).digest() == PLAN.digest()
+    empty = Plan((), (), (), (), "unbiased", 0, 0)
+    assert Plan.from_dict(json.loads(json.dumps(empty.to_dict()))) == empty
+    assert (empty.bits, PLAN.bits) == (0, 1.6)
+    assert PLAN.micro_rates == (1_250_000, 0)
+
+
+def test_the_digest_is_of_what_decides_the_bytes():
+    def other(**change):
+        return dataclasses.replace(PLAN, **change).digest()
+
+    assert len(PLAN.digest()) == 32
+    assert PLAN.digest() == "63926d6b97bbd87fc317bb42b1858619", "the digest is part of the protocol: it may not change"
+    assert other(predicted=7.0, budget_bytes=6) == PLAN.digest()
+    changes = [
+        {"names": ("b", "größe")},
+        {"dims": (11, 0)},
+        {"rates": (1.250001, 0.0)},
+        {"exact": (True, True)},
+    ]
+    assert len({PLAN.digest(), *(other(**change) for change in changes)}) == 5
+    two = {
+        "dims": (1, 1),
+        "rates": (1, 1),
+        "exact": (False, False),
+        "objective": "mse",
+        "budget_bytes": 1,
+        "planned_bytes": 1,
+    }
+    assert Plan(names=("ab", "c"), **two).digest() != Plan(names=("a", "bc"), **two).digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rates": [1.5, 0.0]},
+        {"rates": [1.25]},
+        {"rates": [1.25, -1.0]},
+        {"rates": [1.25, "x"]},
+        {"rates": [1.2500005, 0.0]},
+        {"names": ["a", "a"]},
+        {"names": ["a", 5]},
+        {"names": "ab"},
+        {"dims": [10, 0.5]},
+        {"dims": [10, True]},
+        {"exact": [0, 1]},
+        {"objective": "best"},
+        {"planned_bytes": 6},
+        {"planned_bytes": "2"},
+        {"predicted": None},
+        {"predicted": -1},
+        {"format": 2},
+        {"digest": "0"},
+        {"more": 1},
+    ],
+)
+def test_a_spoilt_plan_is_refused(change, tmp_path):
+    fields = PLAN.to_dict() | change
+    with pytest.raises(SpecError):
+        Plan.from_dict(fields)
+    (tmp_path / "plan.json").write_text(json.dumps(fields))
+    with pytest.raises(SpecError):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_a_plan_of_another_model_or_no_plan_is_refused(tmp_path):
+    fields = PLAN.to_dict()
+    for names, dims, message in ((["a", "b"], None, "layer 1"), (["a"], None, "2 layers"), (None, [10, 1], "layer 1")):
+        with pytest.raises(SpecError, match=message):
+            Plan.from_dict(fields, names=names, dims=dims)
+    for nothing in ([], None, 5, {}):
+        with pytest.raises(SpecError):
+            Plan.from_dict(nothing)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(SpecError):
+        Plan.load(tmp_path / "plan.json")
+    with pytest.raises(OSError):
+        Plan.load(tmp_path / "none.json")
+
+
+def test_the_table_has_a_line_for_each_layer():
+    lines = PLAN.table().splitlines()
+    assert len(lines) == 5
+    assert lines[1].split() == ["a", "10", "1.25", "100.0%"]
+    assert lines[2].split() == ["größe", "0", "exact", "0.0%"]
+    assert PLAN.digest() in lines[-1]
+
+
+# The allocator
+
+NAMES = [f"layer{i}" for i in range(12)]
+DIMS = [64, 100_000, 50_000, 20_000, 300_000, 1_000, 70_000, 800, 40_000, 10_000, 128, 200_000]
+
+
+def spread(seed, decades=3.0):
+    return 10 ** np.random.default_rng(seed).uniform(-decades, 0, len(DIMS)) * DIMS
+
+
+def test_uniform_rates_come_first_and_an_observation_changes_them():
+    allocator = Allocator(NAMES, DIMS, bits=2)
+    first = allocator.plan
+    assert first.rates == (2.0,) * 12
+    assert first.planned_bytes == first.budget_bytes == sum(DIMS) // 4
+    assert not any(first.exact)
+    assert allocator.replan(0) is None, "nothing has been observed"
+    allocator.observe(0, spread(1))
+    plan = allocator.replan(0)
+    assert plan is allocator.plan
+    assert plan.predicted < plan.predicted_uniform
+    assert 0.99 * plan.budget_bytes <= plan.planned_bytes <= plan.budget_bytes
+    assert plan.exact == tuple(d < 512 for d in DIMS)
+    assert allocator.replan(0) is None, "the same again is no better"
+    same = solve_on_curve("unbiased", DIMS, spread(1) / DIMS, first.budget_bytes, LLOYD_MAX, exact_below=512)
+    assert plan.rates == tuple(same.rates)
+    assert plan.predicted == pytest.approx(same.value)
+    at_uniform = objective_value("unbiased", DIMS, spread(1) / DIMS, [2.0] * 12, curve=LLOYD_MAX)
+    assert plan.predicted_uniform == pytest.approx(at_uniform)
+
+
+def test_a_budget_in_bytes_with_costs():
+    def cost(layer, rate):
+        return 4 + math.ceil(DIMS[layer] * round(rate * 1e6) / 8e6)
+
+    allocator = Allocator(NAMES, DIMS, budget_bytes=100_000, cost=cost, objective="mse")
+    (rate,) = set(allocator.plan.rates)
+    assert sum(cost(i, rate) for i in range(12)) == allocator.plan.planned_bytes <= 100_000
+    assert sum(cost(i, rate + 1e-5) for i in range(12)) > 100_000, "no higher uniform rate fits"
+    allocator.observe(0, spread(2))
+    plan = allocator.replan(0)
+    real = sum(
+        4 * d if e else cost(i, r) if r else 0
+        for i, (d, r, e) in enumerate(zip(DIMS, plan.rates, plan.exact, strict=True))
+    )
+    assert 99_000 <= plan.planned_bytes == real <= 100_000
+
+
+@pytest.mark.parametrize("objective", ["unbiased", "mse", "fisher"])
+@pytest.mark.parametrize("noise", [0.02, 0.1])
+def test_noise_around_a_fixed_point_never_changes_the_plan(objective, noise):
+    rng = np.random.default_rng(3)
+    allocator = Allocator(NAMES, DIMS, bits=2, objective=objective, hysteresis=0.02)
+    energies = spread(5)
+    for step in range(20):
+        allocator.observe(step, energies * np.exp(noise * rng.standard_normal(12)))
+    allocator.replan(20)
+    digest, changes = allocator.plan.digest(), 0
+    for step in range(20, 220):
+        allocator.observe(step, energies * np.exp(noise * rng.standard_normal(12)))
+        changes += allocator.replan(step) is not None
+    assert (changes, allocator.plan.digest()) == (0, digest)
+    # The control: without hysteresis the same noise would change it.
+    free = Allocator(NAMES, DIMS, bits=2, objective=objective, hysteresis=0)
+    rng = np.random.default_rng(3)
+    flaps = 0
+    for step in range(60):
+        free.observe(step, energies * np.exp(noise * rng.standard_normal(12)))
+        flaps += free.replan(step) is not None
+    assert flaps > (10 if noise == 0.1 else 0)
+    # A real change does change it.
+    for step in range(220, 226):
+        allocator.observe(step, spread(6))
+    assert allocator.replan(226) is not None
+    assert allocator.plan.digest() != digest
+
+
+def test_steps_at_which_statistics_are_due():
+    allocator = Allocator(["a"], [5], bits=1, every=10, warmup=3)
+    assert [step for step in range(35) if allocator.due(step)] == [0, 1, 2, 10, 20, 30]
+
+
+def test_equal_calls_give_equal_plans_in_any_order_of_a_mapping():
+    rng = np.random.default_rng(8)
+    ranks = [Allocator(NAMES, DIMS, bits=1.5) for _ in range(3)]
+    for step in range(20):
+        energies = dict(zip(NAMES, 10 ** rng.uniform(-3, 0, 12), strict=True))
+        turned = dict(reversed(energies.items()))
+        shuffled = {NAMES[i]: energies[NAMES[i]] for i in rng.permutation(12)}
+        for rank, values in zip(ranks, (energies, turned, shuffled), strict=True):
+            rank.observe(step, values)
+            rank.replan(step)
+        assert len({rank.plan.digest() for rank in ranks}) == 1
+        assert ranks[0].state_dict() == ranks[1].state_dict() == ranks[2].state_dict()
+    with pytest.raises(SpecError, match="other"):
+        ranks[0].observe(20, energies | {"other": 1.0})
+    with pytest.raises(SpecError, match="layer0"):
+        ranks[0].observe(20, dict.fromkeys(NAMES[1:], 1.0))
+
+
+def test_an_allocator_goes_on_from_a_state():
+    whole = Allocator(NAMES, DIMS, bits=1.5, objective="weighted", weights=np.ones(12))
+    part = Allocator(NAMES, DIMS, bits=1.5, objective="weighted", weights=np.ones(12))
+    for step in range(10):
+        whole.observe(step, spread(step), weights=spread(step + 100))
+        whole.replan(step)
+        if step == 4:
+            part.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+        if step > 4:
+            part.observe(step, spread(step), weights=spread(step + 100))
+            part.replan(step)
+    assert part.plan == whole.plan
+    assert part.state_dict() == whole.state_dict()
+
+
+def test_a_state_of_other_layers_or_a_larger_budget_is_refused():
+    state = Allocator(["a"], [5000], bits=2).state_dict()
+    for other in (Allocator(["b"], [5000], bits=2), Allocator(["a"], [5001], bits=2), Allocator(["a"], [5000], bits=1)):
+        before = other.state_dict()
+        with pytest.raises(StateError):
+            other.load_state_dict(state)
+        assert other.state_dict() == before
+    fine = Allocator(["a"], [5000], bits=2)
+    for wrong in ({}, state | {"plan": None}, state | {"weights": [-1.0]}, state | {"statistics": {}}):
+        with pytest.raises(StateError):
+            fine.load_state_dict(wrong)
+
+
+def test_a_pinned_plan_stays():
+    maker = Allocator(NAMES, DIMS, bits=2)
+    maker.observe(0, spread(1))
+    plan = maker.replan(0)
+    allocator = Allocator(NAMES, DIMS, pinned=plan)
+    assert allocator.pinned
+    assert not maker.pinned
+    assert not any(allocator.due(step) for step in range(100))
+    for step in range(10):
+        allocator.observe(step, spread(step + 50))
+        assert allocator.replan(step) is None
+    assert allocator.plan is plan
+    allocator.load_state_dict(Allocator(NAMES, DIMS, bits=8).state_dict())
+    assert allocator.plan is plan
+    with pytest.raises(SpecError, match="layer 3"):
+        Allocator([*NAMES[:3], "x", *NAMES[4:]], DIMS, pinned=plan)
+
+
+def test_fisher_takes_noise_variances_and_the_others_energies():
+    fisher = Allocator(["a", "b"], [10_000, 10_000], bits=1, objective="fisher")
+    fisher.observe(0, [1.0, 100.0], [9.0, 1.0])
+    assert fisher.second_moments() == pytest.approx([9, 1])
+    assert np.argmax(fisher.replan(0).rates) == 1, "the quiet layer gets the bits"
+    mse = Allocator(["a", "b"], [10_000, 10_000], bits=1, objective="mse")
+    mse.observe(0, [1.0, 100.0], [2.0, 1.0])
+    assert np.argmax(mse.replan(0).rates) == 1, "the loud layer gets the bits"
+    assert mse.second_moments() == pytest.approx([1e-4, 1e-2])
+
+
+def test_gamma_and_weights():
+    even = Allocator(["a", "b"], [10_000, 10_000], bits=2, objective="weighted", gamma=1)
+    even.observe(0, [1.0, 100.0])
+    assert even.replan(0) is None, "w = 1/s makes uniform rates the best"
+    with pytest.raises(SpecError, match="gamma"):
+        even.observe(1, [1.0, 100.0], weights=[1, 1])
+    weighted = Allocator(["a", "b"], [10_000, 10_000], bits=1, objective="unbiased", weights=[1, 1])
+    weighted.observe(0, [1.0, 1.0])
+    assert weighted.replan(0) is None
+    weighted.observe(1, [1.0, 1.0], weights=[1, 1000])
+    assert weighted.replan(1).rates[1] > 1.5
+
+
+@pytest.mark.parametrize("objective", ["unbiased", "mse", "fisher"])
+def test_no_layers_one_layer_zeros_and_extremes(objective):
+    none = Allocator([], [], bits=1, objective=objective)
+    none.observe(0, [])
+    assert none.replan(0) is None
+    assert none.plan.names == ()
+    one = Allocator(["a"], [10_000], bits=1.5, objective=objective)
+    one.observe(0, [3.0])
+    assert one.replan(0) is None
+    assert one.plan.rates == (1.5,)
+    zero = Allocator(["a", "b"], [10_000, 10_000], bits=1.5, objective=objective)
+    zero.observe(0, [0.0, 0.0], [0.0, 0.0])
+    assert zero.replan(0) is None, "zero gradients are no reason for a plan"
+    far = Allocator(["a", "b", "c", "d"], [10_000] * 4, bits=2, objective=objective)
+    far.observe(0, [1e-38, 1.0, 1e38, 0.0])
+    plan = far.replan(0)
+    assert plan.planned_bytes <= plan.budget_bytes
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict(), allow_nan=False))) == plan
+    assert np.argmax(plan.rates) == (0 if objective == "fisher" else 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"bits": None},
+        {"budget_bytes": 5},
+        {"bits": 9},
+        {"bits": 0},
+        {"bits": None, "budget_bytes": -1},
+        {"bits": None, "budget_bytes": 2.5},
+        {"bits": None, "budget_bytes": 1, "lowest_rate": 1.0},
+        {"names": ["a"]},
+        {"names": ["a", "a"]},
+        {"objective": "time"},
+        {"objective": "weighted"},
+        {"objective": "weighted", "gamma": 0.3},
+        {"gamma": 1.0},
+        {"weights": [1.0]},
+        {"every": 0},
+        {"warmup": -1},
+        {"hysteresis": 1},
+        {"curve": [LLOYD_MAX]},
+        {"curve": Curve((1,), (0.5,)), "bits": 2},
+        {"decay": 1.0},
+        {"exact_share": -1},
+    ],
+)
+def test_an_allocator_refuses_bad_arguments(arguments):
+    with pytest.raises(SpecError):
+        Allocator(**({"names": ["a", "b"], "dims": [1000, 2000], "bits": 2} | arguments))
+    with pytest.raises(SpecError, match="step 3"):
+        Allocator(["a"], [5], bits=1).observe(3, [math.nan])
+    with pytest.raises(SpecError):
+        Allocator(["a"], [5], bits=1).observe(-1, [1.0])
+    with pytest.raises(SpecError):
+        Allocator(["a"], [5], bits=1).replan(-1)
