@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commpress.allocation import LLOYD_MAX, Curve, fastest, objective_value, solve_on_curve
+from commpress.allocation._curve import Curves
+from commpress.allocation._fill import Segments
+from commpress.allocation._price import Price
 from commpress.errors import SpecError
 
 optimize = pytest.importorskip("scipy.optimize")
@@ -220,6 +223,41 @@ def test_rates_stay_above_a_lowest_rate():
     plan = solve_on_curve("mse", [1000] * 3, [1e-9, 1, 1e9], 500, LLOYD_MAX, lowest_rate=0.5)
     assert plan.rates.min() == 0.5
     assert plan.nbytes == 500
+
+
+def test_hulls_in_bytes_are_concave_whatever_the_cost():
+    sizes = np.array([80, 10**6, 3, 2000])
+    curves = Curves(LLOYD_MAX, 4)
+    price = Price(sizes, curves, lambda layer, rate: 40 + math.ceil(sizes[layer] * rate / 8 - 1e-9))
+    for lowest in (0, 1, 1_500_000):
+        segments = Segments(np.arange(4), curves, price, lowest)
+        for row in range(4):
+            slopes = segments.slope[row, segments.open[row]]
+            assert (np.diff(slopes) < 0).all()
+            assert segments.captured[row, -1] == LLOYD_MAX.captured[-1]
+        assert segments.open[0].sum() < segments.open[1].sum() or lowest, (
+            "80 coordinates with a header of 40 bytes do bend"
+        )
+
+
+@pytest.mark.parametrize("header", [0, 40, 100])
+def test_a_header_that_bends_the_curve_inward(header):
+    """Layer 0 pays before its first bit: it is sent well or not at all, which a hull only comes near to. Against every pair of rates in tenths of a bit."""
+
+    def cost(layer, rate):
+        return (0 if layer else header) + math.ceil(80 * rate / 8 - 1e-9)
+
+    tenths = [k / 10 for k in range(81)]
+    for budget in (60, 100, 150, 200):
+        found = solve_on_curve("mse", [80, 80], [4.0, 1.0], budget, LLOYD_MAX, cost=cost)
+        best = min(
+            objective_value("mse", [80, 80], [4.0, 1.0], [a, b], curve=LLOYD_MAX)
+            for a in tenths
+            for b in tenths
+            if (cost(0, a) if a else 0) + (cost(1, b) if b else 0) <= budget
+        )
+        assert found.nbytes <= budget
+        assert found.value <= (1.01 if header != 40 else 1.3) * best, "mixing of rates is what such a layer can't do"
 
 
 @pytest.mark.parametrize("objective", ["unbiased", "mse", "fisher"])

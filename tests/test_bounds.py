@@ -119,9 +119,11 @@ def test_the_table_and_its_words() -> None:
     assert "each rank sending 54.2 MB" in text
 
 
-@pytest.mark.parametrize(("bits", "side"), [("0.5", "below"), ("1", "at"), ("1.5", "above")])
-def test_the_side_of_the_bend(bits: str, side: str) -> None:
-    assert f"are {side} the bend" in table(figures("--numel", "1e6", "--bits", bits))
+@pytest.mark.parametrize(
+    ("bits", "verb", "side"), [("0.5", "are", "below"), ("1", "is", "at"), ("1.5", "are", "above")]
+)
+def test_the_side_of_the_bend(bits: str, verb: str, side: str) -> None:
+    assert f" per coordinate {verb} {side} the bend" in table(figures("--numel", "1e6", "--bits", bits))
 
 
 def test_one_coordinate_and_a_rate_beyond_the_rows() -> None:

@@ -153,22 +153,26 @@ class Problem:
 
     def _spend_rest(self, filling: Filling, rates: Ints, used: int, budget: int) -> tuple[Ints, int]:
         """Each byte that is left goes to the layer that gains most by it."""
-        for final_round in (False, True):
+        # A quick round first; then thorough ones, a segment per layer each, while far from the budget and still moving.
+        for turn in range(1 + self.segments.micro.shape[1]):
+            start, goal = used, (_FAIR if turn else _ENOUGH) * budget
             gains, tops = filling.gains(rates)
             order = np.argsort(-gains, kind="stable")
-            for row in (order if final_round else order[:_TRIES]).tolist():
-                if used >= (_FAIR if final_round else _ENOUGH) * budget:
+            for row in (order if turn else order[:_TRIES]).tolist():
+                if used >= goal:
                     break
                 if rates[row] >= tops[row] or gains[row] <= 0:
                     continue
                 before = rates[row]
                 layer, top = int(self.layers[row]), int(tops[row])
-                rates[row], more = self._raise(layer, int(before), top, budget - used, thorough=final_round)
-                now = self.price.together(self.layers, rates) if more and not self.price.exact else used + int(more)
+                rates[row], more = self._raise(layer, int(before), top, budget - used, thorough=turn > 0)
+                now = used + int(more) if self.price.exact else self.price.together(self.layers, rates)
                 if now > budget:  # single layers are rounded up apart, and all of them together once more
                     rates[row] = before
                 else:
                     used = now
+            if used >= _FAIR * budget or (turn and used == start):
+                break
         return rates, used
 
     def _raise(self, layer: int, rate: int, top: int, left: int, *, thorough: bool) -> tuple[int, float]:

@@ -192,7 +192,7 @@ def sentences(figures: dict[str, Any]) -> list[str]:
     lines = [
         f"The bend lies at B = d: {_bytes(d / 8)} per message, 1 bit per coordinate. Well above it, more bits save almost no rounds;",
         "well below it, half the bits take nearly twice the rounds, and almost no bytes are saved.",
-        f"Your {bits:g} bits per coordinate are {side} the bend: {_figure(yours['rounds'])} rounds at least, and "
+        f"Your {bits:g} bit{'s' * (bits != 1)} per coordinate {'is' if bits == 1 else 'are'} {side} the bend: {_figure(yours['rounds'])} rounds at least, and "
         f"{_figure(figures['rounds_uncompressed'])} without compression.",
         f"Halving your budget to {bits / 2:g} costs {_percent(halving['rounds_factor'] - 1)} more rounds and saves "
         f"{_percent(1 - halving['bytes_factor'])} of all bytes.",
@@ -261,7 +261,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         mine = floor / fisher_fraction(bits)
         axes.plot([bits], [mine], "o", color="black", markersize=9, zorder=5)
         axes.annotate(
-            f"yours: {bits:g} bits,\n{_figure(mine)} rounds at least", (bits, mine), xytext=(12, 10),
+            f"yours: {bits:g} bit{'s' * (bits != 1)},\n{_figure(mine)} rounds at least", (bits, mine), xytext=(12, 10),
             textcoords="offset points", ha="left" if bits < high / 8 else "right", va="bottom", zorder=4,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
         )  # fmt: skip

@@ -30,7 +30,7 @@ def add_to(commands: Any) -> None:
         "experiment",
         help="measure something that theory predicts",
         description="Runs an experiment by name; without a name, lists them. It writes table.txt, results.jsonl and a "
-        "picture. The full mean-estimation takes about 15 minutes on one core.",
+        "picture. The full mean-estimation takes about 8 minutes on one idle core.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -12,6 +12,7 @@ _EXAMPLES = """\
 examples:
   torchrun --nproc_per_node=2 -m commpress train --codec fp32
   torchrun --nproc_per_node=2 -m commpress train --codec hadamard+lloyd:2 --records two-bits.jsonl
+  torchrun --nproc_per_node=2 -m commpress train --bits 1.5 --telemetry run.jsonl
   torchrun --nproc_per_node=2 -m commpress train --checkpoint saved --stop-after 100
   torchrun --nproc_per_node=2 -m commpress train --checkpoint saved --resume
 
@@ -52,6 +53,12 @@ def add_to(commands: Any) -> None:
         metavar="SPEC",
         help="how gradients travel: a codec, or fp32 or fp16 for what torch has itself (default %(default)s)",
     )
+    parser.add_argument(
+        "--bits",
+        type=float,
+        metavar="B",
+        help="instead of --codec: B bits a coordinate, shared out between the layers by the allocator",
+    )
     add_job_options(parser)
     parser.add_argument("--records", type=Path, metavar="FILE", help="write one JSON object per line here")
     parser.add_argument(
@@ -85,7 +92,11 @@ def run(options: argparse.Namespace) -> int:
     with process_group():
         first = dist.get_rank() == 0
         writer = RunWriter(options.records if first else None, append=options.resume)
-        bar = ProgressBar(settings.steps, settings.codec, sys.stderr) if first and not options.no_progress else None
+        bar = (
+            ProgressBar(settings.steps, settings.communication, sys.stderr)
+            if first and not options.no_progress
+            else None
+        )
 
         def show(progress: Progress) -> None:
             if bar is not None:
@@ -100,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
         job.close()
         writer.close()
         if first:
-            print(json.dumps({"codec": settings.codec, "step": job.steps_done, **summary}), flush=True)
+            print(json.dumps({"codec": settings.communication, "step": job.steps_done, **summary}), flush=True)
     return 0
 
 
@@ -111,4 +122,7 @@ def settings_of(options: argparse.Namespace) -> Any:
     changes: dict[str, Any] = dict(QUICK) if options.quick else {}
     if options.steps is not None:
         changes["steps"] = options.steps
-    return Settings(codec=options.codec, seed=options.seed, text=options.text, interface=options.interface, **changes)
+    codec = options.codec if options.bits is None else "hadamard+lloyd"
+    return Settings(
+        codec=codec, bits=options.bits, seed=options.seed, text=options.text, interface=options.interface, **changes
+    )

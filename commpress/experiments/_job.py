@@ -276,7 +276,8 @@ class MainJob:
         if codec == "fp16":
             self.ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
         elif codec != "fp32":
-            self.state = register(self.ddp, codec=codec, seed=self.settings.seed, telemetry=self.claims)
+            bits, seed = self.settings.bits, self.settings.seed
+            self.state = register(self.ddp, codec, bits=bits, seed=seed, telemetry=self.claims)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         matrices = [p for p in self.model.parameters() if p.dim() > 1]

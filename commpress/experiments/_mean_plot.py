@@ -46,7 +46,7 @@ def plot_points(found: Sequence[Point], path: Path) -> None:
             x = [p.bits / d for p in mine]
             style = {"color": _COLOURS[i % 7], "marker": _MARKERS[i % 7], "markersize": 4.5, "linewidth": 1.4}
             left.errorbar(x, [p.rounds for p in mine], [2 * p.rounds_se for p in mine], label=f"d = {d}", **style)
-            right.errorbar(x, [p.ratio for p in mine], [2 * p.ratio_se for p in mine], label=f"d = {d}", **style)
+            right.errorbar(x, [p.ratio for p in mine], [2 * p.ratio_se for p in mine], **style)
         for axes in (left, right):
             axes.axvline(1.0, color="grey", linestyle=":", linewidth=1)
             axes.set_xscale("log")
@@ -60,8 +60,8 @@ def plot_points(found: Sequence[Point], path: Path) -> None:
                 axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
             axes.set_xlabel("bits per coordinate and round, all payload bits")
         left.set_ylabel("rounds to the accuracy")
-        left.annotate("B = d", (1.0, 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", va="top", color="grey")  # fmt: skip
-        left.legend(fontsize=10)
+        left.annotate("B = d", (1.0, 0.03), xycoords=("data", "axes fraction"), xytext=(-4, 0), textcoords="offset points", ha="right", va="bottom", color="grey")  # fmt: skip
+        left.legend(fontsize=10, loc="upper right")
         right.axhline(1.0, color="black", linewidth=2.2)
         right.fill_between(
             [1.0, 4.0],
@@ -73,7 +73,7 @@ def plot_points(found: Sequence[Point], path: Path) -> None:
             label="goal for d \N{GREATER-THAN OR EQUAL TO} 256",
         )
         right.set_ylabel("rounds / lower bound")
-        right.legend(fontsize=10)
+        right.legend(fontsize=10, loc="upper right")
         if known:
             name = known[0].codec.partition(":")[0]
             figure.suptitle(

@@ -74,7 +74,7 @@ QUICK: dict[str, Any] = {
     "dims": (16, 256, 1024, 4096),
     "rates": (0.25, 1.0, 2.0, 4.0),
     "samples": 100,
-    "values": 1024,
+    "values": 512,
 }
 """Settings of a run of seconds."""
 
@@ -104,7 +104,7 @@ def drifting(
     *, quick: bool, seed: int, on_progress: Callable[[float, str], None] | None = None
 ) -> list[dict[str, Any]]:
     """Records of the measurements on sequences: predictive coding, correlated noise, a drifting mean."""
-    rows, rounds = (4, 1024) if quick else (8, 4096)
+    rows, rounds, tracked = (4, 1024, 450) if quick else (8, 4096, 1200)
     jobs: list[tuple[str, Callable[[], Reconstruction | CorrelatedMean | Tracking]]] = []
     for rate in (0.25, 0.5, 1, 2, 3, 4):
         spec = f"hadamard+lloyd:{rate},scale=centroid"
@@ -116,7 +116,7 @@ def drifting(
         jobs.append((f"noise {rho}, {rate} bits", job))
     for a, q, rate in ((1.0, 0.01, 0.5), (1.0, 0.01, 0.1), (0.99, 0.5, 1), (0.99, 0.5, 2)):
         spec = f"hadamard+lloyd:{rate},scale=centroid"
-        jobs.append((f"drift {a}, {rate} bits", partial(track, spec, a, q, rows=rows, seed=seed)))
+        jobs.append((f"drift {a}, {rate} bits", partial(track, spec, a, q, rows=rows, rounds=tracked, seed=seed)))
     records = []
     for i, (name, measured) in enumerate(jobs):
         if on_progress is not None:

@@ -14,7 +14,8 @@ class Settings:
     """Everything that decides a run.
 
     Attributes:
-        codec: a codec's spec, or one of `BASELINES`.
+        codec: a codec's spec, or one of `BASELINES`; with `bits` the family whose rates the allocator chooses.
+        bits: budget per coordinate that the allocator shares out, or None.
         steps: optimiser steps.
         seed: of initialisation, data order and the codec's randomness.
         shape: sizes of the model.
@@ -31,6 +32,7 @@ class Settings:
     """
 
     codec: str = "hadamard+lloyd:2"
+    bits: float | None = None
     steps: int = 250
     seed: int = 0
     shape: Shape = dataclasses.field(default_factory=Shape)
@@ -44,6 +46,11 @@ class Settings:
     probes: int = 6
     text: str | None = None
     interface: str | None = None
+
+    @property
+    def communication(self) -> str:
+        """How gradients travel, for people."""
+        return self.codec if self.bits is None else f"{self.codec}, {self.bits:g} bits shared out"
 
     def __post_init__(self) -> None:
         for name in ("steps", "windows_per_rank", "held_out_windows", "curve_points", "curve_windows"):

@@ -40,6 +40,8 @@ def build_state(
         exchange.settle()  # the plan of the next step
         residuals = None if exchange.feedback is None else exchange.feedback.state_dict()
         allocator = None if exchange.planner is None else exchange.planner.state_dict()
+        if allocator is not None and exchange.predictor is not None:
+            allocator = {**allocator, "prediction": exchange.predictor.state_dict()}
     return {
         "format": _FORMAT,
         "version": library_version(),
@@ -73,7 +75,9 @@ def load_into(exchange: Exchange, residuals: dict[str, Any] | None, allocator: d
     """
     planner = exchange.planner
     if allocator is not None and planner is not None:
-        planner.load_state_dict(allocator)
+        planner.load_state_dict({name: value for name, value in allocator.items() if name != "prediction"})
+        if exchange.predictor is not None and "prediction" in allocator:
+            exchange.predictor.load_state_dict(allocator["prediction"])
     if residuals is None:
         return
     assert exchange.feedback is not None

@@ -52,6 +52,8 @@ def register(
     objective: str | None = None,
     plan: Any = None,
     plan_every: int = 50,
+    plan_floor: float = 0.75,
+    predict: bool = True,
     feedback: bool | None = None,
     seed: int = 0,
     telemetry: str | os.PathLike[str] | Sink | None = None,
@@ -63,7 +65,7 @@ def register(
 
     Args:
         model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric.
-        codec, bits, objective, plan, plan_every, feedback, seed, telemetry, telemetry_every, check_every, timeout: see
+        codec, bits, objective, plan, plan_every, plan_floor, predict, feedback, seed, telemetry, telemetry_every, check_every, timeout: see
             :class:`HookState`.
 
     Returns:
@@ -85,6 +87,8 @@ def register(
         objective=objective,
         plan=plan,
         plan_every=plan_every,
+        plan_floor=plan_floor,
+        predict=predict,
         feedback=feedback,
         seed=seed,
         telemetry=telemetry,

@@ -22,6 +22,7 @@ from commpress.hooks import _handshake
 from commpress.hooks._information import information_record
 from commpress.hooks._notes import Notes
 from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs, plan_record
+from commpress.hooks._prediction import Predictor, prediction_record
 from commpress.hooks._replicas import name_difference, replica_hash
 from commpress.hooks._statistics import NBYTES_PER_LAYER, LayerStatistics, Statistics
 from commpress.hooks._step import NOTE_NBYTES, BucketObserver, Step
@@ -104,6 +105,7 @@ class Exchange:
         if statistics and self._control is not None:
             notes = Notes(self._control, NBYTES_PER_LAYER * len(dims), timeout)
             self._statistics = Statistics(dims, notes, unbiased=codec.unbiased)
+        self._predictor = Predictor(dims) if plan is not None and plan.predict and self.world_size > 1 else None
         self._held: tuple[dict[str, Any], tuple[float, float, float]] | None = None
         self._codecs: list[Any] = []
         self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=f"ddp hook, feedback {'on' if feedback else 'off'}")
@@ -166,6 +168,8 @@ class Exchange:
             notes=self._notes,
             sums=LayerSums(layout) if sample else None,
             statistics=self._statistics if gather else None,
+            prediction=None if self._predictor is None else self._predictor.bucket(layout),
+            keep=self._predictor is not None and (self._predictor.active or self._gathers(step.number + 1)),
             check=replica_hash(layout, self.parameters) if _due(self._check_every, step.number) else None,
             diverged=lambda: self._diverged(layout, index, step.number),
             failed=self.fail,
@@ -224,6 +228,10 @@ class Exchange:
             self.fail(error)
             raise
         self._emit_held(held, found)
+        if found is not None and self._predictor is not None and found.finite:
+            self._predictor.observe(found)
+            if not self._predictor.active and not self._gathers(found.step + 1):
+                self._predictor.forget()
         if found is not None and self._planner is not None:
             plan = self._planner.observe(found)
             if plan is not None:
@@ -241,17 +249,13 @@ class Exchange:
                 bits = self._planner.payload_bits()
             else:
                 bits = np.array([8 * self._codec.payload_nbytes(int(n)) / n for n in dims])
-            record["information"] = json_values(
-                information_record(
-                    found,
-                    names,
-                    dims,
-                    bits,
-                    rates,
-                    feedback=self.feedback is not None,
-                    extra_bytes=self._statistics.nbytes,
-                )
-            )
+            predicted = self._predictor is not None and self._predictor.active
+            memory = "error feedback" if self.feedback is not None else "prediction" if predicted else None
+            extra = self._statistics.nbytes
+            told = information_record(found, names, dims, bits, rates, memory=memory, extra_bytes=extra)
+            if self._predictor is not None:
+                told["prediction"] = prediction_record(self._predictor, found.table)
+            record["information"] = json_values(told)
         self.sink.emit(record)
 
     def _log_plan(self, plan: Any, step: int, reason: str) -> None:
@@ -293,6 +297,11 @@ class Exchange:
                 Key(),
                 plan=f"failed: {type(error).__name__}: {error}",
             )
+
+    @property
+    def predictor(self) -> Predictor | None:
+        """Predictive coding, if it is allowed."""
+        return self._predictor
 
     @property
     def planner(self) -> Planner | None:

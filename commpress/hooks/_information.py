@@ -18,21 +18,22 @@ def information_record(
     bits: np.ndarray,
     rates: tuple[float, float, float],
     *,
-    feedback: bool,
+    memory: str | None,
     extra_bytes: int,
 ) -> dict[str, Any]:
     """What telemetry says of a sampled step.
 
-    A message about ``x = theta + noise`` with captured fraction G is, after scaling, x plus an error of variance ``(1/G - 1) e``, e the mean square of x. So it carries
+    A message about ``x = theta + noise`` with captured fraction G is, after scaling, x plus an error of variance ``(1/G - 1) e``, e the mean square of what
+    was encoded (x, or less if it was predicted). So it carries
     ``d / (s + (1/G - 1) e)`` of the trace of Fisher information about theta, which is ``(d/s) G`` where theta is small beside the noise (theory: Barnes, Han, Ozgur 2021).
 
     Args:
         statistics: of the step. names, dims: of the layers. bits: payload bits per coordinate of each.
         rates: bits per coordinate sent by this rank: payloads of phase 1, of phase 2, and everything on the wire.
-        feedback: whether the encoder has memory.
+        memory: what the encoder remembers ("error feedback", "prediction"), which lifts the memoryless limit; or None.
         extra_bytes: what this rank sent to gather the statistics.
     """
-    g1, s, e = statistics.captured1, statistics.variances, statistics.energies
+    g1, s, e = statistics.captured1, statistics.variances, statistics.encoded
     usable = np.isfinite(g1) & np.isfinite(s) & (s > 0) & (g1 > 0)
     effective = np.where(usable, 0.0, np.nan)
     effective[usable] = s[usable] / (s[usable] + (1 / g1[usable] - 1) * e[usable])
@@ -55,7 +56,7 @@ def information_record(
     return (
         {
             "label": "of the Gaussian limit",
-            "binding": "with memory (error feedback)" if feedback else "memoryless",
+            "binding": f"with memory ({memory})" if memory else "memoryless",
             "world_size": statistics.world_size,
         }
         | together

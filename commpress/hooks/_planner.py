@@ -34,6 +34,8 @@ class PlanSettings:
         objective: see :mod:`commpress.allocation`; None: "unbiased" for an unbiased codec, else "mse".
         every: steps between two plans.
         pinned: a plan that is kept, or the path of a saved one.
+        predict: code a layer against the previous mean where that pays; see :mod:`commpress.hooks._prediction`.
+        floor: least rate of a layer as a share of `bits`. An optimizer like Adam divides every layer's gradient by its own scale, so a quiet layer needs its bits too.
 
     Raises:
         SpecError: a value out of its range.
@@ -44,6 +46,8 @@ class PlanSettings:
     objective: str | None = None
     every: int = 50
     pinned: Plan | str | os.PathLike[str] | None = None
+    floor: float = 0.75
+    predict: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, (int, float)) or not 0 < self.bits <= 8:
@@ -54,23 +58,34 @@ class PlanSettings:
             )
         if self.objective is not None and self.objective not in OBJECTIVES:
             raise SpecError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if not isinstance(self.floor, (int, float)) or not 0 <= self.floor <= 0.9:
+            raise SpecError(f"plan_floor must be from 0 to 0.9, got {self.floor!r}")
         if not isinstance(self.every, int) or self.every < 1:
             raise SpecError(f"plan_every must be an integer >= 1, got {self.every!r}")
 
     def arguments(self) -> dict[str, Any]:
         """Of the HookState that was asked for."""
         names = {"codec": self.family, "bits": self.bits, "objective": self.objective}
-        return names | {"plan": self.pinned, "plan_every": self.every}
+        return names | {
+            "plan": self.pinned,
+            "plan_every": self.every,
+            "plan_floor": self.floor,
+            "predict": self.predict,
+        }
 
     def base(self) -> Codec:
         """The codec at the mean rate: what stands for all layers before there is a plan."""
         return make_codec(f"{self.family}:{self.bits:.6f}")
 
 
-def plan_settings(codec: Any, bits: Any, objective: Any, every: Any, plan: Any) -> PlanSettings | None:
+def plan_settings(
+    codec: Any, bits: Any, objective: Any, every: Any, plan: Any, floor: Any, predict: Any
+) -> PlanSettings | None:
     """From a HookState's arguments; None without a budget. Raises SpecError."""
     if bits is not None:
-        return PlanSettings(bits, "hadamard+lloyd" if codec is None else str(codec), objective, every, plan)
+        return PlanSettings(
+            bits, "hadamard+lloyd" if codec is None else str(codec), objective, every, plan, floor, bool(predict)
+        )
     if plan is not None or objective is not None:
         raise SpecError("plan and objective belong to a bit budget: give bits= too")
     return None
@@ -113,7 +128,7 @@ class Planner:
             curve=measured_curve(settings.family),
             every=settings.every,
             cost=self._nbytes,
-            lowest_rate=_LOWEST_RATE,
+            lowest_rate=max(_LOWEST_RATE, settings.floor * settings.bits),
             pinned=pinned,
         )
 

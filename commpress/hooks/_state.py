@@ -41,6 +41,8 @@ class HookState:
             "fisher" or "weighted"; see docs/allocation.md.
         plan: a :class:`commpress.allocation.Plan`, or the path of a saved one, that is kept; needs `bits`.
         plan_every: steps between two plans.
+        plan_floor: no layer gets less than this share of `bits`; 0 lets the objective alone decide.
+        predict: with `bits`, code a layer as the difference from the previous mean wherever that was measured to pay.
         process_group: the group that DDP uses; None means the default group.
         feedback: error feedback; None (default) means: if the codec is neither unbiased nor lossless. With feedback the
             codec is replaced by its ``for_feedback()``.
@@ -68,6 +70,8 @@ class HookState:
         objective: str | None = None,
         plan: Any = None,
         plan_every: int = 50,
+        plan_floor: float = 0.75,
+        predict: bool = True,
         feedback: bool | None = None,
         seed: int = 0,
         telemetry: str | os.PathLike[str] | Sink | None = None,
@@ -75,7 +79,7 @@ class HookState:
         check_every: int = 0,
         timeout: float | None = None,
     ) -> None:
-        self._plan_settings = plan_settings(codec, bits, objective, plan_every, plan)
+        self._plan_settings = plan_settings(codec, bits, objective, plan_every, plan, plan_floor, predict)
         codec = self._plan_settings.base() if self._plan_settings else make_codec(codec or "hadamard+lloyd:2")
         if timeout is not None and not timeout > 0:
             raise SpecError(f"timeout must be positive, got {timeout!r}")

@@ -28,7 +28,7 @@ class LayerStatistics:
         table: sums of all ranks, shape (layers, columns).
         captured1, captured2: G of phase 1 and 2; NaN where nothing was measured.
         energies: mean square of a coordinate over the ranks' gradients.
-        mean_energies: the same of their mean, corrected for what quantisation added.
+        encoded: mean square of a coordinate of what was encoded in phase 1 (prediction and feedback make it another than the gradient's).
         variances: s, variance of a coordinate between the ranks' gradients; at least 0; NaN with one rank.
         world_size: ranks.
     """
@@ -38,7 +38,7 @@ class LayerStatistics:
     captured1: np.ndarray
     captured2: np.ndarray
     energies: np.ndarray
-    mean_energies: np.ndarray
+    encoded: np.ndarray
     variances: np.ndarray
     world_size: int
 
@@ -57,11 +57,13 @@ class LayerStatistics:
 def statistics_of(step: int, tables: Sequence[np.ndarray], dims: np.ndarray, *, unbiased: bool) -> LayerStatistics:
     """Args: tables: of each rank, in rank order. dims: coordinates of each layer. unbiased: whether the decodes were.
 
-    The mean that the ranks know carries the noise of both quantisations. An unbiased decode has ``1 / G`` times the energy of its input, so
+    The mean that the ranks know carries the noise of both quantisations. The error of an unbiased decode has ``1/G - 1`` times the energy of what was encoded, and nothing
+    to do with the rest, so its expectation comes off:
 
-        |m|^2 = G2 |decoded mean|^2,   |mean|^2 = |m|^2 - (1/G1 - 1) (n - 1)/n sum |g_i|^2 / n^2
+        |mean|^2 = |known mean|^2 - (1/G2 - 1) encoded2 - (1/G1 - 1) encoded1 / n^2
+        s = (sum |g_i|^2 - n |mean|^2) / ((n - 1) d)
 
-    (each coordinate's owner adds its own part unquantised), and ``s = (sum |g_i|^2 - n |mean|^2) / ((n - 1) d)``. A least-squares decode has G times the energy.
+    A least-squares decode lacks ``1 - G`` of its input's energy instead; there only phase 2 is corrected.
     """
     n = len(tables)
     total = np.zeros_like(tables[0])
@@ -71,15 +73,15 @@ def statistics_of(step: int, tables: Sequence[np.ndarray], dims: np.ndarray, *, 
     local, mean = total[:, Column.LOCAL], tables[0][:, Column.MEAN]
     with np.errstate(all="ignore"):
         if n > 1:
-            f1, f2 = np.where(np.isnan(g1), 1.0, g1), np.where(np.isnan(g2), 1.0, g2)
-            mean = mean * f2 if unbiased else np.where(f2 > 0, mean / f2, mean)
-            if unbiased:
-                mean = mean - np.where(f1 > 0, 1 / f1 - 1, 0.0) * (n - 1) / n**3 * local
+            left1 = np.where(g1 > 0, 1 / g1 - 1, 0.0) * total[:, Column.ENERGY1] / n**2
+            left2 = np.where(g2 > 0, 1 / g2 - 1, 0.0) * total[:, Column.ENERGY2]
+            mean = mean - left1 - left2 if unbiased else mean + np.where(g2 > 0, 1 - g2, 0.0) * total[:, Column.ENERGY2]
             mean = np.clip(mean, 0.0, local / n)
             variances = np.maximum(local - n * mean, 0.0) / ((n - 1) * dims)
+            encoded = total[:, Column.ENERGY1] / ((n - 1) * dims)
         else:
-            variances = np.full(len(dims), np.nan)
-        return LayerStatistics(step, total, g1, g2, local / (n * dims), mean / dims, variances, n)
+            variances, encoded = np.full(len(dims), np.nan), local / dims
+        return LayerStatistics(step, total, g1, g2, local / (n * dims), encoded, variances, n)
 
 
 @final

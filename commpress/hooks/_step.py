@@ -12,6 +12,7 @@ import torch
 from commpress.collectives import Observer, wire_nbytes
 from commpress.feedback import BucketFeedback, Layout
 from commpress.hooks._notes import Notes, Pending
+from commpress.hooks._prediction import BucketPrediction
 from commpress.hooks._statistics import Statistics
 from commpress.hooks._sums import Column, LayerSums
 from commpress.telemetry import StepRecord
@@ -95,6 +96,7 @@ class BucketObserver(Observer):
         notes: what the ranks tell each other, needed with feedback or with `check`.
         sums: filled with what is sampled of this bucket, or None.
         statistics: where the sums go when the bucket is complete, or None.
+        prediction: of the bucket's layers, or None. keep: remember the mean for the next step.
         check: hash of this rank's parameters in the bucket, 8 bytes, on steps that compare replicas; else None.
         diverged: called when the ranks' hashes differ; raises.
         failed: called with the error if the bucket could not be reduced.
@@ -116,6 +118,8 @@ class BucketObserver(Observer):
         notes: Notes | None,
         sums: LayerSums | None,
         statistics: Statistics | None,
+        prediction: BucketPrediction | None,
+        keep: bool,
         check: bytes | None,
         diverged: Callable[[], None],
         failed: Callable[[Exception], None],
@@ -132,6 +136,8 @@ class BucketObserver(Observer):
         self._feedback = feedback
         self._sums = sums
         self._statistics = statistics
+        self._prediction = prediction
+        self._keep = keep
         self._check = check
         self._diverged = diverged
         self._failed = failed
@@ -172,6 +178,10 @@ class BucketObserver(Observer):
             self._pending = self._notes.post(self._note())
         if self._sums is not None:
             self._sums.add_squares(Column.LOCAL, flat)
+            if self._prediction is not None:
+                self._prediction.measure(flat, self._sums)
+        if self._prediction is not None:
+            self._prediction.subtract(flat)
         if self._feedback is not None:
             self._feedback.add_input(flat)
 
@@ -201,6 +211,8 @@ class BucketObserver(Observer):
         if self._pending is not None:
             # No wait: a peer posts its note before it sends the payloads that have arrived by now.
             self._read(self._pending.collect())
+        if self._prediction is not None:
+            self._prediction.add_back(self._flat)
         if self._feedback is not None:
             for start, stop in self._hold:
                 self._feedback.hold(start, stop)
@@ -208,6 +220,8 @@ class BucketObserver(Observer):
         if self._sums is not None and self._statistics is not None:
             self._sums.add_squares(Column.MEAN, self._flat)
             self._statistics.add(self._layout, self._sums.table)
+        if self._prediction is not None and self._keep and finite:
+            self._prediction.keep(self._flat)
         if self._target is not None:
             self._target.copy_(self._flat)
             # Only here can a finite mean leave the dtype's range; the same on every rank.

@@ -26,6 +26,8 @@ class Column(enum.IntEnum):
     DOT2 = 6  # the same in phase 2
     ENERGY2 = 7
     DECODED2 = 8
+    CROSS = 9  # products of this rank's gradient and the previous mean
+    PREVIOUS = 10  # squares of the previous mean
 
 
 @final

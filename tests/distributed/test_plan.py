@@ -44,7 +44,14 @@ def payload_of_all(state):
 def worker(rank, world_size, folder, feedback=None, codec=None):
     ddp = DDP(Given(SIZES), bucket_cap_mb=0.8)
     path = f"{folder}/run.jsonl"
-    options = {"telemetry": path, "telemetry_every": 4, "timeout": 30, "plan_every": 4, "feedback": feedback}
+    options = {
+        "telemetry": path,
+        "telemetry_every": 4,
+        "timeout": 30,
+        "plan_every": 4,
+        "plan_floor": 0.1,
+        "feedback": feedback,
+    }
     state = commpress.register(ddp, codec, bits=BITS, **options)
     first = state.plan
     begun = payload_of_all(state) if state._layouts.current else None
@@ -64,7 +71,9 @@ def worker(rank, world_size, folder, feedback=None, codec=None):
     }
     state.close()
     again = DDP(Given(SIZES), bucket_cap_mb=0.8)
-    state = commpress.register(again, codec, bits=BITS, timeout=30, plan_every=4, feedback=feedback, telemetry_every=4)
+    state = commpress.register(
+        again, codec, bits=BITS, timeout=30, plan_every=4, plan_floor=0.1, feedback=feedback, telemetry_every=4
+    )
     state.load_state_dict(saved)
     result["resumed"] = train(rank, state, again, 8, 14)[-1]
     if rank == 0:
@@ -163,6 +172,7 @@ def test_ranks_with_other_budgets_are_told():
         {"plan": "x.json"},
         {"objective": "mse"},
         {"bits": 2, "plan_every": 0},
+        {"bits": 2, "plan_floor": 1},
     ],
 )
 def test_options_that_make_no_sense(options):
