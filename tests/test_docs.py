@@ -1,5 +1,6 @@
 """What README and docs say is run: Python snippets, the diff, commands, links, and the figures that can be computed."""
 
+import json
 import os
 import pathlib
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from _runs import run_records
 
 import commpress
 
@@ -99,6 +101,10 @@ def test_commands_run(command: str, tmp_path: pathlib.Path) -> None:
     words = command.split()
     assert words[0] in ("python", "commpress"), f"say in STAND_INS how to check {command!r}"
     program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "commpress"]
+    if "run.jsonl" in words:
+        (tmp_path / "run.jsonl").write_text("\n".join(json.dumps(record) for record in run_records(steps=40)) + "\n")
+    if words[:2] == ["commpress", "watch"]:
+        words.append("--once")  # else it goes on watching
     run([*program, *words[1:]], tmp_path)
 
 
