@@ -52,7 +52,7 @@ def register(
     objective: str | None = None,
     plan: Any = None,
     plan_every: int = 50,
-    plan_floor: float = 0.75,
+    plan_floor: float = 0.8,
     predict: bool = True,
     feedback: bool | None = None,
     seed: int = 0,

@@ -229,7 +229,9 @@ class Exchange:
             raise
         self._emit_held(held, found)
         if found is not None and self._predictor is not None and found.finite:
-            self._predictor.observe(found)
+            plan = None if self._planner is None else self._planner.plan
+            exact = set() if plan is None else {n for n, e in zip(plan.names, plan.exact, strict=True) if e}
+            self._predictor.observe(found, exact)
             if not self._predictor.active and not self._gathers(found.step + 1):
                 self._predictor.forget()
         if found is not None and self._planner is not None:

@@ -46,7 +46,7 @@ class PlanSettings:
     objective: str | None = None
     every: int = 50
     pinned: Plan | str | os.PathLike[str] | None = None
-    floor: float = 0.75
+    floor: float = 0.8
     predict: bool = True
 
     def __post_init__(self) -> None:
@@ -58,8 +58,8 @@ class PlanSettings:
             )
         if self.objective is not None and self.objective not in OBJECTIVES:
             raise SpecError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
-        if not isinstance(self.floor, (int, float)) or not 0 <= self.floor <= 0.9:
-            raise SpecError(f"plan_floor must be from 0 to 0.9, got {self.floor!r}")
+        if not isinstance(self.floor, (int, float)) or not 0 <= self.floor <= 0.95:
+            raise SpecError(f"plan_floor must be from 0 to 0.95, got {self.floor!r}")
         if not isinstance(self.every, int) or self.every < 1:
             raise SpecError(f"plan_every must be an integer >= 1, got {self.every!r}")
 

@@ -8,6 +8,7 @@ the gain over coding without it is that of Gorbunov and Pinsker's causal codes).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, final
 
 import numpy as np
@@ -43,10 +44,13 @@ class Predictor:
         """Whether any layer is predicted."""
         return any(self.coefficients.values())
 
-    def observe(self, statistics: LayerStatistics) -> None:
-        """Decides for the next steps."""
+    def observe(self, statistics: LayerStatistics, exact: Collection[str] = ()) -> None:
+        """Decides for the next steps. Layers that are sent `exact`ly have nothing to gain."""
         table, n = statistics.table, statistics.world_size
         for i, name in enumerate(self.names):
+            if name in exact:
+                self.gains[name], self.coefficients[name] = 1.0, 0.0
+                continue
             local, cross, power = (float(table[i, c]) for c in (Column.LOCAL, Column.CROSS, Column.PREVIOUS))
             power /= n  # every rank has added the same
             gain = 1.0

@@ -49,13 +49,11 @@ class HookState:
         seed: of all randomness, equal on all ranks.
         telemetry: path of a JSONL file that rank 0 writes, or a :class:`commpress.telemetry.Sink`, or None.
         telemetry_every: distortion by layer is measured every so many steps (0: never); every step has its record.
-        check_every: parameters are compared between the ranks every so many steps (0: never), at the cost of a
-        checksum.
+        check_every: parameters are compared between the ranks every so many steps (0: never): costs a checksum.
         timeout: seconds that a wait for a peer may take; None means the process group's own timeout.
 
     Memory for N coordinates, beside the exchange's: with feedback 8 (N + N / ranks) bytes; 4 N where gradients are
-    not fp32;
-    as much as the gradients in the few steps of a run that are repacked (`counts`).
+    not fp32; 4 N with `predict`; as much as the gradients in the few steps that are repacked (`counts`).
 
     Raises:
         SpecError: the codec's spec or an option is malformed.
@@ -70,7 +68,7 @@ class HookState:
         objective: str | None = None,
         plan: Any = None,
         plan_every: int = 50,
-        plan_floor: float = 0.75,
+        plan_floor: float = 0.8,
         predict: bool = True,
         feedback: bool | None = None,
         seed: int = 0,
@@ -144,10 +142,9 @@ class HookState:
     def counts(self) -> dict[str, int]:
         """Counted since binding.
 
-        steps, buckets; compressed_numel: coordinates that this rank encoded lossily, over both phases;
-        nonfinite_steps; held:
-        layers whose residual was kept because no rank had a gradient; repacked_steps: DDP's layout was not the one
-        in use.
+        steps, buckets; compressed_numel: coordinates that this rank encoded lossily, over both phases; nonfinite_steps;
+        held: layers whose residual was kept because no rank had a gradient; repacked_steps: DDP's layout was not the
+        one in use; plans: how often the plan changed.
         """
         counts = dict.fromkeys(COUNTS, 0) if self._exchange is None else self._exchange.counts
         return {**counts, "repacked_steps": self._repacked}
@@ -174,8 +171,7 @@ class HookState:
 
         Raises:
             StateError: bound before, or closed, or torch.distributed is not initialised.
-            MismatchError: the ranks differ in version, codec, options or parameters; on every rank, naming the
-            difference.
+            MismatchError: the ranks differ in version, codec, options or parameters; on every rank, named.
             PeerError: a rank did not take part within the timeout.
         """
         self._check_usable()
@@ -342,8 +338,7 @@ class HookState:
             self._exchange.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a restart needs, for ``torch.load(weights_only=True)``. Each rank saves its own (with feedback they
-        differ).
+        """What a restart needs, for ``torch.load(weights_only=True)``. Each rank saves its own (they may differ).
 
         Raises:
             StateError: a step is under way, or the state has failed.
