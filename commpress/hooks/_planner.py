@@ -34,6 +34,7 @@ class PlanSettings:
         objective: see :mod:`commpress.allocation`; None: "unbiased" for an unbiased codec, else "mse".
         every: steps between two plans.
         pinned: a plan that is kept, or the path of a saved one.
+        gamma: of the objective "weighted": w = s^-gamma, a multiple of 1/4.
         predict: code a layer against the previous mean where that pays; see :mod:`commpress.hooks._prediction`.
         floor: least rate of a layer as a share of `bits`. An optimizer like Adam divides every layer's gradient by its own scale, so a quiet layer needs its bits too.
 
@@ -47,6 +48,7 @@ class PlanSettings:
     every: int = 50
     pinned: Plan | str | os.PathLike[str] | None = None
     floor: float = 0.8
+    gamma: float | None = None
     predict: bool = True
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class PlanSettings:
             )
         if self.objective is not None and self.objective not in OBJECTIVES:
             raise SpecError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if (self.objective == "weighted") != (self.gamma is not None):
+            raise SpecError('objective="weighted" takes gamma=, which no other objective does')
         if not isinstance(self.floor, (int, float)) or not 0 <= self.floor <= 0.95:
             raise SpecError(f"plan_floor must be from 0 to 0.95, got {self.floor!r}")
         if not isinstance(self.every, int) or self.every < 1:
@@ -71,6 +75,7 @@ class PlanSettings:
             "plan_every": self.every,
             "plan_floor": self.floor,
             "predict": self.predict,
+            "gamma": self.gamma,
         }
 
     def base(self) -> Codec:
@@ -79,15 +84,14 @@ class PlanSettings:
 
 
 def plan_settings(
-    codec: Any, bits: Any, objective: Any, every: Any, plan: Any, floor: Any, predict: Any
+    codec: Any, bits: Any, objective: Any, every: Any, plan: Any, floor: Any, predict: Any, gamma: Any
 ) -> PlanSettings | None:
     """From a HookState's arguments; None without a budget. Raises SpecError."""
     if bits is not None:
-        return PlanSettings(
-            bits, "hadamard+lloyd" if codec is None else str(codec), objective, every, plan, floor, bool(predict)
-        )
-    if plan is not None or objective is not None:
-        raise SpecError("plan and objective belong to a bit budget: give bits= too")
+        family = "hadamard+lloyd" if codec is None else str(codec)
+        return PlanSettings(bits, family, objective, every, plan, floor, gamma, bool(predict))
+    if plan is not None or objective is not None or gamma is not None:
+        raise SpecError("plan, objective and gamma belong to a bit budget: give bits= too")
     return None
 
 
@@ -126,6 +130,7 @@ class Planner:
             budget_bytes=None if pinned else int(settings.bits * sum(self._sizes) / 8),
             objective=settings.objective or ("unbiased" if unbiased else "mse"),
             curve=measured_curve(settings.family),
+            gamma=settings.gamma,
             every=settings.every,
             cost=self._nbytes,
             lowest_rate=max(_LOWEST_RATE, settings.floor * settings.bits),

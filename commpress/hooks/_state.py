@@ -38,7 +38,7 @@ class HookState:
         bits: mean payload bits per coordinate and phase, to be shared out between the layers by the allocator, which
             looks at the gradients (`counts["plans"]` says how often it changed its mind, `plan` what it decided).
         objective: of the allocator: "unbiased" (default for an unbiased codec), "mse" (default with feedback),
-            "fisher" or "weighted"; see docs/allocation.md.
+            "fisher", or "weighted" with its `gamma`; see docs/allocation.md.
         plan: a :class:`commpress.allocation.Plan`, or the path of a saved one, that is kept; needs `bits`.
         plan_every: steps between two plans.
         plan_floor: no layer gets less than this share of `bits`; 0 lets the objective alone decide.
@@ -52,8 +52,8 @@ class HookState:
         check_every: parameters are compared between the ranks every so many steps (0: never): costs a checksum.
         timeout: seconds that a wait for a peer may take; None means the process group's own timeout.
 
-    Memory for N coordinates, beside the exchange's: with feedback 8 (N + N / ranks) bytes; 4 N where gradients are
-    not fp32; 4 N with `predict`; as much as the gradients in the few steps that are repacked (`counts`).
+    Memory for N coordinates, beside the exchange's: with feedback 8 (N + N / ranks) bytes; 4 N if not fp32; 4 N with
+    `predict`; as much as the gradients in the few steps that are repacked (`counts`).
 
     Raises:
         SpecError: the codec's spec or an option is malformed.
@@ -69,6 +69,7 @@ class HookState:
         plan: Any = None,
         plan_every: int = 50,
         plan_floor: float = 0.8,
+        gamma: float | None = None,
         predict: bool = True,
         feedback: bool | None = None,
         seed: int = 0,
@@ -77,7 +78,7 @@ class HookState:
         check_every: int = 0,
         timeout: float | None = None,
     ) -> None:
-        self._plan_settings = plan_settings(codec, bits, objective, plan_every, plan, plan_floor, predict)
+        self._plan_settings = plan_settings(codec, bits, objective, plan_every, plan, plan_floor, predict, gamma)
         codec = self._plan_settings.base() if self._plan_settings else make_codec(codec or "hadamard+lloyd:2")
         if timeout is not None and not timeout > 0:
             raise SpecError(f"timeout must be positive, got {timeout!r}")
@@ -216,6 +217,8 @@ class HookState:
 
     def reduce(self, bucket: dist.GradBucket) -> torch.futures.Future[Any]:
         """Starts the reduction of one of DDP's buckets and returns its future, which gives the bucket's buffer."""
+        if self._seen and self.error is not None:
+            raise self.error  # an earlier bucket of this step failed meanwhile: not news of an earlier step
         self._check_usable()
         with torch.no_grad():
             try:

@@ -173,6 +173,9 @@ def test_ranks_with_other_budgets_are_told():
         {"objective": "mse"},
         {"bits": 2, "plan_every": 0},
         {"bits": 2, "plan_floor": 1},
+        {"bits": 2, "objective": "weighted"},
+        {"bits": 2, "gamma": 0.5},
+        {"gamma": 0.5},
     ],
 )
 def test_options_that_make_no_sense(options):
