@@ -41,6 +41,12 @@ class Key:
         """A copy with the given fields changed."""
         return dataclasses.replace(self, **changes)
 
+    def of_layer(self, step: int) -> Key:
+        """A copy whose tensor number is larger by `step`; unchecked, as it is made for every layer of every message."""
+        copy = object.__new__(Key)
+        copy.__dict__.update(self.__dict__, tensor=self.tensor + step)
+        return copy
+
     def words(self) -> tuple[int, int, int]:
         """Philox counter words 1 to 3 without the purpose: ``(step, sender << 8 | phase << 4, tensor)``."""
         return self.step, self.sender << 8 | self.phase << 4, self.tensor

@@ -13,6 +13,7 @@ from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
 from commpress.errors import SpecError
 
+_Part = tuple[int, Codec, slice, int, slice]  # layer, codec, coordinates, offset in the layer, bytes
 _TENSOR_STEP = 1 << 16  # between the keys of two layers, whatever the tensor's own number (below this)
 
 
@@ -49,6 +50,7 @@ class LayeredCodec(Codec):
         text = ";".join(f"{numel} {codec}" for numel, codec in merged)
         self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self._sizes: dict[tuple[int, int, torch.dtype], int] = {}
+        self._plans: dict[tuple[int, int, torch.dtype], list[_Part]] = {}
 
     @property
     def layers(self) -> tuple[tuple[int, Codec], ...]:
@@ -127,14 +129,24 @@ class LayeredCodec(Codec):
 
     @staticmethod
     def _key(key: Key, layer: int) -> Key:
-        return key.replace(tensor=key.tensor + (layer + 1) * _TENSOR_STEP)
+        return key.of_layer((layer + 1) * _TENSOR_STEP)
+
+    def _bytes(self, offset: int, numel: int, dtype: torch.dtype) -> list[_Part]:
+        """`_parts` with the bytes of each; kept, as every step asks for the same."""
+        place = (offset, numel, dtype)
+        found = self._plans.get(place)
+        if found is None:
+            found, byte = [], 0
+            for i, codec, start, stop, inner in self._parts(offset, numel):
+                end = byte + codec.payload_nbytes(stop - start, offset=inner, dtype=dtype)
+                found.append((i, codec, slice(start, stop), inner, slice(byte, end)))
+                byte = end
+            self._plans[place] = found
+        return found
 
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
-        byte = 0
-        for i, codec, start, stop, inner in self._parts(offset, x.numel()):
-            nbytes = codec.payload_nbytes(stop - start, offset=inner, dtype=x.dtype)
-            codec._encode(x[start:stop], self._key(key, i), out[byte : byte + nbytes], inner, gain)
-            byte += nbytes
+        for i, codec, values, inner, part in self._bytes(offset, x.numel(), x.dtype):
+            codec._encode(x[values], self._key(key, i), out[part], inner, gain)
 
     def _decode(
         self,
@@ -146,12 +158,8 @@ class LayeredCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
-        byte = 0
-        for i, codec, start, stop, inner in self._parts(offset, out.numel()):
-            nbytes = codec.payload_nbytes(stop - start, offset=inner, dtype=out.dtype)
-            part = payload[byte : byte + nbytes]
-            codec._decode(part, self._key(key, i), out[start:stop], accumulate, inner, gain, beta)
-            byte += nbytes
+        for i, codec, values, inner, part in self._bytes(offset, out.numel(), out.dtype):
+            codec._decode(payload[part], self._key(key, i), out[values], accumulate, inner, gain, beta)
 
     def reduce(
         self,
@@ -164,18 +172,15 @@ class LayeredCodec(Codec):
         offset: int = 0,
         beta: float = 1.0,
     ) -> bool:
-        byte, finite = 0, True
-        for i, codec, start, stop, inner in self._parts(offset, values.numel()):
-            nbytes = codec.payload_nbytes(stop - start, offset=inner, dtype=values.dtype)
-            part = slice(byte, byte + nbytes)
+        finite = True
+        for i, codec, mine, inner, part in self._bytes(offset, values.numel(), values.dtype):
             finite &= codec.reduce(
                 [payload[part] for payload in payloads],
                 [self._key(sender, i) for sender in keys],
                 self._key(key, i),
-                values=values[start:stop],
+                values=values[mine],
                 out=out[part],
                 offset=inner,
                 beta=beta,
             )
-            byte += nbytes
         return finite

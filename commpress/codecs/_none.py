@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -61,6 +62,22 @@ class NoneCodec(Codec):
             out.add_(values)
         else:
             out.mul_(beta).add_(values)
+
+    def reduce(
+        self,
+        payloads: Sequence[torch.Tensor],
+        keys: Sequence[Key],
+        key: Key,
+        *,
+        values: torch.Tensor,
+        out: torch.Tensor,
+        offset: int = 0,
+        beta: float = 1.0,
+    ) -> bool:
+        for i, payload in enumerate(payloads):
+            self._decode(payload, key, values, True, offset, 1.0, 1.0 if i else beta)
+        out.copy_(values.view(torch.uint8))
+        return bool(torch.isfinite(values).all())
 
 
 def parse_none(spec: Spec) -> Codec:

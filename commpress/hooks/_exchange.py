@@ -169,7 +169,8 @@ class Exchange:
             sums=LayerSums(layout) if sample else None,
             statistics=self._statistics if gather else None,
             prediction=None if self._predictor is None else self._predictor.bucket(layout),
-            keep=self._predictor is not None and (self._predictor.active or self._gathers(step.number + 1)),
+            # What is measured in the next step needs its previous mean, and so does what this step's statistics switch on.
+            keep=self._predictor is not None and (gather or self._gathers(step.number + 1)),
             check=replica_hash(layout, self.parameters) if _due(self._check_every, step.number) else None,
             diverged=lambda: self._diverged(layout, index, step.number),
             failed=self.fail,

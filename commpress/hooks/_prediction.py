@@ -129,10 +129,11 @@ class BucketPrediction:
             if coefficient and previous is not None:
                 flat[start:stop].add_(previous, alpha=sign * coefficient)
 
-    def keep(self, flat: torch.Tensor) -> None:
-        """Remembers the mean for the next step."""
+    def keep(self, flat: torch.Tensor, *, every_layer: bool) -> None:
+        """Remembers the mean for the next step, of the layers that are predicted or of all."""
         for name, start, stop in self._segments:
-            self._predictor.keep(name, flat[start:stop])
+            if every_layer or self._predictor.coefficients[name]:
+                self._predictor.keep(name, flat[start:stop])
 
 
 def prediction_record(predictor: Predictor, table: np.ndarray) -> dict[str, Any]:

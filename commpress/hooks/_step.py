@@ -96,7 +96,7 @@ class BucketObserver(Observer):
         notes: what the ranks tell each other, needed with feedback or with `check`.
         sums: filled with what is sampled of this bucket, or None.
         statistics: where the sums go when the bucket is complete, or None.
-        prediction: of the bucket's layers, or None. keep: remember the mean for the next step.
+        prediction: of the bucket's layers, or None. keep: remember the mean of all layers.
         check: hash of this rank's parameters in the bucket, 8 bytes, on steps that compare replicas; else None.
         diverged: called when the ranks' hashes differ; raises.
         failed: called with the error if the bucket could not be reduced.
@@ -220,8 +220,8 @@ class BucketObserver(Observer):
         if self._sums is not None and self._statistics is not None:
             self._sums.add_squares(Column.MEAN, self._flat)
             self._statistics.add(self._layout, self._sums.table)
-        if self._prediction is not None and self._keep and finite:
-            self._prediction.keep(self._flat)
+        if self._prediction is not None and finite:
+            self._prediction.keep(self._flat, every_layer=self._keep)
         if self._target is not None:
             self._target.copy_(self._flat)
             # Only here can a finite mean leave the dtype's range; the same on every rank.
