@@ -6,8 +6,8 @@ state = commpress.HookState(codec="hadamard+lloyd:2")                  # the exp
 ddp_model.register_comm_hook(state, commpress.ddp_hook)
 """
 
+from commpress.hooks._checkpoint import merge_states
 from commpress.hooks._ddp import ModelError, ddp_hook, register
-from commpress.hooks._merge import merge_states
 from commpress.hooks._state import HookState
 
 __all__ = ["HookState", "ModelError", "ddp_hook", "merge_states", "register"]

@@ -27,7 +27,6 @@ class LayerStatistics:
         step: the step.
         table: sums of all ranks, shape (layers, columns).
         captured1, captured2: G of phase 1 and 2; NaN where nothing was measured.
-        energies: mean square of a coordinate over the ranks' gradients.
         encoded: mean square of a coordinate of what was encoded in phase 1 (prediction and feedback make it another than the gradient's).
         variances: s, variance of a coordinate between the ranks' gradients; at least 0; NaN with one rank.
         world_size: ranks.
@@ -37,7 +36,6 @@ class LayerStatistics:
     table: np.ndarray
     captured1: np.ndarray
     captured2: np.ndarray
-    energies: np.ndarray
     encoded: np.ndarray
     variances: np.ndarray
     world_size: int
@@ -81,7 +79,7 @@ def statistics_of(step: int, tables: Sequence[np.ndarray], dims: np.ndarray, *, 
             encoded = total[:, Column.ENERGY1] / ((n - 1) * dims)
         else:
             variances, encoded = np.full(len(dims), np.nan), local / dims
-        return LayerStatistics(step, total, g1, g2, local / (n * dims), encoded, variances, n)
+        return LayerStatistics(step, total, g1, g2, encoded, variances, n)
 
 
 @final

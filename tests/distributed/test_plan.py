@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import commpress
 from commpress.allocation import Plan
-from commpress.collectives import shard_bounds
 from commpress.errors import MismatchError, SpecError
 
 SIZES = [200_000, 64, 90_000, 300, 150_003, 4096]
@@ -54,7 +53,6 @@ def worker(rank, world_size, folder, feedback=None, codec=None):
     }
     state = commpress.register(ddp, codec, bits=BITS, **options)
     first = state.plan
-    begun = payload_of_all(state) if state._layouts.current else None
     sums = train(rank, state, ddp, 0, 8)
     saved = state.state_dict()
     sums += train(rank, state, ddp, 8, 14)
@@ -64,10 +62,8 @@ def worker(rank, world_size, folder, feedback=None, codec=None):
         "first": first.to_dict(),
         "plan": state.plan.to_dict(),
         "payload": payload_of_all(state),
-        "begun": begun,
         "counts": state.counts,
         "text": str(state.codec),
-        "shards": [shard_bounds(n, world_size, rank) for n in SIZES],
     }
     state.close()
     again = DDP(Given(SIZES), bucket_cap_mb=0.8)
