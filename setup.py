@@ -76,8 +76,22 @@ def cuda_flags(nvcc: str) -> tuple[list[str], list[str]]:
     return gencode, shlex.split(libraries.group(1)) if libraries else []
 
 
+def dependencies(listing: pathlib.Path) -> list[pathlib.Path]:
+    """Headers that the compiler named when it last made an object; a missing listing, which is no older than anything, if it never did."""
+    if not listing.exists():
+        return [listing]
+    return [pathlib.Path(path) for path in listing.read_text().replace("\\\n", " ").partition(":")[2].split()]
+
+
+def is_newer(target: pathlib.Path, sources: list[pathlib.Path]) -> bool:
+    """Whether ``target`` is there, and all ``sources`` are and are older."""
+    if not target.exists() or not all(source.exists() for source in sources):
+        return False
+    return all(source.stat().st_mtime < target.stat().st_mtime for source in sources)
+
+
 class BuildExtension(build_ext):
-    """Compiles several sources at a time; an object is kept until a source, a header or the command changes."""
+    """Compiles several sources at a time; an object is kept until its source, a header that it includes or the command changes."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".abi3.so"
@@ -126,13 +140,13 @@ class BuildExtension(build_ext):
             (ROOT / (name + ".new")).replace(ROOT / name)  # renamed: processes that have the old file open keep it
 
     def compile_one(self, source: pathlib.Path, command: list[str]) -> str:
-        headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh"), source, pathlib.Path(__file__)]
         name = hashlib.sha256("\0".join(command).encode()).hexdigest()[:12]
         target = ROOT / "build/objects" / f"{source.stem}-{name}.o"
-        if not target.exists() or target.stat().st_mtime <= max(h.stat().st_mtime for h in headers) or self.force:
+        included = target.with_suffix(".d")  # make's syntax: "target: source header header ..."
+        if self.force or not is_newer(target, [*dependencies(included), source, pathlib.Path(__file__)]):
             target.parent.mkdir(parents=True, exist_ok=True)
             fresh = target.with_suffix(f".{os.getpid()}.tmp.o")
-            self.call([*command, "-c", str(source), "-o", str(fresh)])
+            self.call([*command, "-MMD", "-MF", str(included), "-c", str(source), "-o", str(fresh)])
             fresh.replace(target)
         return str(target)
 

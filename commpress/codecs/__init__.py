@@ -13,15 +13,24 @@
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
 
+from collections.abc import Callable
+
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
 from commpress.codecs._layered import LayeredCodec
 from commpress.codecs._none import parse_none
 from commpress.codecs._quantisers import FAMILIES, parse_cast, parse_quantiser
-from commpress.codecs._spec import parse
+from commpress.codecs._spec import Spec, parse
 from commpress.errors import SpecError
 
 __all__ = ["BLOCK", "Codec", "Key", "LayeredCodec", "codec"]
+
+
+_PARSERS: dict[str, Callable[[Spec], Codec]] = {
+    "none": parse_none,
+    "cast": parse_cast,
+    **dict.fromkeys(FAMILIES, parse_quantiser),
+}
 
 
 def codec(spec: "str | Codec") -> Codec:
@@ -33,12 +42,7 @@ def codec(spec: "str | Codec") -> Codec:
     if isinstance(spec, Codec):
         return spec
     parsed = parse(spec)
-    if parsed.family == "none":
-        return parse_none(parsed)
-    if parsed.family == "cast":
-        return parse_cast(parsed)
-    if parsed.family in FAMILIES:
-        return parse_quantiser(parsed)
-    raise SpecError(
-        f"unknown codec family {parsed.family!r} in {spec!r}; this version has: none, {', '.join(FAMILIES)}"
-    )
+    parser = _PARSERS.get(parsed.family)
+    if parser is None:
+        raise SpecError(f"unknown codec family {parsed.family!r} in {spec!r}; this version has: {', '.join(_PARSERS)}")
+    return parser(parsed)

@@ -27,7 +27,7 @@ class Family(enum.IntEnum):
 
 _CASTS = {"fp16": Family.CAST_FP16, "bf16": Family.CAST_BF16}
 _QUANTISERS = {"uniform": Family.UNIFORM, "lloyd": Family.LLOYD, "hadamard+lloyd": Family.HADAMARD_LLOYD}
-FAMILIES = ("cast", *_QUANTISERS)
+FAMILIES = tuple(_QUANTISERS)
 
 
 @dataclasses.dataclass(frozen=True)
