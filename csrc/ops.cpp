@@ -1,25 +1,11 @@
-// The only file that knows torch: schemas, argument checks, dispatch. Stable ABI, so that one shared object serves
-// every torch from 2.10 on.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <vector>
-
+// The fixed-rate quantisers and the casts: schemas, argument checks, dispatch.
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+#include "ops_common.h"
 
 namespace {
 
 using namespace commpress;
-
-void torch_parallel(int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-}
 
 Payload payload_of(int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step, int64_t sender_phase,
                    int64_t tensor, int64_t offset, int64_t numel) {
@@ -29,24 +15,13 @@ Payload payload_of(int64_t family, int64_t rate, bool centroid, int64_t seed, in
                   offset);
   STD_TORCH_CHECK(numel >= 0, "commpress: negative number of coordinates");
   return {{static_cast<int32_t>(family), static_cast<int32_t>(rate), centroid},
-          {static_cast<uint64_t>(seed), static_cast<uint32_t>(step), static_cast<uint32_t>(sender_phase),
-           static_cast<uint32_t>(tensor)},
+          key_of(seed, step, sender_phase, tensor),
           offset,
           numel};
 }
 
-Isa isa_of(int64_t isa) {
-  if (isa < 0) return best_isa();
-  STD_TORCH_CHECK(isa <= 2 && isa_available(static_cast<Isa>(isa)), "commpress: code path ", isa,
-                  " is not available on this machine");
-  return static_cast<Isa>(isa);
-}
-
 void check(const Tensor& values, const Tensor& payload, const Payload& p) {
-  STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float && values.dim() == 1 && values.is_contiguous(),
-                  "commpress: values must be a contiguous 1-D float32 tensor");
-  STD_TORCH_CHECK(payload.scalar_type() == ScalarType::Byte && payload.dim() == 1 && payload.is_contiguous(),
-                  "commpress: a payload must be a contiguous 1-D uint8 tensor");
+  check_kinds(values, payload);
   const int64_t nbytes = payload_nbytes(p.codec, p.offset, p.numel);
   STD_TORCH_CHECK(payload.numel() == nbytes, "commpress: the payload of ", p.numel, " coordinates has ", nbytes,
                   " bytes, got ", payload.numel());
