@@ -14,11 +14,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from commpress import ops
+import commpress
 from commpress.allocation import LLOYD_MAX, Allocator, solve, solve_on_curve
 
 BITS = 2.0
-HADAMARD_LLOYD = 5  # the family's number, csrc/kernels/wire.h
 
 
 def milliseconds(work: Callable[[], object], rounds: int) -> float:
@@ -38,10 +37,12 @@ def measure(layers: int, objective: str, rounds: int) -> str:
     # Values that wander: every plan is another one, as in training.
     many = [10 ** rng.uniform(-6, 0, layers) for _ in range(rounds + 1)]
 
-    def cost(layer: int, rate: float) -> int:
-        return ops.payload_nbytes(HADAMARD_LLOYD, round(rate * 1_000_000), False, 0, sizes[layer])
+    codec = commpress.codec(f"hadamard+lloyd:{BITS}")
 
-    budget = sum(cost(layer, BITS) for layer in range(layers))
+    def cost(which: np.ndarray, rates: np.ndarray) -> np.ndarray:
+        return codec.payload_nbytes_each(rates, dims[which])
+
+    budget = sum(codec.payload_nbytes(size) for size in sizes)
 
     def make() -> Allocator:
         return Allocator([str(i) for i in range(layers)], sizes, bits=BITS, objective=objective, cost=cost)

@@ -103,6 +103,17 @@ int64_t payload_nbytes_op(int64_t family, int64_t rate, bool centroid, int64_t o
   return payload_nbytes(p.codec, p.offset, p.numel);
 }
 
+// The same at offset 0 for many pairs of a rate and a number of coordinates.
+void payload_nbytes_each_op(int64_t family, bool centroid, Tensor rates, Tensor numels, Tensor out) {
+  for (const Tensor& one : {rates, numels, out})
+    STD_TORCH_CHECK(
+        one.scalar_type() == ScalarType::Long && one.dim() == 1 && one.is_contiguous() && one.numel() == rates.numel(),
+        "commpress: rates, numbers of coordinates and sizes must be contiguous 1-D int64 tensors of one length");
+  const int64_t *const rate = rates.const_data_ptr<int64_t>(), *const numel = numels.const_data_ptr<int64_t>();
+  int64_t* const nbytes = out.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < rates.numel(); ++i) nbytes[i] = payload_nbytes_op(family, rate[i], centroid, 0, numel[i]);
+}
+
 bool isa_available_op(int64_t isa) { return isa >= 0 && isa <= 2 && isa_available(static_cast<Isa>(isa)); }
 
 }  // namespace
@@ -119,6 +130,7 @@ STABLE_TORCH_LIBRARY(commpress, m) {
       "centroid, int seed, int step, int sender_phase, int tensor, int offset, "
       "float beta, int isa) -> int");
   m.def("payload_nbytes(int family, int rate, bool centroid, int offset, int numel) -> int");
+  m.def("payload_nbytes_each(int family, bool centroid, Tensor rates, Tensor numels, Tensor(a!) out) -> ()");
   m.def("isa_available(int isa) -> bool");
 }
 
@@ -126,6 +138,7 @@ STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
   m.impl("encode", TORCH_BOX(&encode_op));
   m.impl("decode", TORCH_BOX(&decode_op));
   m.impl("reduce", TORCH_BOX(&reduce_op));
+  m.impl("payload_nbytes_each", TORCH_BOX(&payload_nbytes_each_op));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) {

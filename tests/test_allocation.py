@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from _costs import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -228,8 +229,8 @@ def test_scales_that_lie_far_apart(objective):
         lambda: solve_on_curve("mse", [1], [1.0], -1, LLOYD_MAX),
         lambda: solve_on_curve("mse", [1, 1], [1.0, 1.0], 1, [LLOYD_MAX]),
         lambda: solve_on_curve("mse", [1], [1.0], 1, 0.5),
-        lambda: solve_on_curve("mse", [100], [1.0], 20, LLOYD_MAX, cost=lambda layer, rate: 0.5),
-        lambda: solve_on_curve("mse", [100], [1.0], 20, LLOYD_MAX, cost=lambda layer, rate: 50 - int(rate)),
+        lambda: solve_on_curve("mse", [100], [1.0], 20, LLOYD_MAX, cost=each(lambda layer, rate: 0.5)),
+        lambda: solve_on_curve("mse", [100], [1.0], 20, LLOYD_MAX, cost=each(lambda layer, rate: 50 - int(rate))),
         lambda: solve_on_curve("mse", [100], [1.0], 20, LLOYD_MAX, lowest_rate=9),
         lambda: solve_on_curve("mse", [100], [1.0], 20, LLOYD_MAX, exact_share=2),
     ],

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from _costs import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,7 +149,9 @@ def test_the_budget_is_kept_and_used(objective, seed, make_cost, bits, exact_bel
     cost = make_cost(d) if make_cost else None
     budget = int(bits * d.sum() / 8) + 100
     w = weights_for(objective, rng, layers)
-    plan = solve_on_curve(objective, d, s, budget, LLOYD_MAX, weights=w, cost=cost, exact_below=exact_below)
+    plan = solve_on_curve(
+        objective, d, s, budget, LLOYD_MAX, weights=w, cost=cost and each(cost), exact_below=exact_below
+    )
     assert (plan.rates >= 0).all()
     real = math.ceil(np.dot(d, plan.rates * 1e6) / 8e6 - 1e-6)
     if cost:
@@ -175,7 +178,7 @@ def test_costs_are_only_asked_where_a_codec_has_an_answer():
         return math.ceil(1000 * rate / 8)
 
     for objective in ("mse", "unbiased"):
-        solve_on_curve(objective, [1000] * 5, [1, 2, 0, 4, 9.0], 600, LLOYD_MAX, cost=cost)
+        solve_on_curve(objective, [1000] * 5, [1, 2, 0, 4, 9.0], 600, LLOYD_MAX, cost=each(cost))
     assert min(asked) > 0
     assert max(asked) <= 8
 
@@ -210,8 +213,8 @@ def test_a_budget_that_is_too_small_says_what_the_least_is():
         return 7 + math.ceil(1000 * rate / 8)
 
     with pytest.raises(SpecError, match="at least 24 bytes"):
-        solve_on_curve("unbiased", [1000] * 3, [1.0] * 3, 23, LLOYD_MAX, cost=cost)
-    least = solve_on_curve("unbiased", [1000] * 3, [1.0] * 3, 24, LLOYD_MAX, cost=cost)
+        solve_on_curve("unbiased", [1000] * 3, [1.0] * 3, 23, LLOYD_MAX, cost=each(cost))
+    least = solve_on_curve("unbiased", [1000] * 3, [1.0] * 3, 24, LLOYD_MAX, cost=each(cost))
     assert least.nbytes <= 24
     assert (least.rates > 0).all()
     with pytest.raises(SpecError, match="at least 75 bytes"):
@@ -228,7 +231,7 @@ def test_rates_stay_above_a_lowest_rate():
 def test_hulls_in_bytes_are_concave_whatever_the_cost():
     sizes = np.array([80, 10**6, 3, 2000])
     curves = Curves(LLOYD_MAX, 4)
-    price = Price(sizes, curves, lambda layer, rate: 40 + math.ceil(sizes[layer] * rate / 8 - 1e-9))
+    price = Price(sizes, curves, each(lambda layer, rate: 40 + math.ceil(sizes[layer] * rate / 8 - 1e-9)))
     for lowest in (0, 1, 1_500_000):
         segments = Segments(np.arange(4), curves, price, lowest)
         for row in range(4):
@@ -249,7 +252,7 @@ def test_a_header_that_bends_the_curve_inward(header):
 
     tenths = [k / 10 for k in range(81)]
     for budget in (60, 100, 150, 200):
-        found = solve_on_curve("mse", [80, 80], [4.0, 1.0], budget, LLOYD_MAX, cost=cost)
+        found = solve_on_curve("mse", [80, 80], [4.0, 1.0], budget, LLOYD_MAX, cost=each(cost))
         best = min(
             objective_value("mse", [80, 80], [4.0, 1.0], [a, b], curve=LLOYD_MAX)
             for a in tenths

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from _costs import each
 
 from commpress.allocation import LLOYD_MAX, Allocator, Curve, Plan, objective_value, solve_on_curve
 from commpress.errors import SpecError, StateError
@@ -42,7 +43,7 @@ def test_a_budget_in_bytes_with_costs():
     def cost(layer, rate):
         return 4 + math.ceil(DIMS[layer] * round(rate * 1e6) / 8e6)
 
-    allocator = Allocator(NAMES, DIMS, budget_bytes=100_000, cost=cost, objective="mse")
+    allocator = Allocator(NAMES, DIMS, budget_bytes=100_000, cost=each(cost), objective="mse")
     (rate,) = set(allocator.plan.rates)
     assert sum(cost(i, rate) for i in range(12)) == allocator.plan.planned_bytes <= 100_000
     assert sum(cost(i, rate + 1e-5) for i in range(12)) > 100_000, "no higher uniform rate fits"

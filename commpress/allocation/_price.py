@@ -11,7 +11,8 @@ from commpress.allocation._curve import Curves
 from commpress.allocation._objective import MICRO, Array, Ints
 from commpress.errors import SpecError
 
-Cost = Callable[[int, float], int]
+Cost = Callable[[Ints, Ints], Ints]
+"""``cost(layers, rates) -> bytes``: int64 arrays of shape (n,): numbers of layers, rates in millionths of a bit per coordinate (above 0); the payloads' exact bytes."""
 
 
 @final
@@ -21,8 +22,7 @@ class Price:
     Args:
         dims: coordinates of each layer, int64 of shape (layers,).
         curves: of each layer; their overheads count where ``cost`` is None.
-        cost: ``cost(layer, rate) -> bytes``: the payload's exact bytes at ``rate`` bits per coordinate; must not fall with the rate. None
-            counts dims * (rate + overhead) / 8, rounded up once for all layers together.
+        cost: a :data:`Cost`: the payloads' exact bytes, which must not fall with the rate. None counts dims * (rate + overhead) / 8, rounded up once for all layers together.
 
     A rate of 0 is a layer that isn't sent: 0 bytes, and ``cost`` isn't asked.
     """
@@ -32,7 +32,6 @@ class Price:
         self._has_overhead = curves.has_overhead
         self.exact = cost is not None
         """Whether single layers cost whole bytes, so that their sum is that of all."""
-        self._known: dict[int, tuple[int, int]] = {}  # the last rate of a layer, and its bytes
 
     def of_layer(self, layer: int, micro: int) -> float:
         """Bytes of one layer; a whole number if there is a cost."""
@@ -42,14 +41,18 @@ class Price:
             rate = np.array([micro / MICRO])
             over = self._curves.at(rate, np.array([layer]), overhead=True)[0] if self._has_overhead else 0.0
             return float(self._dims[layer]) * (micro + over * MICRO) / (8 * MICRO)
-        known = self._known.get(layer)
-        if known is not None and known[0] == micro:
-            return known[1]
-        nbytes = self._cost(layer, micro / MICRO)
-        if not nbytes >= 0 or nbytes != int(nbytes):
-            raise SpecError(f"cost({layer}, {micro / MICRO}) must be a whole number of bytes, got {nbytes}")
-        self._known[layer] = (micro, int(nbytes))
-        return int(nbytes)
+        return int(self._ask(np.array([layer]), np.array([micro]))[0])
+
+    def _ask(self, layers: Ints, micro: Ints) -> Ints:
+        """The cost of layers at rates; 0 where nothing is sent."""
+        assert self._cost is not None
+        result = np.zeros(len(layers), dtype=np.int64)
+        some = np.flatnonzero((micro > 0) & (self._dims[layers] > 0))
+        nbytes = np.asarray(self._cost(layers[some], micro[some])) if some.size else result[some]
+        if nbytes.shape != some.shape or nbytes.dtype.kind not in "iu" or (nbytes < 0).any():
+            raise SpecError(f"cost must give a whole number of bytes for each of {some.size} layers, got {nbytes!r}")
+        result[some] = nbytes
+        return result
 
     def at_each(self, layers: Ints, micro: Ints) -> Array:
         """Bytes at every vertex, float64 of shape (layers, vertices)."""
@@ -58,17 +61,13 @@ class Price:
             if self._has_overhead:
                 rates = rates + self._curves.at(rates, layers, overhead=True)
             return self._dims[layers][:, None] * rates / 8.0
-        result = np.zeros(micro.shape)
-        for row, layer in enumerate(layers.tolist()):
-            for k, rate in enumerate(micro[row].tolist()):
-                same = k > 0 and rate == micro[row, k - 1]
-                result[row, k] = result[row, k - 1] if same else self.of_layer(layer, rate)
-        return result
+        width = micro.shape[1]
+        return self._ask(np.repeat(layers, width), micro.ravel()).reshape(micro.shape).astype(np.float64)
 
     def together(self, layers: Ints, micro: Ints) -> int:
         """Bytes of several layers, a whole number, never less than they need."""
         if self._cost is not None:
-            return sum(int(self.of_layer(i, m)) for i, m in zip(layers.tolist(), micro.tolist(), strict=True))
+            return int(self._ask(layers, micro).sum())
         bits = int((self._dims[layers] * micro).sum())  # in millionths; fits, see MOST_COORDINATES
         nbytes = -(-bits // (8 * MICRO))
         if self._has_overhead:

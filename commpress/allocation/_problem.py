@@ -236,8 +236,8 @@ def solve_on_curve(
         curve: the codec's, or one for each layer.
         weights: w, >= 0, for every objective; 1 unless given. `weighted` needs them or gamma.
         gamma: of `weighted`, w = s^-gamma, a multiple of 1/4 (:func:`weights_from_gamma`).
-        cost: ``cost(layer, rate) -> bytes``, exact, not falling with the rate; asked for rates in (0, highest rate] that are multiples
-            of 1e-6. None counts dims * (rate + overhead) / 8. A rate of 0 is a layer that isn't sent, and costs nothing.
+        cost: ``cost(layers, rates) -> bytes``, a :data:`Cost`: arrays of layers' numbers and of rates in millionths, in (0, highest rate];
+            exact, not falling with the rate. None counts dims * (rate + overhead) / 8. A rate of 0 is a layer that isn't sent, and costs nothing.
         exact_below: layers with fewer coordinates go exact at ``exact_rate`` bits per coordinate, the smallest first, as long as all
             of them cost at most ``exact_share`` of the budget. (Their cost is dims * exact_rate / 8 bytes each.)
         lowest_rate: of every layer that isn't exact. None: 0, for `unbiased` 1e-6 (an estimate from no bits isn't unbiased).

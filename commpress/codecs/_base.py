@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from commpress.codecs._key import Key
@@ -35,6 +36,29 @@ class Codec(abc.ABC):
     @abc.abstractmethod
     def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
         """Exact size in bytes of every payload of ``numel`` coordinates that begins at index ``offset`` of its tensor (a multiple of ``BLOCK``)."""
+
+    def at_rate(self, rate: int) -> Codec:
+        """The same codec at ``rate`` millionths of a bit per coordinate.
+
+        Raises:
+            SpecError: its rate can't be chosen, or not this one.
+        """
+        raise SpecError(f"the rate of {self} cannot be chosen: a bit budget needs a codec such as 'hadamard+lloyd:2'")
+
+    def payload_nbytes_each(self, rates: np.ndarray, numels: np.ndarray) -> np.ndarray:
+        """Sizes of many payloads of this codec at other rates, each from index 0 on.
+
+        Args:
+            rates: millionths of a bit per coordinate, int64 of shape (n,). numels: coordinates, likewise.
+
+        Returns:
+            Bytes, int64 of shape (n,).
+
+        Raises:
+            SpecError: as :meth:`at_rate`.
+        """
+        pairs = zip(rates.tolist(), numels.tolist(), strict=True)
+        return np.array([self.at_rate(rate).payload_nbytes(numel) for rate, numel in pairs], dtype=np.int64)
 
     @abc.abstractmethod
     def for_feedback(self) -> Codec:

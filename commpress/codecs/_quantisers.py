@@ -6,12 +6,13 @@ import dataclasses
 import enum
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from commpress import ops
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
-from commpress.codecs._spec import RATE_ONE, Spec, format_rate, parse_rate
+from commpress.codecs._spec import RATE_ONE, Spec, check_rate, format_rate, parse_rate
 from commpress.errors import SpecError, WireError
 
 
@@ -62,6 +63,15 @@ class QuantisingCodec(Codec):
 
     def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
         return ops.payload_nbytes(self.family, self.rate, self.centroid, offset, numel)
+
+    def at_rate(self, rate: int) -> Codec:
+        if self.family in _CASTS.values():
+            return super().at_rate(rate)
+        return dataclasses.replace(self, rate=check_rate(rate, str(self)))
+
+    def payload_nbytes_each(self, rates: np.ndarray, numels: np.ndarray) -> np.ndarray:
+        both = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in (rates, numels))
+        return ops.payload_nbytes_each(self.family, self.centroid, *both).numpy()
 
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
         x = x.to(torch.float32)

@@ -58,12 +58,15 @@ def parse_rate(spec: Spec) -> int:
         value = decimal.Decimal(spec.argument or "")
     except decimal.InvalidOperation:
         raise SpecError(f"{str(spec)!r} needs a number of bits per coordinate, for example '{spec.family}:2'") from None
-    scaled = value * RATE_ONE
-    if not value.is_finite() or scaled != scaled.to_integral_value() or not 1 <= scaled <= 8 * RATE_ONE:
-        raise SpecError(
-            f"bits per coordinate must lie in (0, 8] with at most six decimals, got {spec.argument!r} in {str(spec)!r}"
-        )
-    return int(scaled)
+    scaled = value * RATE_ONE if value.is_finite() else decimal.Decimal(0)
+    return check_rate(int(scaled) if scaled == scaled.to_integral_value() else 0, str(spec))
+
+
+def check_rate(rate: int, spec: str) -> int:
+    """``rate`` itself. Raises SpecError if it is not from 1 to 8,000,000 millionths of a bit."""
+    if not 1 <= rate <= 8 * RATE_ONE:
+        raise SpecError(f"bits per coordinate must lie in (0, 8] with at most six decimals, in {spec!r}")
+    return rate
 
 
 def format_rate(rate: int) -> str:

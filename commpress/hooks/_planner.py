@@ -21,6 +21,7 @@ from commpress.hooks._statistics import LayerStatistics
 _RATES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 _LOWEST_RATE = 0.05  # every layer is heard of now and then, whatever the objective
 _SAMPLE = 1 << 17
+_EXACT = make_codec("none")
 FAMILIES = ("hadamard+lloyd", "uniform", "lloyd")
 
 
@@ -116,9 +117,9 @@ class Planner:
 
     def __init__(self, dims: dict[str, int], settings: PlanSettings, *, feedback: bool) -> None:
         self._settings = settings
-        self._feedback = feedback
-        self._dims = dims
+        self._base = settings.base().for_feedback() if feedback else settings.base()
         self._sizes = list(dims.values())
+        sizes = np.array(self._sizes, dtype=np.int64)
         self._codecs: dict[Layout, LayeredCodec] = {}
         unbiased = settings.base().unbiased and not feedback
         pinned = settings.pinned
@@ -132,7 +133,7 @@ class Planner:
             curve=measured_curve(settings.family),
             gamma=settings.gamma,
             every=settings.every,
-            cost=self._nbytes,
+            cost=lambda layers, rates: self._base.payload_nbytes_each(rates, sizes[layers]),
             lowest_rate=max(_LOWEST_RATE, settings.floor * settings.bits),
             pinned=pinned,
         )
@@ -198,16 +199,7 @@ class Planner:
         self._codecs.clear()
 
     def _at(self, rate: float, exact: bool) -> Codec:
-        codec = _codec_at(self._settings.family, round(rate * 1_000_000), exact)
-        return codec.for_feedback() if self._feedback else codec
-
-    def _nbytes(self, layer: int, rate: float) -> int:
-        return self._at(rate, rate > _RATES[-1]).payload_nbytes(self._sizes[layer])
-
-
-@functools.lru_cache(maxsize=100_000)
-def _codec_at(family: str, millionths: int, exact: bool) -> Codec:
-    return make_codec("none") if exact else make_codec(f"{family}:{millionths / 1_000_000:.6f}")
+        return _EXACT if exact else self._base.at_rate(round(rate * 1_000_000))
 
 
 def plan_record(plan: Plan, step: int, rank: int, reason: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Typed wrappers of the C++ operators, and their fake kernels. Everything about a codec's meaning is in :mod:`commpress.codecs`."""
 
 from commpress.ops._library import Isa, isa_available
-from commpress.ops._quantisers import decode, encode, payload_nbytes, reduce
+from commpress.ops._quantisers import decode, encode, payload_nbytes, payload_nbytes_each, reduce
 
-__all__ = ["Isa", "decode", "encode", "isa_available", "payload_nbytes", "reduce"]
+__all__ = ["Isa", "decode", "encode", "isa_available", "payload_nbytes", "payload_nbytes_each", "reduce"]

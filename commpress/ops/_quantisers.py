@@ -12,6 +12,13 @@ def payload_nbytes(family: int, rate: int, centroid: bool, offset: int, numel: i
     return library.payload_nbytes(family, rate, centroid, offset, numel)
 
 
+def payload_nbytes_each(family: int, centroid: bool, rates: torch.Tensor, numels: torch.Tensor) -> torch.Tensor:
+    """``payload_nbytes`` at offset 0 of many payloads: two int64 tensors of shape (n,) in, one out."""
+    out = torch.empty_like(rates)
+    library.payload_nbytes_each(family, centroid, rates, numels, out)
+    return out
+
+
 def encode(
     x: torch.Tensor,
     payload: torch.Tensor,
@@ -79,6 +86,7 @@ def _reported_success(*_: object) -> int:
     return -1
 
 
+torch.library.register_fake("commpress::payload_nbytes_each")(wrote_argument)
 torch.library.register_fake("commpress::encode")(wrote_argument)
 torch.library.register_fake("commpress::decode")(_reported_success)
 torch.library.register_fake("commpress::reduce")(_reported_success)
