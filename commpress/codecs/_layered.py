@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import torch
@@ -49,6 +49,7 @@ class LayeredCodec(Codec):
             self._starts.append(self._starts[-1] + numel)
         text = ";".join(f"{numel} {codec}" for numel, codec in merged)
         self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        self._cuts: dict[tuple[int, int, int], list[int]] = {}
         self._sizes: dict[tuple[int, int, torch.dtype], int] = {}
         self._plans: dict[tuple[int, int, torch.dtype], list[_Part]] = {}
 
@@ -98,23 +99,35 @@ class LayeredCodec(Codec):
         return self._sizes[place]
 
     def split(self, start: int, stop: int, parts: int) -> list[int]:
-        """Cuts at blocks, into parts of about equal payload."""
-        cuts, weights = [start], [0]
-        for _, codec, low, high, inner in self._parts(start, stop - start):
-            for position in range(low, high, BLOCK):
-                end = min(position + BLOCK, high)
-                nbytes = codec.payload_nbytes(end - position, offset=inner + position - low)
-                cuts.append(start + end)
-                weights.append(weights[-1] + nbytes)
-        return [
-            cuts[min(bisect.bisect_left(weights, -(-weights[-1] * part // parts)), len(cuts) - 1)]
-            for part in range(parts)
-        ] + [stop]
+        """Cuts where the layers' codecs may be cut, into parts of about equal payload."""
+        place = (start, stop, parts)
+        if place not in self._cuts:
+            self._cuts[place] = self._split(start, stop, parts)
+        return list(self._cuts[place])
+
+    def _split(self, start: int, stop: int, parts: int) -> list[int]:
+        pieces, ends = list(self._parts(start, stop - start)), [0]
+        for _, codec, low, high, inner in pieces:
+            ends.append(ends[-1] + codec.payload_nbytes(high - low, offset=inner))
+        cuts = [start]
+        for part in range(1, parts):
+            wanted = -(-ends[-1] * part // parts)
+            i = bisect.bisect_left(ends, wanted)
+            if i == 0:  # no bytes at all
+                cuts.append(start)
+                continue
+            _, codec, low, high, inner = pieces[i - 1]
+            edges = codec.split(inner, inner + high - low, -(-(high - low) // BLOCK))
+            first = bisect.bisect_left(edges, wanted - ends[i - 1], key=_bytes_before(codec, inner))
+            cuts.append(start + low + edges[first] - inner)
+        return [*cuts, stop]
 
     def check_offset(self, offset: int) -> None:
         i = max(0, bisect.bisect_right(self._starts, offset) - 1)
-        if offset < 0 or offset > self.numel or (offset != self.numel and (offset - self._starts[i]) % BLOCK):
-            raise SpecError(f"offset must be at a block of a layer, got {offset}")
+        if offset < 0 or offset > self.numel:
+            raise SpecError(f"offset must lie in the tensor of {self.numel} coordinates, got {offset}")
+        if offset != self.numel:
+            self._layers[i][1].check_offset(offset - self._starts[i])
 
     def _parts(self, offset: int, numel: int) -> Iterator[tuple[int, Codec, int, int, int]]:
         """(layer, codec, start, stop, offset in the layer) for what lies in [offset, offset + numel); start and stop count from `offset`."""
@@ -184,3 +197,8 @@ class LayeredCodec(Codec):
                 beta=beta,
             )
         return finite
+
+
+def _bytes_before(codec: Codec, start: int) -> Callable[[int], int]:
+    """Payload bytes of [start, edge) by edge."""
+    return lambda edge: codec.payload_nbytes(edge - start, offset=start)

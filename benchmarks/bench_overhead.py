@@ -1,0 +1,100 @@
+"""What telemetry and the allocator add to a training step of the main job: two ranks on loopback, all ways in turn in the same processes.
+
+    python -m benchmarks.bench_overhead [--rounds 12] [--block 20] [--bits 2]
+
+``fixed`` has one codec for all layers and no telemetry, ``telemetry`` writes its records besides, ``bits`` shares the same bits out between the layers and writes its
+records, all with their default settings. Every round trains a block of steps each way, in another order; a step's time is that of the slower rank. Shown are medians over the
+steps, the ratio of each round's mean step time to that of ``fixed`` (median over the rounds: the steps that make plans count as often as they come),
+and the same for CPU seconds of both ranks, which a busy machine disturbs less.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "distributed"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from _launch import launch
+
+WAYS = ("fixed", "telemetry", "bits")
+
+
+def worker(rank: int, size: int, rounds: int, block: int, bits: float, folder: str) -> dict[str, Any]:
+    """Runs on every rank; seconds of every step, and CPU seconds of every block, by way."""
+    import torch
+    import torch.distributed as dist
+
+    import commpress
+    from commpress.experiments._model import ByteGPT, loss_of
+    from commpress.experiments._settings import Settings
+    from commpress.experiments._text import standard_library
+
+    settings, corpus = Settings(), standard_library(None)
+    torch.set_num_threads(1)
+    models, optimizers, states = {}, {}, {}
+    for way in WAYS:
+        torch.manual_seed(0)
+        models[way] = torch.nn.parallel.DistributedDataParallel(ByteGPT(settings.shape))
+        optimizers[way] = torch.optim.AdamW(models[way].parameters(), lr=1e-3, fused=True)
+        telemetry = None if way == "fixed" else str(pathlib.Path(folder) / f"{way}.jsonl")
+        codec = {"bits": bits} if way == "bits" else {"codec": f"hadamard+lloyd:{bits:g}"}
+        states[way] = commpress.register(models[way], **codec, telemetry=telemetry)
+
+    def step(way: str, number: int) -> None:
+        windows = corpus.batch(settings.windows_per_rank * size, settings.shape.context, seed=1, step=number)
+        loss_of(models[way], windows[rank::size]).backward()
+        torch.nn.utils.clip_grad_norm_(models[way].parameters(), 1.0)
+        optimizers[way].step()
+        optimizers[way].zero_grad()
+
+    wall: dict[str, list[float]] = {way: [] for way in WAYS}
+    cpu: dict[str, list[float]] = {way: [] for way in WAYS}
+    for way in WAYS:  # the first steps repack buckets and make the first plans
+        for number in range(10):
+            step(way, number)
+    for turn in range(rounds):
+        for way in WAYS[turn % 3 :] + WAYS[: turn % 3]:
+            dist.barrier()
+            began = time.process_time()
+            for number in range(block):
+                start = time.perf_counter()
+                step(way, 10 + turn * block + number)
+                wall[way].append(time.perf_counter() - start)
+            cpu[way].append(time.process_time() - began)
+    for state in states.values():
+        state.close()
+    return {"wall": wall, "cpu": cpu}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--block", type=int, default=50, help="steps of each way in a round")
+    parser.add_argument("--bits", type=float, default=2.0)
+    parser.add_argument("--quick", action="store_true", help="small and few: does it run?")
+    args = parser.parse_args()
+    rounds, block = (3, 2) if args.quick else (args.rounds, args.block)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = {"rounds": rounds, "block": block, "bits": args.bits, "folder": folder}
+        results = [r.ok().value for r in launch(__file__, "worker", 2, args=arguments, timeout=3600)]
+    print(f"{'way':>10} {'ms/step':>9} {'ratio':>7} {'CPU ms':>8} {'ratio':>7}")
+    for way in WAYS:
+        slowest = {w: [max(t) for t in zip(*(r["wall"][w] for r in results), strict=True)] for w in (way, "fixed")}
+        means = {
+            w: [statistics.mean(t[i * block : (i + 1) * block]) for i in range(rounds)] for w, t in slowest.items()
+        }
+        used = {w: [sum(t) / block for t in zip(*(r["cpu"][w] for r in results), strict=True)] for w in (way, "fixed")}
+        ratios = [statistics.median(a / b for a, b in zip(of[way], of["fixed"], strict=True)) for of in (means, used)]
+        print(
+            f"{way:>10} {1e3 * statistics.median(slowest[way]):9.2f} {ratios[0]:7.3f} "
+            f"{1e3 * statistics.median(used[way]):8.2f} {ratios[1]:7.3f}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
