@@ -83,7 +83,7 @@ def test_tensorboard_never_raises(
     sink = TensorBoardSink(tmp_path / kind, capacity=4 if kind == "slow" else 1024)
     odd: list[Any] = [{}, {"kind": "step"}, {"kind": "step", "step": "x", "layers": [1, {"nmse": 1}]}, 3, None]
     if kind == "slow":
-        sink._shared.make = lambda logdir: held.wait(20) and FakeWriter(logdir)
+        sink._thread._shared.writer._make = lambda logdir: held.wait(20) and FakeWriter(logdir)
     for record in {"broken": run_records(steps=3), "odd records": odd, "slow": run_records(steps=20)}[kind]:
         sink.emit(record)
     if kind == "slow":

@@ -1,26 +1,19 @@
-"""The JSONL sink: a bounded queue and one writer thread."""
+"""The JSONL sink."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import json
-import logging
 import os
-import queue
 import stat
-import threading
 import time
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
 from commpress.telemetry._sink import Sink
+from commpress.telemetry._writer import Writer, WriterThread
 
-_log = logging.getLogger("commpress.telemetry")
 _REOPEN_SECONDS = 1.0  # after a failure to open, records are dropped without another try for so long
-_POLL_SECONDS = 0.2  # how often an idle writer looks whether its sink still exists
 
 
 def rank_path(path: str | os.PathLike[str], rank: int) -> Path:
@@ -40,17 +33,28 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-class _Lines:
-    """Appends whole lines to a file; a line that could not be written whole is taken back. Used by one thread."""
+@final
+class _Lines(Writer):
+    """Appends whole lines to a file; a line that could not be written whole is taken back."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
         self._torn = False  # the file ends inside a line that could not be taken back
+        self._blocked_until = 0.0
 
-    def append(self, line: bytes) -> None:
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._append(json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
         if self._fd is None:
-            self._fd = self._open()
+            if time.monotonic() < self._blocked_until:
+                raise OSError("the file could not be opened a moment ago")
+            try:
+                self._fd = self._open()
+            except OSError:
+                self._blocked_until = time.monotonic() + _REOPEN_SECONDS
+                raise
         data = b"\n" + line if self._torn else line
         regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         size = os.fstat(self._fd).st_size if regular else 0
@@ -97,55 +101,6 @@ def _end_of_lines(fd: int, size: int) -> int:
     return 0
 
 
-class _Shared:
-    """What the writer thread shares with its sink (it holds no reference to the sink, so a forgotten sink can die)."""
-
-    def __init__(self, path: Path, capacity: int) -> None:
-        self.path = path
-        self.queue: queue.Queue[Mapping[str, Any] | None] = queue.Queue(capacity)
-        self.lock = threading.Lock()
-        self.lost = 0
-        self.written = 0
-        self.warned = False
-        self.closing = threading.Event()
-
-    def drop(self, why: str) -> None:
-        with self.lock:
-            self.lost += 1
-            first, self.warned = not self.warned, True
-        if first:
-            _log.warning("telemetry drops records of %s (said once; see the sink's `dropped`): %s", self.path, why)
-
-
-def _write_all(shared: _Shared, alive: weakref.ref[Sink]) -> None:
-    lines = _Lines(shared.path)
-    blocked_until = 0.0
-    while True:
-        try:
-            record = shared.queue.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            if shared.closing.is_set() or alive() is None:
-                break
-            continue
-        if record is None:
-            break
-        try:
-            if time.monotonic() < blocked_until:
-                raise OSError("the file could not be opened a moment ago")
-            lines.append(json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n")
-            shared.written += 1
-        except OSError as error:
-            if lines._fd is None and time.monotonic() >= blocked_until:
-                blocked_until = time.monotonic() + _REOPEN_SECONDS
-            shared.drop(str(error))
-        except Exception as error:  # a record that is no JSON, memory: whatever it is, training goes on
-            shared.drop(f"{type(error).__name__}: {error}")
-    try:
-        lines.close()
-    except OSError as error:
-        _log.warning("closing %s: %s", shared.path, error)
-
-
 @final
 class JsonlSink(Sink):
     """Appends records to a file, one JSON object a line, from a thread of its own.
@@ -165,59 +120,24 @@ class JsonlSink(Sink):
         self, path: str | os.PathLike[str], *, rank: int = 0, all_ranks: bool = False, capacity: int = 1024
     ) -> None:
         self.path = rank_path(path, rank)
-        self._pid = os.getpid()
-        self._shared = _Shared(self.path, capacity)
-        self._silent = rank != 0 and not all_ranks
-        self._thread: threading.Thread | None = None
-        self._at_exit: Any = None
-        if not self._silent:
-            args = (self._shared, weakref.ref(self))
-            self._thread = threading.Thread(target=_write_all, args=args, name="commpress-telemetry", daemon=True)
-            self._thread.start()
-            me = weakref.ref(self)
-            self._at_exit = lambda: _close(me)
-            atexit.register(self._at_exit)
+        self._thread: WriterThread | None = None
+        if rank == 0 or all_ranks:
+            self._thread = WriterThread(
+                _Lines(self.path), what=str(self.path), name="commpress-telemetry", capacity=capacity
+            )
 
     def emit(self, record: Mapping[str, Any]) -> bool:
-        if self._silent:
-            return True
-        if os.getpid() != self._pid:
-            self._shared.drop("this process was forked off the one that writes")
-            return False
-        if self._shared.closing.is_set():
-            self._shared.drop("the sink is closed")
-            return False
-        try:
-            self._shared.queue.put_nowait(record)
-        except queue.Full:
-            self._shared.drop(f"the disk is too slow, {self._shared.queue.maxsize} records wait for it")
-            return False
-        return True
+        return self._thread is None or self._thread.put(record)
 
     @property
     def dropped(self) -> int:
-        return self._shared.lost
+        return 0 if self._thread is None else self._thread.dropped
 
     @property
     def written(self) -> int:
         """Records that reached the operating system."""
-        return self._shared.written
+        return 0 if self._thread is None else self._thread.written
 
     def close(self, timeout: float = 5.0) -> None:
-        thread, self._thread = self._thread, None
-        if thread is None or os.getpid() != self._pid:
-            return
-        self._shared.closing.set()
-        atexit.unregister(self._at_exit)
-        with contextlib.suppress(queue.Full):  # then the writer sees `closing` once the queue is empty
-            self._shared.queue.put_nowait(None)
-        thread.join(timeout)
-        if thread.is_alive():
-            for _ in range(self._shared.queue.qsize()):
-                self._shared.drop(f"the disk did not take them within {timeout} s at closing")
-
-
-def _close(sink: weakref.ref[JsonlSink]) -> None:
-    found = sink()
-    if found is not None:
-        found.close()
+        if self._thread is not None:
+            self._thread.close(timeout)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import logging
 import os
-import queue
-import threading
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
 from commpress.errors import CommpressError
 from commpress.telemetry._report_data import number
 from commpress.telemetry._sink import Sink
-
-_log = logging.getLogger("commpress.telemetry")
-_POLL_SECONDS = 0.2  # how often an idle writer looks whether its sink still exists
+from commpress.telemetry._writer import Writer, WriterThread
 
 _STEP = (
     ("bytes/wire", "wire_bytes"),
@@ -73,48 +65,24 @@ def _by_layer(fields: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[tup
             yield from _of(layer, ((f"layer_{name}/{layer.get('name')}", name) for name in names))
 
 
-class _Shared:
-    """What the writer thread shares with its sink (it holds no reference to the sink, so a forgotten sink can die)."""
+@final
+class _Scalars(Writer):
+    """Writes a record's scalars; the event file is made with the first."""
 
-    def __init__(self, logdir: Path, make: Any, capacity: int) -> None:
-        self.logdir = logdir
-        self.make = make
-        self.queue: queue.Queue[Mapping[str, Any] | None] = queue.Queue(capacity)
-        self.closing = threading.Event()
-        self.lost = 0
-        self._lock = threading.Lock()
+    def __init__(self, logdir: Path, make: Callable[[str], Any]) -> None:
+        self._logdir = logdir
+        self._make = make
+        self._writer: Any = None
 
-    def drop(self, why: str) -> None:
-        with self._lock:
-            self.lost += 1
-            first = self.lost == 1
-        if first:
-            _log.warning("telemetry for TensorBoard in %s drops records (said once): %s", self.logdir, why)
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._writer = self._writer or self._make(str(self._logdir))
+        step = number(record.get("step"))
+        for tag, value in scalars(record):
+            self._writer.add_scalar(tag, value, None if step is None else int(step), number(record.get("time")))
 
-
-def _write_all(shared: _Shared, alive: weakref.ref[Sink]) -> None:
-    writer = None
-    while True:
-        try:
-            record = shared.queue.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            if shared.closing.is_set() or alive() is None:
-                break
-            continue
-        if record is None:
-            break
-        try:
-            writer = writer or shared.make(str(shared.logdir))
-            step = number(record.get("step"))
-            for tag, value in scalars(record):
-                writer.add_scalar(tag, value, None if step is None else int(step), number(record.get("time")))
-        except Exception as error:  # the disk, the package, an odd record: whatever it is, training goes on
-            shared.drop(f"{type(error).__name__}: {error}")
-    if writer is not None:
-        try:
-            writer.close()
-        except Exception as error:
-            _log.warning("closing TensorBoard's file in %s: %s", shared.logdir, error)
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 @final
@@ -149,57 +117,26 @@ class TensorBoardSink(Sink):
             ) from error
         self.logdir = Path(logdir)
         self._also = also
-        self._pid = os.getpid()
-        self._silent = rank != 0
-        self._shared = _Shared(self.logdir, SummaryWriter, capacity)
-        self._thread: threading.Thread | None = None
-        self._at_exit: Any = None
-        if not self._silent:
-            args = (self._shared, weakref.ref(self))
-            self._thread = threading.Thread(target=_write_all, args=args, name="commpress-tensorboard", daemon=True)
-            self._thread.start()
-            me = weakref.ref(self)
-            self._at_exit = lambda: _close(me)
-            atexit.register(self._at_exit)
+        self._thread: WriterThread | None = None
+        if rank == 0:
+            self._thread = WriterThread(
+                _Scalars(self.logdir, SummaryWriter),
+                what=f"{self.logdir} for TensorBoard",
+                name="commpress-tensorboard",
+                capacity=capacity,
+            )
 
     def emit(self, record: Mapping[str, Any]) -> bool:
         taken = self._also is None or self._also.emit(record)
-        if self._silent:
-            return taken
-        if os.getpid() != self._pid:
-            self._shared.drop("this process was forked off the one that writes")
-            return False
-        if self._shared.closing.is_set():
-            self._shared.drop("the sink is closed")
-            return False
-        try:
-            self._shared.queue.put_nowait(record)
-        except queue.Full:
-            self._shared.drop(f"the disk is too slow, {self._shared.queue.maxsize} records wait for it")
-            return False
-        return taken
+        return (self._thread is None or self._thread.put(record)) and taken
 
     @property
     def dropped(self) -> int:
-        return self._shared.lost + (0 if self._also is None else self._also.dropped)
+        lost = 0 if self._thread is None else self._thread.dropped
+        return lost + (0 if self._also is None else self._also.dropped)
 
     def close(self, timeout: float = 5.0) -> None:
         if self._also is not None:
             self._also.close(timeout)
-        thread, self._thread = self._thread, None
-        if thread is None or os.getpid() != self._pid:
-            return
-        self._shared.closing.set()
-        atexit.unregister(self._at_exit)
-        with contextlib.suppress(queue.Full):  # then the writer sees `closing` once the queue is empty
-            self._shared.queue.put_nowait(None)
-        thread.join(timeout)
-        if thread.is_alive():
-            for _ in range(self._shared.queue.qsize()):
-                self._shared.drop(f"the disk did not take them within {timeout} s at closing")
-
-
-def _close(sink: weakref.ref[TensorBoardSink]) -> None:
-    found = sink()
-    if found is not None:
-        found.close()
+        if self._thread is not None:
+            self._thread.close(timeout)
