@@ -17,7 +17,7 @@ from commpress.hooks._exchange import Exchange
 from commpress.hooks._handshake import library_version
 
 _log = logging.getLogger("commpress.hooks")
-_FORMAT = 2
+_FORMAT = 3
 
 
 def build_state(

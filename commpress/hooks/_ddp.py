@@ -54,6 +54,7 @@ def register(
     plan_every: int = 50,
     plan_floor: float = 0.8,
     gamma: float | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     predict: bool = True,
     feedback: bool | None = None,
     seed: int = 0,
@@ -66,8 +67,8 @@ def register(
 
     Args:
         model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric.
-        codec, bits, objective, plan, plan_every, plan_floor, predict, feedback, seed, telemetry, telemetry_every, check_every, timeout: see
-            :class:`HookState`.
+        codec, bits, objective, plan, plan_every, plan_floor, gamma, optimizer, predict, feedback, seed, telemetry, telemetry_every, check_every,
+            timeout: see :class:`HookState`.
 
     Returns:
         The state: counters, checkpoints (`state_dict`, `load_state_dict`) and `close`.
@@ -90,6 +91,7 @@ def register(
         plan_every=plan_every,
         plan_floor=plan_floor,
         gamma=gamma,
+        optimizer=optimizer,
         predict=predict,
         feedback=feedback,
         seed=seed,

@@ -214,6 +214,9 @@ class Exchange:
                 self.sink.emit(record)
         if gathers:
             assert self._statistics is not None
+            moments = None if self._planner is None else self._planner.moments(self.parameters)
+            if moments is not None:
+                self._statistics.set_moments(moments)
             self._statistics.post(step.number)
 
     def _gathers(self, step: int) -> bool:

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
+import torch.distributed as dist
 
-from commpress.errors import StateError
+from commpress.errors import StateError, TensorError
 from commpress.feedback import Layout
 
 SETTLED = 5
@@ -28,6 +29,30 @@ SETTLED = 5
 _YOUNG = 3  # steps in which a restarted process may still present the layout from before DDP's rebuild
 
 Layouts = tuple[Layout, ...]
+
+
+def layout_of(bucket: dist.GradBucket, buffer: torch.Tensor, names: Sequence[str]) -> Layout:
+    """The layout of one of DDP's buckets whose parameters have these names.
+
+    Raises:
+        TensorError: the bucket is sparse, not on the CPU, not floating-point, or its size is not its parameters'.
+    """
+    where = f"bucket {bucket.index()}"
+    if buffer.layout != torch.strided:
+        raise TensorError(
+            f"{where} holds a sparse gradient ({buffer.layout}), and commpress reduces dense ones only: "
+            "use sparse=False, or keep the parameter out of DDP"
+        )
+    if buffer.device.type != "cpu":
+        raise TensorError(f"{where} is on {buffer.device}: only CPU gradients so far")
+    if not buffer.is_floating_point():
+        raise TensorError(f"{where} has dtype {buffer.dtype}, not a floating-point one")
+    # A complex bucket arrives as pairs of real numbers.
+    sizes = tuple(p.numel() * (2 if p.is_complex() else 1) for p in bucket.parameters())
+    layout = Layout(tuple(names), sizes, str(buffer.dtype).removeprefix("torch."))
+    if layout.numel != buffer.numel() or not buffer.is_contiguous():
+        raise TensorError(f"{where} has {buffer.numel()} coordinates for {layout.numel} of its parameters")
+    return layout
 
 
 @final

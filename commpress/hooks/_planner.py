@@ -14,9 +14,11 @@ import torch
 from commpress.allocation import LLOYD_MAX, OBJECTIVES, Allocator, Curve, Plan
 from commpress.codecs import Codec, Key, LayeredCodec
 from commpress.codecs import codec as make_codec
-from commpress.errors import SpecError
+from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
+from commpress.hooks._optimizer import adam_weights, check_optimizer, second_moments
 from commpress.hooks._statistics import LayerStatistics
+from commpress.hooks._sums import Column
 
 _RATES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 _LOWEST_RATE = 0.05  # every layer is heard of now and then, whatever the objective
@@ -36,6 +38,7 @@ class PlanSettings:
         every: steps between two plans.
         pinned: a plan that is kept, or the path of a saved one.
         gamma: of the objective "weighted": w = s^-gamma, a multiple of 1/4.
+        optimizer: one of Adam's kind, whose second moments weigh the layers' errors (:func:`adam_weights`); None: all weigh the same, or as `gamma` says.
         predict: code a layer against the previous mean where that pays; see :mod:`commpress.hooks._prediction`.
         floor: least rate of a layer as a share of `bits`. An optimizer like Adam divides every layer's gradient by its own scale, so a quiet layer needs its bits too.
 
@@ -51,6 +54,7 @@ class PlanSettings:
     floor: float = 0.8
     gamma: float | None = None
     predict: bool = True
+    optimizer: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, (int, float)) or not 0 < self.bits <= 8:
@@ -61,15 +65,21 @@ class PlanSettings:
             )
         if self.objective is not None and self.objective not in OBJECTIVES:
             raise SpecError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
-        if (self.objective == "weighted") != (self.gamma is not None):
-            raise SpecError('objective="weighted" takes gamma=, which no other objective does')
+        if self.optimizer is not None:
+            check_optimizer(self.optimizer)
+        if self.gamma is not None and (self.objective != "weighted" or self.optimizer is not None):
+            raise SpecError('gamma= belongs to objective="weighted" without an optimizer')
+        if self.objective == "weighted" and self.gamma is None and self.optimizer is None:
+            raise SpecError('objective="weighted" takes its weights from gamma= or from optimizer=')
         if not isinstance(self.floor, (int, float)) or not 0 <= self.floor <= 0.95:
             raise SpecError(f"plan_floor must be from 0 to 0.95, got {self.floor!r}")
         if not isinstance(self.every, int) or self.every < 1:
             raise SpecError(f"plan_every must be an integer >= 1, got {self.every!r}")
 
     def arguments(self) -> dict[str, Any]:
-        """Of the HookState that was asked for."""
+        """Of the HookState that was asked for. Raises StateError if they cannot be pickled."""
+        if self.optimizer is not None:
+            raise StateError("a HookState with an optimizer cannot be pickled: save its state_dict() instead")
         names = {"codec": self.family, "bits": self.bits, "objective": self.objective}
         return names | {
             "plan": self.pinned,
@@ -85,14 +95,14 @@ class PlanSettings:
 
 
 def plan_settings(
-    codec: Any, bits: Any, objective: Any, every: Any, plan: Any, floor: Any, predict: Any, gamma: Any
+    codec: Any, bits: Any, objective: Any, every: Any, plan: Any, floor: Any, predict: Any, gamma: Any, optimizer: Any
 ) -> PlanSettings | None:
     """From a HookState's arguments; None without a budget. Raises SpecError."""
     if bits is not None:
         family = "hadamard+lloyd" if codec is None else str(codec)
-        return PlanSettings(bits, family, objective, every, plan, floor, gamma, bool(predict))
-    if plan is not None or objective is not None or gamma is not None:
-        raise SpecError("plan, objective and gamma belong to a bit budget: give bits= too")
+        return PlanSettings(bits, family, objective, every, plan, floor, gamma, bool(predict), optimizer)
+    if plan is not None or objective is not None or gamma is not None or optimizer is not None:
+        raise SpecError("plan, objective, gamma and optimizer belong to a bit budget: give bits= too")
     return None
 
 
@@ -132,6 +142,7 @@ class Planner:
             objective=settings.objective or ("unbiased" if unbiased else "mse"),
             curve=measured_curve(settings.family),
             gamma=settings.gamma,
+            weights=np.ones(len(sizes)) if settings.objective == "weighted" and settings.gamma is None else None,
             every=settings.every,
             cost=lambda layers, rates: self._base.payload_nbytes_each(rates, sizes[layers]),
             lowest_rate=max(_LOWEST_RATE, settings.floor * settings.bits),
@@ -141,6 +152,7 @@ class Planner:
     def identity(self) -> dict[str, Any]:
         """What must be equal on all ranks."""
         return {
+            "weights from an optimizer": self._settings.optimizer is not None,
             "plan settings": repr(dataclasses.replace(self._settings, pinned=None)),
             "plan": self.plan.digest(),
             "curve": [float(g) for g in measured_curve(self._settings.family).captured],
@@ -155,6 +167,11 @@ class Planner:
         """Whether the statistics of this step are wanted."""
         return self.allocator.due(step)
 
+    def moments(self, parameters: dict[str, torch.Tensor]) -> dict[str, float] | None:
+        """Sums of the optimizer's second moments by parameter, if they are wanted."""
+        optimizer = self._settings.optimizer
+        return None if optimizer is None else second_moments(optimizer, parameters)
+
     def observe(self, statistics: LayerStatistics) -> Plan | None:
         """Takes a step's statistics; a new plan if it changed."""
         if not statistics.finite:
@@ -162,7 +179,10 @@ class Planner:
         variances: np.ndarray | None = statistics.variances
         if variances is not None and not bool(np.isfinite(variances).all()):
             variances = None
-        self.allocator.observe(statistics.step, statistics.encoded_energies, variances)
+        weights = None
+        if self._settings.optimizer is not None:
+            weights = adam_weights(statistics.table[:, Column.MOMENT], np.array(self._sizes))
+        self.allocator.observe(statistics.step, statistics.encoded_energies, variances, weights=weights)
         plan = self.allocator.replan(statistics.step)
         if plan is not None:
             self._codecs.clear()

@@ -19,6 +19,7 @@ from commpress.feedback import Layout
 from commpress.hooks._statistics import LayerStatistics
 from commpress.hooks._sums import Column, LayerSums
 
+_NEW = 0.5  # weight of the newest step in the running means
 _ON, _OFF = 1.1, 1.05  # gains in energy from which prediction begins and under which it ends: a tenth is 0.07 bits
 
 
@@ -36,6 +37,8 @@ class Predictor:
         self.names = list(dims)
         self.coefficients = dict.fromkeys(dims, 0.0)
         self.gains = dict.fromkeys(dims, 1.0)
+        # Of the products with the previous mean, and of its squares, over |g|^2: of one step alone they are noisy.
+        self._means: dict[str, tuple[float, float]] = {}
         self._previous: dict[str, torch.Tensor] = {}
         self._dims = dims
 
@@ -46,20 +49,21 @@ class Predictor:
 
     def observe(self, statistics: LayerStatistics, exact: Collection[str] = ()) -> None:
         """Decides for the next steps. Layers that are sent `exact`ly have nothing to gain."""
-        table, n = statistics.table, statistics.world_size
+        table = statistics.table
         for i, name in enumerate(self.names):
             if name in exact:
                 self.gains[name], self.coefficients[name] = 1.0, 0.0
                 continue
             local, cross, power = (float(table[i, c]) for c in (Column.LOCAL, Column.CROSS, Column.PREVIOUS))
-            power /= n  # every rank has added the same
-            gain = 1.0
             if power > 0 and local > 0:
-                saved = cross * cross / (n * power * local)
-                gain = 1.0 / max(1.0 - saved, 1e-6)
+                new = cross / local, power / local
+                known = self._means.get(name, new)
+                self._means[name] = known[0] + _NEW * (new[0] - known[0]), known[1] + _NEW * (new[1] - known[1])
+            c, q = self._means.get(name, (0.0, 1.0))  # power is n |p|^2: every rank has added the same
+            gain = 1.0 / max(1.0 - c * c / q, 1e-6)
             on = gain > (_OFF if self.coefficients[name] else _ON)
             self.gains[name] = gain
-            self.coefficients[name] = cross / (n * power) if on else 0.0
+            self.coefficients[name] = c / q if on else 0.0
 
     def bucket(self, layout: Layout) -> BucketPrediction:
         """The part of one bucket."""
@@ -86,6 +90,7 @@ class Predictor:
         return {
             "coefficients": dict(self.coefficients),
             "gains": dict(self.gains),
+            "means": {name: list(pair) for name, pair in self._means.items()},
             "previous": {name: value.clone() for name, value in self._previous.items()},
         }
 
@@ -95,6 +100,7 @@ class Predictor:
         if set(state["coefficients"]) != set(self._dims) or any(self._dims.get(k) != n for k, n in sizes.items()):
             raise StateError("the saved prediction is of other layers")
         self.coefficients, self.gains = dict(state["coefficients"]), dict(state["gains"])
+        self._means = {name: (c, q) for name, (c, q) in state["means"].items()}
         self._previous = {name: value.clone() for name, value in state["previous"].items()}
 
 

@@ -10,13 +10,13 @@ import torch.distributed as dist
 
 from commpress.allocation import Plan
 from commpress.codecs import codec as make_codec
-from commpress.errors import SpecError, StateError, TensorError
+from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
 from commpress.hooks._checkpoint import build_state, check_state, load_into
 from commpress.hooks._exchange import COUNTS, Exchange
 from commpress.hooks._futures import raise_in_backward, settle
 from commpress.hooks._handshake import library_version
-from commpress.hooks._layout import Layouts, LayoutTracker, Repacking
+from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of
 from commpress.hooks._planner import plan_settings
 from commpress.hooks._step import Step
 from commpress.telemetry import Sink
@@ -38,7 +38,9 @@ class HookState:
         bits: mean payload bits per coordinate and phase, to be shared out between the layers by the allocator, which
             looks at the gradients (`counts["plans"]` says how often it changed its mind, `plan` what it decided).
         objective: of the allocator: "unbiased" (default for an unbiased codec), "mse" (default with feedback),
-            "fisher", or "weighted" with its `gamma`; see docs/allocation.md.
+            "fisher", or "weighted"; see docs/allocation.md.
+        gamma: of "weighted": a layer weighs s^-gamma, s its mean square.
+        optimizer: an Adam whose second moments weigh the layers' errors, with any objective.
         plan: a :class:`commpress.allocation.Plan`, or the path of a saved one, that is kept; needs `bits`.
         plan_every: steps between two plans.
         plan_floor: no layer gets less than this share of `bits`; 0 lets the objective alone decide.
@@ -70,6 +72,7 @@ class HookState:
         plan_every: int = 50,
         plan_floor: float = 0.8,
         gamma: float | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
         predict: bool = True,
         feedback: bool | None = None,
         seed: int = 0,
@@ -78,7 +81,9 @@ class HookState:
         check_every: int = 0,
         timeout: float | None = None,
     ) -> None:
-        self._plan_settings = plan_settings(codec, bits, objective, plan_every, plan, plan_floor, predict, gamma)
+        self._plan_settings = plan_settings(
+            codec, bits, objective, plan_every, plan, plan_floor, predict, gamma, optimizer
+        )
         codec = self._plan_settings.base() if self._plan_settings else make_codec(codec or "hadamard+lloyd:2")
         if timeout is not None and not timeout > 0:
             raise SpecError(f"timeout must be positive, got {timeout!r}")
@@ -239,7 +244,8 @@ class HookState:
                 "did an earlier backward pass fail, or is the state shared by two models?"
             )
         buffer = bucket.buffer()
-        self._seen.append((self._layout_of(bucket, buffer), buffer))
+        names = self._names_of(bucket)
+        self._seen.append((layout_of(bucket, buffer, names), buffer))
         if index == 0:
             self._submitted, self._waiting, self._current = [], [], None
             if self._exchange is not None and self._layouts.current and not self._layouts.fresh_process:
@@ -253,34 +259,21 @@ class HookState:
         # C++ does not see an exception set by Python: value() in a callback raises it again.
         return future.then(lambda done: (done.value(), buffer)[1])
 
-    def _layout_of(self, bucket: dist.GradBucket, buffer: torch.Tensor) -> Layout:
-        where = f"bucket {bucket.index()}"
-        if buffer.layout != torch.strided:
-            raise TensorError(
-                f"{where} holds a sparse gradient ({buffer.layout}), and commpress reduces dense ones only: "
-                "use sparse=False, or keep the parameter out of DDP"
-            )
-        if buffer.device.type != "cpu":
-            raise TensorError(f"{where} is on {buffer.device}: only CPU gradients so far")
-        if not buffer.is_floating_point():
-            raise TensorError(f"{where} has dtype {buffer.dtype}, not a floating-point one")
-        names, sizes = [], []
+    def _names_of(self, bucket: dist.GradBucket) -> list[str]:
+        """Of the bucket's parameters; before binding they get names by their place."""
+        names = []
         for i, p in enumerate(bucket.parameters()):
             name = self._names.get(id(p))
             if name is None:
                 if self._exchange is not None:
                     raise StateError(
-                        f"this HookState is already bound to another model: {where} holds a parameter of shape "
-                        f"{list(p.shape)} that the bound model has not"
+                        f"this HookState is already bound to another model: bucket {bucket.index()} holds a parameter "
+                        f"of shape {list(p.shape)} that the bound model has not"
                     )
                 name = self._names[id(p)] = f"bucket {bucket.index()} parameter {i}"
                 self._parameters[name] = p
             names.append(name)
-            sizes.append(p.numel() * (2 if p.is_complex() else 1))  # a complex bucket arrives as pairs of real numbers
-        layout = Layout(tuple(names), tuple(sizes), str(buffer.dtype).removeprefix("torch."))
-        if layout.numel != buffer.numel() or not buffer.is_contiguous():
-            raise TensorError(f"{where} has {buffer.numel()} coordinates for {layout.numel} of its parameters")
-        return layout
+        return names
 
     def _submit_at_once(self, index: int, buffer: torch.Tensor) -> torch.futures.Future[Any] | None:
         """Submits a bucket whose layout is the one in use; None if it must wait for the others."""

@@ -112,6 +112,11 @@ class Statistics:
         with self._lock:
             self._table[rows] += table
 
+    def set_moments(self, moments: dict[str, float]) -> None:
+        """Sums of Adam's second moments by layer, for the table of the step that is posted next."""
+        with self._lock:
+            self._table[:, Column.MOMENT] = [moments[name] for name in self.names]
+
     def post(self, step: int) -> None:
         """All buckets of the step are in: tells the others. Does not wait. Raises ChannelError."""
         with self._lock:

@@ -28,6 +28,7 @@ class Column(enum.IntEnum):
     DECODED2 = 8
     CROSS = 9  # products of this rank's gradient and the previous mean
     PREVIOUS = 10  # squares of the previous mean
+    MOMENT = 11  # Adam's second moments, the same on all ranks
 
 
 @final

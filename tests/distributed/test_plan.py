@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import commpress
 from commpress.allocation import Plan
-from commpress.errors import MismatchError, SpecError
+from commpress.errors import MismatchError, SpecError, StateError
+from commpress.hooks._optimizer import adam_weights
 
 SIZES = [200_000, 64, 90_000, 300, 150_003, 4096]
 SIGMA = [1.0, 3.0, 0.05, 1.0, 8.0, 0.5]
@@ -177,6 +180,44 @@ def test_ranks_with_other_budgets_are_told():
 def test_options_that_make_no_sense(options):
     with pytest.raises(SpecError):
         commpress.HookState(**options)
+
+
+def with_adam(rank, world_size):
+    rates = {}
+    for weighted in (False, True):
+        ddp = DDP(Given(SIZES), bucket_cap_mb=0.8)
+        adam = torch.optim.AdamW(ddp.parameters(), lr=1e-3)
+        optimizer = adam if weighted else None
+        state = commpress.register(ddp, bits=BITS, timeout=30, plan_every=4, plan_floor=0.1, optimizer=optimizer)
+        for step in range(14):
+            ddp.zero_grad()
+            ddp(gradients(rank, step)).backward()
+            adam.step()
+        if weighted:
+            with pytest.raises(StateError, match="state_dict"):
+                pickle.dumps(state)
+        rates[str(weighted)] = dict(zip(map(str, state.plan.dims), state.plan.rates, strict=True))
+        rates["digest"] = state.plan.digest()
+        state.close()
+    return rates
+
+
+def test_adams_second_moments_weigh_the_layers():
+    """Adam divides by sqrt(v), so the error of a loud layer costs in proportion to its deviation, not to its variance."""
+    first, second = (r.ok().value for r in launch(__file__, "with_adam", 2, timeout=90))
+    assert first == second
+    plain, weighted = first["False"], first["True"]
+    assert plain["150003"] > weighted["150003"] > weighted["200000"] > plain["200000"]
+    # Without weights bits fall by log2 of the ratio of deviations, with them by half of that.
+    assert plain["150003"] - plain["200000"] == pytest.approx(2 * (weighted["150003"] - weighted["200000"]), rel=0.5)
+
+
+def test_weights_from_adam():
+    weights = adam_weights(np.array([4.0 * 10, 0.25 * 8, 0.0]), np.array([10, 8, 5]))
+    assert weights == pytest.approx([0.5, 2.0, 0.0])
+    assert adam_weights(np.zeros(3), np.array([10, 8, 5])) is None, "before the first step"
+    with pytest.raises(SpecError, match="AdamW"):
+        commpress.HookState(bits=2, optimizer=torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1))
 
 
 def small(rank, world_size):
