@@ -9,6 +9,9 @@
 | ``uniform:b`` | yes | stochastic rounding on a grid up to the largest magnitude of each 512 coordinates |
 | ``lloyd:b`` | no | Lloyd-Max quantiser of N(0,1), least-squares scale for each 4096 coordinates |
 | ``hadamard+lloyd:b`` | yes | the same after a random rotation, with EDEN's unbiased scale (``scale=centroid`` for the least-squares one) |
+| ``topk:f`` | no | the part f of largest magnitude of each 65536 (``block=``), f in (0, 1]; ``values=fp32``, ``bf16`` or 1 to 8 bits (the default is 4); positions cost their entropy |
+| ``threshold:t`` | no | top-k with the part of a normal distribution beyond t standard deviations, and 1-bit values: sign and one magnitude |
+| ``randk:f`` | yes | a random part f, which costs no positions, times 1/f (``scale=none``: as they are, biased); ``values=`` as above, the default is fp32 |
 
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
@@ -20,6 +23,7 @@ from commpress.codecs._key import Key
 from commpress.codecs._layered import LayeredCodec
 from commpress.codecs._none import parse_none
 from commpress.codecs._quantisers import FAMILIES, parse_cast, parse_quantiser
+from commpress.codecs._sparse import parse_sparse
 from commpress.codecs._spec import Spec, parse
 from commpress.errors import SpecError
 
@@ -30,6 +34,7 @@ _PARSERS: dict[str, Callable[[Spec], Codec]] = {
     "none": parse_none,
     "cast": parse_cast,
     **dict.fromkeys(FAMILIES, parse_quantiser),
+    **dict.fromkeys(("topk", "threshold", "randk"), parse_sparse),
 }
 
 

@@ -2,5 +2,17 @@
 
 from commpress.ops._library import Isa, isa_available
 from commpress.ops._quantisers import decode, encode, payload_nbytes, payload_nbytes_each, reduce
+from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_nbytes
 
-__all__ = ["Isa", "decode", "encode", "isa_available", "payload_nbytes", "payload_nbytes_each", "reduce"]
+__all__ = [
+    "Isa",
+    "decode",
+    "encode",
+    "isa_available",
+    "payload_nbytes",
+    "payload_nbytes_each",
+    "reduce",
+    "sparse_decode",
+    "sparse_encode",
+    "sparse_payload_nbytes",
+]

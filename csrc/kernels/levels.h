@@ -1,0 +1,84 @@
+// The quantiser of kept magnitudes: levels between the least and the largest, evenly spaced in the bits of a float,
+// which is nearly evenly in the logarithm; docs/wire-format.md 4.6.
+#pragma once
+#include "quantise.h"
+#include "sparse.h"
+
+namespace commpress {
+
+constexpr uint16_t LEVELS_NON_FINITE = 0xFFFF;
+
+// Two bfloat16 patterns, the lowest and the highest level.
+struct Levels {
+  uint16_t low, high;
+};
+
+inline bool levels_valid(Levels levels) {
+  return (levels.low == LEVELS_NON_FINITE && levels.high == LEVELS_NON_FINITE) ||
+         (levels.low <= levels.high && levels.high <= SCALE16_LARGEST);
+}
+
+COMMPRESS_HD float level_value(Levels levels, int count, int code) {
+  const uint32_t low = static_cast<uint32_t>(levels.low) << 16, span = (static_cast<uint32_t>(levels.high) << 16) - low;
+  if (count == 1) return float_of(low);
+  return float_of(low + static_cast<uint32_t>(static_cast<uint64_t>(span) * static_cast<uint32_t>(code) /
+                                              static_cast<uint32_t>(count - 1)));
+}
+
+// Levels for m magnitudes (as bits, all of finite values). One level is their mean, two are the means of those above
+// and of those not above the mean; more reach from the least to the largest. Means are of bits, which lies below the
+// arithmetic mean, so that no vector grows in length by being rounded.
+inline Levels find_levels(const uint32_t* u, int64_t m, int count) {
+  if (m == 0) return {0, 0};
+  uint64_t sum = 0;
+  uint32_t least = u[0], largest = u[0];
+  for (int64_t i = 0; i < m; ++i) {
+    sum += u[i];
+    least = u[i] < least ? u[i] : least;
+    largest = u[i] > largest ? u[i] : largest;
+  }
+  const uint32_t mean = static_cast<uint32_t>(sum / static_cast<uint64_t>(m));
+  if (count == 1) return {static_cast<uint16_t>(mean >> 16), static_cast<uint16_t>(mean >> 16)};
+  if (count > 2) return {static_cast<uint16_t>(least >> 16), static_cast<uint16_t>(largest >> 16)};
+  uint64_t above = 0;
+  int64_t number = 0;
+  for (int64_t i = 0; i < m; ++i) {
+    above += u[i] > mean ? u[i] : 0;
+    number += u[i] > mean;
+  }
+  const uint64_t low = (sum - above) / static_cast<uint64_t>(m - number);  // the least is never above the mean
+  const uint64_t high = number ? above / static_cast<uint64_t>(number) : low;
+  return {static_cast<uint16_t>(low >> 16), static_cast<uint16_t>(high >> 16)};
+}
+
+// Nearest levels: the code of a magnitude is the number of midpoints between neighbours that it reaches.
+class Quantiser {
+ public:
+  Quantiser(Levels levels, int count) : count_(count), low_(static_cast<uint32_t>(levels.low) << 16) {
+    const uint32_t span = (static_cast<uint32_t>(levels.high) << 16) - low_;
+    per_bit_ = span ? divide(static_cast<float>(count - 1), static_cast<float>(span)) : 0.0f;
+    float last = level_value(levels, count, 0);
+    for (int c = 1; c < count; ++c) {
+      const float next = level_value(levels, count, c);
+      middle_[c] = last * 0.5f + next * 0.5f;
+      last = next;
+    }
+    middle_[0] = 0.0f;
+    middle_[count] = float_of(SCALE32_INFINITY);
+  }
+  uint32_t code(uint32_t u) const {
+    // Where to look, in single precision; the midpoints decide.
+    const float place = static_cast<float>(static_cast<int32_t>(u - low_)) * per_bit_, a = float_of(u);
+    int c = place < 0.0f ? 0 : place < static_cast<float>(count_ - 1) ? static_cast<int>(place) : count_ - 1;
+    while (a >= middle_[c + 1]) ++c;
+    while (a < middle_[c]) --c;
+    return static_cast<uint32_t>(c);
+  }
+
+ private:
+  int count_;
+  uint32_t low_;
+  float per_bit_, middle_[130];
+};
+
+}  // namespace commpress
