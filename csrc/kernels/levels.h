@@ -66,6 +66,32 @@ class Quantiser {
     middle_[0] = 0.0f;
     middle_[count] = float_of(SCALE32_INFINITY);
   }
+
+  // Codes of m magnitudes (as bits of floats), in place.
+  void codes(uint32_t* u, int64_t m) const {
+    switch (count_) {
+      case 1:
+        return few<1>(u, m);
+      case 2:
+        return few<2>(u, m);
+      case 4:
+        return few<4>(u, m);
+      case 8:
+        return few<8>(u, m);
+      default:
+        for (int64_t i = 0; i < m; ++i) u[i] = code(u[i]);
+    }
+  }
+
+ private:
+  template <int COUNT>
+  void few(uint32_t* u, int64_t m) const {
+    for (int64_t i = 0; i < m; ++i) {
+      uint32_t code = 0;
+      for (int c = 1; c < COUNT; ++c) code += float_of(u[i]) >= middle_[c];
+      u[i] = code;
+    }
+  }
   uint32_t code(uint32_t u) const {
     // Where to look, in single precision; the midpoints decide.
     const float place = static_cast<float>(static_cast<int32_t>(u - low_)) * per_bit_, a = float_of(u);
@@ -75,7 +101,6 @@ class Quantiser {
     return static_cast<uint32_t>(c);
   }
 
- private:
   int count_;
   uint32_t low_;
   float per_bit_, middle_[130];

@@ -11,11 +11,11 @@ namespace commpress {
 
 int64_t scan_plain(const float* x, int64_t n, uint32_t least, uint32_t* found) {
   int64_t count = 0, i = 0;
-  for (; i + 32 <= n; i += 32) {
+  for (; i + 16 <= n; i += 16) {
     uint32_t any = 0;
-    for (int j = 0; j < 32; ++j) any |= least - 1 - magnitude(x[i + j]);  // the top bit is set where the magnitude wins
+    for (int j = 0; j < 16; ++j) any |= least - 1 - magnitude(x[i + j]);  // the top bit is set where the magnitude wins
     if (!(any >> 31)) continue;
-    for (int j = 0; j < 32; ++j) {
+    for (int j = 0; j < 16; ++j) {
       found[count] = static_cast<uint32_t>(i + j);
       count += magnitude(x[i + j]) >= least;
     }
@@ -64,10 +64,16 @@ class BitWriter {
   explicit BitWriter(uint8_t* out) : out_(out) {}
   void put(uint32_t code, int bits) {
     pending_ |= static_cast<uint64_t>(code) << held_;
-    for (held_ += bits; held_ >= 8; held_ -= 8, pending_ >>= 8) *out_++ = static_cast<uint8_t>(pending_);
+    held_ += bits;
+    if (held_ < 32) return;
+    const uint32_t word = static_cast<uint32_t>(pending_);
+    memcpy(out_, &word, 4);
+    out_ += 4;
+    pending_ >>= 32;
+    held_ -= 32;
   }
   void finish() {
-    if (held_) *out_ = static_cast<uint8_t>(pending_);
+    for (; held_ > 0; held_ -= 8, pending_ >>= 8) *out_++ = static_cast<uint8_t>(pending_);
   }
 
  private:
@@ -101,7 +107,7 @@ struct Workshop {
     if (codec.kind != TOPK) return;
     model.reset(new GapModel(codec.fraction));
     work.reset(new uint32_t[room]);
-    bytes.reset(new uint8_t[position_nbytes(cost, n, n) + GAP_SLACK]);
+    bytes.reset(new uint8_t[2 * (position_nbytes(cost, n, n) + GAP_SLACK)]);
   }
 
   const SparseCodec& codec;
@@ -163,10 +169,9 @@ void encode_values(const SparseCodec& codec, bool finite, const float* values, i
     memcpy(levels_out, &levels.low, 2);
     memcpy(levels_out + 2, &levels.high, 2);
     if (!finite) return;
-    const Quantiser quantiser(levels, count);
+    Quantiser(levels, count).codes(work, m);
     BitWriter writer(out);
-    for (int64_t i = 0; i < m; ++i)
-      writer.put(quantiser.code(work[i]) | bits_of(values[i]) >> 31 << (codec.bits - 1), codec.bits);
+    for (int64_t i = 0; i < m; ++i) writer.put(work[i] | bits_of(values[i]) >> 31 << (codec.bits - 1), codec.bits);
     writer.finish();
   }
 }
@@ -199,20 +204,12 @@ void encode_topk(Workshop& shop, const float* x, int64_t n, int64_t k, float gai
     positions += packed_nbytes(m, codec.bits);
   }
   if (m == 0) return;
-  GapEncoder encoder(*shop.model, shop.bytes.get());
-  int64_t next = 0;
-  for (int64_t i = 0; i < m; ++i) {
-    encoder.gap(indices[i] - next);
-    next = int64_t{indices[i]} + 1;
-  }
-  const int64_t written = encoder.finish() - shop.bytes.get(), room = out + nbytes - positions;
-  memcpy(positions, shop.bytes.get(), written < room ? written : room);  // written <= room: position_nbytes()
+  encode_positions(*shop.model, indices, m, shop.bytes.get(), positions, position_nbytes(shop.cost, n, m));
 }
 
 void decode_topk(Workshop& shop, const uint8_t* in, int64_t n, int64_t k, float* out, bool accumulate, float gain,
                  float beta) {
   const SparseCodec& codec = shop.codec;
-  const uint8_t* const end = in + sparse_nbytes(codec, shop.cost, n, k);
   Header header = read_header(codec, in);
   in += sparse_header_nbytes(codec);
   if (!accumulate)
@@ -245,16 +242,13 @@ void decode_topk(Workshop& shop, const uint8_t* in, int64_t n, int64_t k, float*
     in += packed_nbytes(m, codec.bits);
   }
   if (m == 0) return;
-  const int64_t room = end - in, needed = position_nbytes(shop.cost, n, m), size = needed < room ? needed : room;
-  memcpy(shop.bytes.get(), in, size);
-  memset(shop.bytes.get() + size, 0, GAP_SLACK);
-  GapDecoder decoder(*shop.model, shop.bytes.get(), shop.bytes.get() + size);
-  int64_t position = -1;
-  for (int64_t i = 0; i < m; ++i) {
-    position += 1 + decoder.gap(n);
-    if (position >= n) return;
+  uint32_t* const positions = shop.indices.get();
+  const int64_t size = position_nbytes(shop.cost, n, m);
+  const int64_t known = decode_positions(*shop.model, in, size, n, m, shop.bytes.get(), positions);
+  for (int64_t i = 0; i < known; ++i) {
+    float& to = out[positions[i]];
     const float value = values[i] * gain;
-    out[position] = accumulate ? out[position] + value : value;
+    to = accumulate ? to + value : value;
   }
 }
 

@@ -53,12 +53,16 @@ COMMPRESS_HD GapCost gap_cost(int64_t fraction) {
   return {log2_inverse(p), log2_inverse(RATE_ONE - p)};
 }
 
+// From so many positions on they are two streams, which a processor decodes at the same time: the first half from the
+// front of their bytes, the second from the back.
+constexpr int64_t TWO_STREAMS = 256;
+
 // Bytes that hold the positions of any m of n coordinates. Beyond the entropy: what the 32-bit model and the coder's
-// 24-bit multiplications lose (under 2^-13 bits a symbol), and the last byte.
+// 24-bit multiplications lose (under 2^-13 bits a symbol), and the last byte, or the last two of each of two streams.
 COMMPRESS_HD int64_t position_nbytes(const GapCost& cost, int64_t n, int64_t m) {
   if (m == 0) return 0;
   const int64_t bits = ((m * cost.sent + (n - m) * cost.not_sent) >> 16) + (m >> 10) + 2;
-  return bits / 8 + 1;
+  return bits / 8 + (m < TWO_STREAMS ? 1 : 4);
 }
 
 // ---- sizes ----
