@@ -56,8 +56,8 @@ void for_pieces(const SparsePayload& p, const F& piece) {
 void sparse_encode_op(Tensor x, Tensor payload, int64_t kind, int64_t fraction, int64_t bits, bool scaled,
                       int64_t block, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset,
                       double gain, int64_t isa) {
-  const SparsePayload p = payload_of(kind, fraction, bits, scaled, block, key_of(seed, step, sender_phase, tensor),
-                                     offset, x.numel());
+  const SparsePayload p =
+      payload_of(kind, fraction, bits, scaled, block, key_of(seed, step, sender_phase, tensor), offset, x.numel());
   check(x, payload, p);
   const Isa path = isa_of(isa);
   const float* const from = x.const_data_ptr<float>();
@@ -71,8 +71,8 @@ void sparse_encode_op(Tensor x, Tensor payload, int64_t kind, int64_t fraction, 
 int64_t sparse_decode_op(Tensor payload, Tensor out, int64_t kind, int64_t fraction, int64_t bits, bool scaled,
                          int64_t block, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor,
                          int64_t offset, bool accumulate, double gain, double beta, int64_t isa) {
-  const SparsePayload p = payload_of(kind, fraction, bits, scaled, block, key_of(seed, step, sender_phase, tensor),
-                                     offset, out.numel());
+  const SparsePayload p =
+      payload_of(kind, fraction, bits, scaled, block, key_of(seed, step, sender_phase, tensor), offset, out.numel());
   check(out, payload, p);
   const Isa path = isa_of(isa);
   const uint8_t* const from = payload.const_data_ptr<uint8_t>();

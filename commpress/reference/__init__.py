@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commpress.errors import WireError
-from commpress.reference import _casts, _lloyd, _rates, _uniform
+from commpress.reference import _casts, _lloyd, _rates, _sparse, _uniform
 from commpress.reference._random import KeyLike, philox
 
 __all__ = ["KeyLike", "decode", "encode", "payload_nbytes", "philox"]
@@ -21,6 +21,9 @@ def payload_nbytes(spec: object, numel: int, offset: int = 0, itemsize: int = 4)
 
     ``itemsize`` is that of the dtype, which matters for `none` alone.
     """
+    sparse = _sparse.parse(str(spec))
+    if sparse:
+        return sum(nbytes for *_, nbytes in _sparse.segments(sparse, numel, offset))
     return _rates.payload_nbytes(_rates.parse(str(spec)), numel, _checked(offset), itemsize)
 
 
@@ -34,6 +37,9 @@ def encode(x: npt.ArrayLike, spec: object, key: KeyLike, offset: int = 0, gain: 
         offset: index of the first coordinate in its tensor, a multiple of 4096.
         gain: positive and finite.
     """
+    sparse = _sparse.parse(str(spec))
+    if sparse:
+        return _encode_sparse(np.ascontiguousarray(np.asarray(x, np.float32).reshape(-1)), sparse, key, offset, gain)
     parsed, index, factor = _rates.parse(str(spec)), _checked(offset), np.float32(gain)
     if parsed.family == "none":
         raw = np.asarray(x).reshape(-1)
@@ -66,6 +72,9 @@ def decode(
     Raises:
         WireError: the payload's size is wrong or a scale is impossible.
     """
+    sparse = _sparse.parse(str(spec))
+    if sparse:
+        return _decode_sparse(np.ascontiguousarray(np.asarray(payload, np.uint8)), sparse, key, numel, offset, gain)
     parsed, index, factor = _rates.parse(str(spec)), _checked(offset), np.float32(gain)
     data = np.ascontiguousarray(np.asarray(payload, np.uint8))
     want = _rates.payload_nbytes(parsed, numel, index, np.dtype(dtype).itemsize)
@@ -86,6 +95,38 @@ def decode(
                 out.append(_lloyd.decode(block, parsed, key, i, n, factor, rotate=kind == "hadamard"))
             at += nbytes
         return np.concatenate(out)
+
+
+def _encode_sparse(
+    x: npt.NDArray[np.float32], spec: _sparse.Spec, key: KeyLike, offset: int, gain: float
+) -> npt.NDArray[np.uint8]:
+    out, factor = [], np.float32(gain)
+    with np.errstate(all="ignore"):
+        for i, n, k, _ in _sparse.segments(spec, x.size, offset):
+            segment = x[i - offset : i - offset + n]
+            if spec.random:
+                out.append(_sparse.encode_randk(segment, spec, key, i, k, factor, encode))
+            else:
+                out.append(_sparse.encode_topk(segment, spec, k, factor))
+    return np.frombuffer(b"".join(out), np.uint8)
+
+
+def _decode_sparse(
+    data: npt.NDArray[np.uint8], spec: _sparse.Spec, key: KeyLike, numel: int, offset: int, gain: float
+) -> npt.NDArray[np.float32]:
+    want = sum(nbytes for *_, nbytes in _sparse.segments(spec, numel, offset))
+    if data.ndim != 1 or data.size != want:
+        raise WireError(f"payload of shape {data.shape}, expected {want} bytes")
+    out, at, factor = [np.empty(0, np.float32)], 0, np.float32(gain)
+    with np.errstate(all="ignore"):
+        for i, n, k, nbytes in _sparse.segments(spec, numel, offset):
+            segment = data[at : at + nbytes].tobytes()
+            if spec.random:
+                out.append(_sparse.decode_randk(segment, spec, key, i, n, k, factor, decode))
+            else:
+                out.append(_sparse.decode_topk(segment, spec, n, k, factor))
+            at += nbytes
+    return np.concatenate(out)
 
 
 def _checked(offset: int) -> int:

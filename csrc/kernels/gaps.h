@@ -7,7 +7,7 @@ namespace commpress {
 
 constexpr int GAP_SYMBOLS = 256;  // at most; the symbol after the last says that so many coordinates follow unsent
 constexpr int GAP_CELL_BITS = 11, GAP_CELLS = 1 << GAP_CELL_BITS;
-constexpr int GAP_SLACK = 16;     // bytes that the coders may touch beyond their last
+constexpr int GAP_SLACK = 16;  // bytes that the coders may touch beyond their last
 
 // survival[j] = 2^32 (1-p)^j, rounded down at every step; symbol j has the interval [below(j), below(j + 1)).
 struct GapModel {

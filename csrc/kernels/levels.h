@@ -26,8 +26,9 @@ COMMPRESS_HD float level_value(Levels levels, int count, int code) {
 }
 
 // Levels for m magnitudes (as bits, all of finite values). One level is their mean, two are the means of those above
-// and of those not above the mean; more reach from the least to the largest. Means are of bits, which lies below the
-// arithmetic mean, so that no vector grows in length by being rounded.
+// and of those not above the mean; more reach from half a step above the least (but at most twice the least) to the
+// largest. Means are of bits, which lies below the arithmetic mean. So what rounding changes is never longer than the
+// vector, which error feedback needs.
 inline Levels find_levels(const uint32_t* u, int64_t m, int count) {
   if (m == 0) return {0, 0};
   uint64_t sum = 0;
@@ -39,7 +40,11 @@ inline Levels find_levels(const uint32_t* u, int64_t m, int count) {
   }
   const uint32_t mean = static_cast<uint32_t>(sum / static_cast<uint64_t>(m));
   if (count == 1) return {static_cast<uint16_t>(mean >> 16), static_cast<uint16_t>(mean >> 16)};
-  if (count > 2) return {static_cast<uint16_t>(least >> 16), static_cast<uint16_t>(largest >> 16)};
+  if (count > 2) {
+    const uint32_t half = (largest - least) / static_cast<uint32_t>(2 * count - 1), octave = 1u << 23;
+    return {static_cast<uint16_t>((least + (half < octave ? half : octave)) >> 16),
+            static_cast<uint16_t>(largest >> 16)};
+  }
   uint64_t above = 0;
   int64_t number = 0;
   for (int64_t i = 0; i < m; ++i) {

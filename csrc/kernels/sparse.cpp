@@ -163,7 +163,7 @@ void encode_values(const SparseCodec& codec, bool finite, const float* values, i
     const int count = 1 << (codec.bits - 1);
     Levels levels{LEVELS_NON_FINITE, LEVELS_NON_FINITE};
     if (finite) {
-      for (int64_t i = 0; i < m; ++i) work[i] = magnitude(clamped(values[i]));
+      for (int64_t i = 0; i < m; ++i) work[i] = magnitude(values[i]);
       levels = find_levels(work, m, count);
     }
     memcpy(levels_out, &levels.low, 2);
@@ -188,7 +188,7 @@ void encode_topk(Workshop& shop, const float* x, int64_t n, int64_t k, float gai
     const float value = x[indices[i]];
     largest = magnitude(value) > largest ? magnitude(value) : largest;
     indices[m] = indices[i];
-    values[m] = value * gain;
+    values[m] = magnitude(value) < SCALE32_INFINITY ? clamped(value * gain) : value;
     m += values[m] != 0.0f;  // a gain may turn a value into zero
   }
   const bool exact = fits_exactly(codec, shop.cost, n, k, m);
@@ -329,9 +329,8 @@ void decode_randk(Workshop& shop, const uint8_t* in, int64_t start, int64_t n, i
     memset(out, 0, 4 * n);
   else if (beta != 1.0f)
     for (int64_t i = 0; i < n; ++i) out[i] *= beta;
-  for_windows(shop.key, start, n, k, [&](int64_t j, int64_t index, int64_t) {
-    out[index] = accumulate ? out[index] + values[j] : values[j];
-  });
+  for_windows(shop.key, start, n, k,
+              [&](int64_t j, int64_t index, int64_t) { out[index] = accumulate ? out[index] + values[j] : values[j]; });
 }
 
 // f(first coordinate, coordinates, coordinates sent, first byte, bytes) for each segment.
@@ -365,10 +364,9 @@ int64_t sparse_inspect(const SparsePayload& p, const uint8_t* in) {
   const GapCost cost = gap_cost(p.codec.fraction);
   for_segments(p, cost, [&](int64_t first, int64_t n, int64_t k, int64_t byte, int64_t) {
     if (invalid >= 0) return;
-    const bool valid =
-        p.codec.kind == TOPK
-            ? header_valid(p.codec, cost, read_header(p.codec, in + byte), n, k)
-            : inspect({randk_values(p.codec), p.key, p.offset + first, k}, in + byte).invalid_block < 0;
+    const bool valid = p.codec.kind == TOPK
+                           ? header_valid(p.codec, cost, read_header(p.codec, in + byte), n, k)
+                           : inspect({randk_values(p.codec), p.key, p.offset + first, k}, in + byte).invalid_block < 0;
     if (!valid) invalid = first / p.codec.block;
   });
   return invalid;

@@ -35,8 +35,7 @@ int64_t scan_avx2(const float* x, int64_t n, uint32_t least, uint32_t* found) {
     const __m256i wins = _mm256_cmpgt_epi32(_mm256_and_si256(u, mask), below);
     const int set = _mm256_movemask_ps(_mm256_castsi256_ps(wins));
     const __m128i lanes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&TABLE.lanes[set]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(found + count),
-                        _mm256_add_epi32(base, _mm256_cvtepu8_epi32(lanes)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(found + count), _mm256_add_epi32(base, _mm256_cvtepu8_epi32(lanes)));
     count += __builtin_popcount(static_cast<unsigned>(set));
     base = _mm256_add_epi32(base, step);
   }
