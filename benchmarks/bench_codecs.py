@@ -14,8 +14,10 @@ import torch
 
 import commpress
 from commpress import ops
+from commpress.codecs._sparse import SparseCodec
 
 CODECS = ["uniform:4", "hadamard+lloyd:1", "hadamard+lloyd:2", "hadamard+lloyd:4", "lloyd:2", "cast:bf16"]
+CODECS += ["topk:0.01", "randk:0.01"]
 
 
 def milliseconds(work: Callable[[], object]) -> float:
@@ -30,20 +32,23 @@ def measure(spec: str, isa: ops.Isa, mib: float, rounds: int) -> str:
     x = torch.randn(int(mib * 2**18), generator=torch.Generator().manual_seed(0))
     y = torch.zeros_like(x)
     payload = codec.encode(x, key)
-    common = {
-        "family": int(codec.family),
-        "rate": codec.rate,
-        "centroid": codec.centroid,
-        "seed": key.seed,
-        "words": key.words(),
-        "offset": 0,
-        "gain": 1.0,
-        "isa": isa,
-    }
+    if isinstance(codec, SparseCodec):
+        encode, decode, common = ops.sparse_encode, ops.sparse_decode, codec._arguments(key, 0, 1.0)
+    else:
+        encode, decode = ops.encode, ops.decode
+        common = {
+            "family": int(codec.family),
+            "rate": codec.rate,
+            "centroid": codec.centroid,
+            "seed": key.seed,
+            "words": key.words(),
+            "offset": 0,
+            "gain": 1.0,
+        }
     works = {
         "copy": lambda: y.copy_(x),
-        "encode": lambda: ops.encode(x, payload, **common),
-        "decode": lambda: ops.decode(payload, y, accumulate=True, beta=1.0, **common),
+        "encode": lambda: encode(x, payload, isa=isa, **common),
+        "decode": lambda: decode(payload, y, accumulate=True, beta=1.0, isa=isa, **common),
     }
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds + 2):
@@ -51,13 +56,13 @@ def measure(spec: str, isa: ops.Isa, mib: float, rounds: int) -> str:
             elapsed = milliseconds(work)
             if turn >= 2:
                 times[name].append(elapsed)
-    copy, encode, decode = (statistics.median(times[name]) for name in works)
+    copied, encoded, decoded = (statistics.median(times[name]) for name in works)
     y = codec.decode(payload, key, out=y)
     vnmse = float((y - x).square().sum(dtype=torch.float64) / x.square().sum(dtype=torch.float64))
     bits = 8 * payload.numel() / x.numel()
     return (
-        f"{spec:>20} {isa.name.lower():>7} {copy:8.2f} {encode:10.2f} {decode:10.2f} {copy / encode:11.2f} "
-        f"{copy / decode:11.2f} {vnmse:9.5f} {bits:8.4f}"
+        f"{spec:>20} {isa.name.lower():>7} {copied:8.2f} {encoded:10.2f} {decoded:10.2f} {copied / encoded:11.2f} "
+        f"{copied / decoded:11.2f} {vnmse:9.5f} {bits:8.4f}"
     )
 
 

@@ -353,7 +353,16 @@ def test_specs_and_their_canonical_text():
     assert str(commpress.codec("threshold:2.50")) == "threshold:2.5"
     assert commpress.codec("threshold:2.5358").fraction == 11_219
     assert str(commpress.codec("randk:0.5").for_feedback()) == "randk:0.5,scale=none"
-    bad = ["topk", "topk:0", "topk:1.1", "topk:0.0000001", "topk:x", "topk:nan", "topk:0.1,values=9", "topk:0.1,block=0"]
+    bad = [
+        "topk",
+        "topk:0",
+        "topk:1.1",
+        "topk:0.0000001",
+        "topk:x",
+        "topk:nan",
+        "topk:0.1,values=9",
+        "topk:0.1,block=0",
+    ]
     bad += ["topk:0.1,block=5000", "topk:0.1,block=524288", "topk:0.1,scale=none", "randk:0.1,scale=2", "threshold:-1"]
     bad += ["threshold:6", "threshold:inf", "topk:0.1,values=", "topk:0.1,size=3", "threshold:1e1", "topk:0.1,block=²"]
     for spec in bad:

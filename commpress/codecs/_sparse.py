@@ -175,7 +175,9 @@ def parse_sparse(spec: Spec) -> Codec:
     scale = options.pop("scale", None) if kind is Kind.RANDK else None
     if options or scale not in (None, "none", "unbiased"):
         more = ", scale=none" if kind is Kind.RANDK else ""
-        raise SpecError(f"unknown option in {str(spec)!r}; options of {spec.family}: values=fp32|bf16|1..8, block=n{more}")
+        raise SpecError(
+            f"unknown option in {str(spec)!r}; options of {spec.family}: values=fp32|bf16|1..8, block=n{more}"
+        )
     if values is not None and values not in _VALUES:
         raise SpecError(f"values are fp32, bf16 or have 1 to 8 bits, got {values!r} in {str(spec)!r}")
     size = int(block) if block.isascii() and block.isdigit() else 0

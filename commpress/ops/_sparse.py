@@ -30,9 +30,7 @@ def sparse_encode(
     isa: Isa = Isa.BEST,
 ) -> None:
     """Writes the payload of ``gain * x``. ``x``: 1-D contiguous float32; ``payload``: 1-D uint8 of exactly ``sparse_payload_nbytes``. Releases the GIL."""
-    library.sparse_encode(
-        x, payload, kind, fraction, bits, scaled, block, signed(seed), *words, offset, gain, int(isa)
-    )
+    library.sparse_encode(x, payload, kind, fraction, bits, scaled, block, signed(seed), *words, offset, gain, int(isa))
 
 
 def sparse_decode(
@@ -54,7 +52,20 @@ def sparse_decode(
 ) -> int:
     """Decodes into ``out`` (1-D contiguous float32). Returns -1, or the first segment with an invalid header, and then has written nothing. Releases the GIL."""
     return library.sparse_decode(
-        payload, out, kind, fraction, bits, scaled, block, signed(seed), *words, offset, accumulate, gain, beta, int(isa)
+        payload,
+        out,
+        kind,
+        fraction,
+        bits,
+        scaled,
+        block,
+        signed(seed),
+        *words,
+        offset,
+        accumulate,
+        gain,
+        beta,
+        int(isa),
     )
 
 

@@ -209,7 +209,14 @@ def encode_randk(
 
 
 def decode_randk(
-    data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, k: int, gain: np.float32, decode: Callable[..., Any]
+    data: bytes,
+    spec: Spec,
+    key: _random.KeyLike,
+    index: int,
+    n: int,
+    k: int,
+    gain: np.float32,
+    decode: Callable[..., Any],
 ) -> F32:
     """One segment; NaN throughout if a value is NaN."""
     coded = np.frombuffer(data, np.uint8)

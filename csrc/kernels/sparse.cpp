@@ -254,20 +254,21 @@ void decode_topk(Workshop& shop, const uint8_t* in, int64_t n, int64_t k, float*
 
 // ---- randk ----
 
-// Windows of nearly equal length, with one coordinate of each.
-template <class F>
-void for_windows(const Key& key, int64_t start, int64_t n, int64_t k, const F& f) {
+// One coordinate of each of k windows of nearly equal length. Apart from what is done there, so that the processor can
+// fetch many of them at a time.
+void select_randomly(const Key& key, int64_t start, int64_t n, int64_t k, uint32_t* indices) {
   const int64_t length = n / k, rest = n % k;
   int64_t begin = 0, error = 0;
-  Words4 words{};
-  for (int64_t j = 0; j < k; ++j) {
-    if (j % 4 == 0) words = philox(key, SELECT, static_cast<uint32_t>(start / 4) + static_cast<uint32_t>(j / 4));
-    error += rest;
-    const bool longer = error >= k;
-    error -= longer ? k : 0;
-    const int64_t width = length + longer;
-    f(j, begin + multiply_high(words.w[j % 4], static_cast<uint32_t>(width)), width);
-    begin += width;
+  for (int64_t j = 0; j < k; j += 4) {
+    const Words4 words = philox(key, SELECT, static_cast<uint32_t>(start / 4) + static_cast<uint32_t>(j / 4));
+    for (int64_t i = j; i < k && i < j + 4; ++i) {
+      error += rest;
+      const bool longer = error >= k;
+      error -= longer ? k : 0;
+      const uint32_t width = static_cast<uint32_t>(length + longer);
+      indices[i] = static_cast<uint32_t>(begin) + multiply_high(words.w[i - j], width);
+      begin += width;
+    }
   }
 }
 
@@ -277,13 +278,13 @@ void encode_randk(Workshop& shop, const float* x, int64_t start, int64_t n, int6
   float* const values = shop.values.get();
   if (!all_finite(x, n)) {
     for (int64_t j = 0; j < k; ++j) values[j] = float_of(0xFFFFFFFFu);
-  } else if (codec.scaled) {
-    for_windows(shop.key, start, n, k, [&](int64_t j, int64_t index, int64_t width) {
-      values[j] = clamped(x[index] * (gain * static_cast<float>(width)));
-    });
   } else {
-    for_windows(shop.key, start, n, k,
-                [&](int64_t j, int64_t index, int64_t) { values[j] = clamped(x[index] * gain); });
+    const uint32_t* const indices = shop.indices.get();
+    select_randomly(shop.key, start, n, k, shop.indices.get());
+    for (int64_t j = 0; j < k; ++j) {
+      const float width = static_cast<float>((j + 1) * n / k - j * n / k);
+      values[j] = clamped(x[indices[j]] * (codec.scaled ? gain * width : gain));
+    }
   }
   if (sparse_quantised(codec)) return encode({randk_values(codec), shop.key, start, k}, values, 1.0f, out, isa);
   if (codec.bits == 32) {
@@ -329,8 +330,9 @@ void decode_randk(Workshop& shop, const uint8_t* in, int64_t start, int64_t n, i
     memset(out, 0, 4 * n);
   else if (beta != 1.0f)
     for (int64_t i = 0; i < n; ++i) out[i] *= beta;
-  for_windows(shop.key, start, n, k,
-              [&](int64_t j, int64_t index, int64_t) { out[index] = accumulate ? out[index] + values[j] : values[j]; });
+  const uint32_t* const indices = shop.indices.get();
+  select_randomly(shop.key, start, n, k, shop.indices.get());
+  for (int64_t j = 0; j < k; ++j) out[indices[j]] = accumulate ? out[indices[j]] + values[j] : values[j];
 }
 
 // f(first coordinate, coordinates, coordinates sent, first byte, bytes) for each segment.

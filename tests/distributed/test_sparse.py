@@ -1,0 +1,44 @@
+"""Sparsifiers between real processes over gloo: equal replicas, with and without DDP's feedback."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from _launch import launch
+
+import commpress
+
+
+def worker(rank: int, size: int, spec: str) -> list[torch.Tensor]:
+    found = []
+    for step, numel in enumerate((1, 70_000, 300_000)):
+        tensors = [torch.randn(numel, generator=torch.Generator().manual_seed(10 * step + r)) for r in range(size)]
+        mean, mine = torch.stack(tensors).mean(0), tensors[rank]
+        commpress.all_reduce(mine, spec, key=commpress.Key(step=step))
+        assert 0 < int((mine != 0).sum()) < max(2, 0.08 * numel)
+        assert float(mine @ mean) > 0
+        found.append(mine)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(300, 300))
+    commpress.register(model, codec=spec)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = []
+    for step in range(40):
+        x = torch.randn(32, 300, generator=torch.Generator().manual_seed(100 * step + rank))
+        loss = (model(x) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert losses[-1] < losses[0]
+    return [*found, model.module.weight.detach().clone()]
+
+
+@pytest.mark.parametrize("spec", ["topk:0.05", "randk:0.05"])
+def test_equal_replicas(spec):
+    first, second = (result.ok().value for result in launch(__file__, "worker", 2, args={"spec": spec}, timeout=90))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
