@@ -11,6 +11,7 @@ import pytest
 from _runs import run_records
 
 import commpress
+from commpress.codecs import _PARSERS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -129,14 +130,15 @@ def codec_table() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("spec", "unbiased"), codec_table())
 def test_codec_table(spec: str, unbiased: str) -> None:
-    codec = commpress.codec(re.sub(":b$", ":3", spec))
+    example = {"b": "3", "f": "0.1", "t": "2"}
+    codec = commpress.codec(re.sub(":([bft])$", lambda match: f":{example[match[1]]}", spec))
     assert unbiased.split()[0] in ("yes", "no")
     assert codec.unbiased == unbiased.startswith("yes")
     assert codec.lossless == ("lossless" in unbiased)
 
 
 def test_codec_table_is_complete() -> None:
-    assert {spec.split(":")[0] for spec, _ in codec_table()} == {"none", "cast", "uniform", "lloyd", "hadamard+lloyd"}
+    assert {spec.split(":")[0] for spec, _ in codec_table()} == set(_PARSERS)
 
 
 @pytest.mark.parametrize(("spec", "shown"), [("uniform:4", "4.031"), ("hadamard+lloyd:2", "2.008")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pathlib
 import random
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from _inputs import FINITE, INPUTS, NON_FINITE, Guarded, key_of, normal, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_golden import fixed_input, golden_key, line
 
 import commpress
 from commpress import errors, ops, reference
@@ -23,6 +25,8 @@ SPECS += ["topk:0.02,block=4096", "threshold:2.5358", "threshold:1"]
 SPECS += ["randk:0.01", "randk:0.1,values=bf16", "randk:0.1,values=4", "randk:0.02,scale=none", "randk:1"]
 SPECS += ["randk:0.03,scale=none,values=2", "randk:0.05,scale=none,values=bf16", "randk:0.2,block=4096,values=1"]
 SIZES = (0, 1, 2, 5, 100, 4095, 4096, 4097, 65535, 65536, 65537, 140_000)
+GOLDEN = pathlib.Path(__file__).with_name("golden") / "sparse.txt"  # written by `python tests/test_sparse.py`
+GOLDEN_SHAPES = ((1, 0), (513, 1 << 18), (12345, 0), (70_000, 1 << 18))
 PATHS = [isa for isa in ops.Isa if ops.isa_available(isa)]
 
 
@@ -123,6 +127,20 @@ def test_other_dtypes_strides_and_offsets():
         with pytest.raises(errors.SpecError, match="65536"):
             codec.encode(x, key, offset=offset)
     commpress.codec("topk:0.1,block=4096").encode(x, key, offset=4096)
+
+
+def golden_lines(spec: str) -> list[str]:
+    codec, lines = commpress.codec(spec), []
+    for n, offset in GOLDEN_SHAPES:
+        payload = codec.encode(torch.from_numpy(fixed_input(n)), golden_key(n), offset=offset, gain=0.25)
+        out = codec.decode(payload, golden_key(n), out=torch.full((n,), 9.0), offset=offset)
+        lines.append(line(spec, n, offset, payload.numpy(), out.numpy()))
+    return lines
+
+
+def test_the_golden_file():
+    """A changed line is a changed wire format. (That code paths and the twin agree is tested above.)"""
+    assert [text for spec in SPECS for text in golden_lines(spec)] == GOLDEN.read_text().splitlines()
 
 
 # ---- which are kept
@@ -368,3 +386,7 @@ def test_specs_and_their_canonical_text():
     for spec in bad:
         with pytest.raises(errors.SpecError):
             commpress.codec(spec)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text("".join(f"{text}\n" for spec in SPECS for text in golden_lines(spec)))
