@@ -33,7 +33,7 @@ def measure(spec: str, isa: ops.Isa, mib: float, rounds: int) -> str:
     y = torch.zeros_like(x)
     payload = codec.encode(x, key)
     if isinstance(codec, SparseCodec):
-        encode, decode, common = ops.sparse_encode, ops.sparse_decode, codec._arguments(key, 0, 1.0)
+        encode, decode, common = ops.sparse_encode, ops.sparse_decode, codec.arguments(key, 0, 1.0)
     else:
         encode, decode = ops.encode, ops.decode
         common = {

@@ -75,7 +75,7 @@ def test_every_code_path_gives_the_same_bytes(isa):
     for spec, n in itertools.product(SPECS, (100, 70_001)):
         codec, key = commpress.codec(spec), key_of(n)
         x = torch.from_numpy(normal(n, 3))[1:]  # off the alignment
-        arguments = codec._arguments(key, 0, 1.0)
+        arguments = codec.arguments(key, 0, 1.0)
         payload = torch.full((codec.payload_nbytes(n - 1),), 0xA5, dtype=torch.uint8)
         ops.sparse_encode(x, payload, isa=isa, **arguments)
         assert torch.equal(payload, codec.encode(x, key)), spec
@@ -192,7 +192,7 @@ def test_whatever_the_sample_says(kind, isa):
     }[kind].astype(np.float32)
     codec = commpress.codec("topk:0.01,values=fp32")
     payload = torch.zeros(codec.payload_nbytes(n), dtype=torch.uint8)
-    ops.sparse_encode(torch.from_numpy(x), payload, isa=isa, **codec._arguments(key_of(0), 0, 1.0))
+    ops.sparse_encode(torch.from_numpy(x), payload, isa=isa, **codec.arguments(key_of(0), 0, 1.0))
     y = decode(str(codec), payload, key_of(0), n)
     for index, m, k, _ in _sparse.segments(_sparse.parse(str(codec)), n, 0):
         expected = np.zeros(m, np.float32)

@@ -166,7 +166,7 @@ def test_a_layered_codec_cuts_where_its_layers_may_be_cut():
     assert torch.equal(first, second)
 
 
-def test_opcheck_and_arguments():
+def test_opcheck_andarguments():
     x, payload = torch.randn(1000), torch.zeros(codec("topk:0.1").payload_nbytes(1000), dtype=torch.uint8)
     common = (1, 100_000, 4, False, 65536, 1, 2, 3, 4, 0)
     checks = ("test_schema", "test_faketensor")
@@ -175,7 +175,7 @@ def test_opcheck_and_arguments():
     operators.sparse_encode(x, payload, *common, 1.0, -1)
     decode = operators.sparse_decode.default
     torch.library.opcheck(decode, (payload, x.clone(), *common, True, 1.0, 0.5, -1), test_utils=checks)
-    good = codec("topk:0.1")._arguments(Key(), 0, 1.0)
+    good = codec("topk:0.1").arguments(Key(), 0, 1.0)
     ops.sparse_encode(x, payload, **good)
     wrong = {"kind": 3, "fraction": 0, "bits": 9, "block": 5000, "offset": 4096, "isa": 7}
     for name, value in wrong.items():

@@ -101,7 +101,8 @@ class SparseCodec(Codec):
             self.kind, self.fraction, self.value_bits, self.scaled, self.block, offset, numel
         )
 
-    def _arguments(self, key: Key, offset: int, gain: float) -> dict[str, Any]:
+    def arguments(self, key: Key, offset: int, gain: float) -> dict[str, Any]:
+        """What the operators of :mod:`commpress.ops` take, but for the tensors."""
         return {
             "kind": self.kind,
             "fraction": self.fraction,
@@ -115,7 +116,7 @@ class SparseCodec(Codec):
         }
 
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
-        ops.sparse_encode(x.to(torch.float32), out, **self._arguments(key, offset, gain))
+        ops.sparse_encode(x.to(torch.float32), out, **self.arguments(key, offset, gain))
 
     def _decode(
         self,
@@ -129,7 +130,7 @@ class SparseCodec(Codec):
     ) -> None:
         work = out.to(torch.float32)
         segment = ops.sparse_decode(
-            payload, work, accumulate=accumulate, beta=beta, **self._arguments(key, offset, gain)
+            payload, work, accumulate=accumulate, beta=beta, **self.arguments(key, offset, gain)
         )
         if segment >= 0:
             raise WireError(
