@@ -62,7 +62,7 @@ inline uint32_t likely_threshold(const float* x, int64_t n, int64_t k) {
   const int64_t spacing = n / RUNS;
   for (int64_t i = 0; i < RUNS; ++i) {
     // Runs at uneven distances: rows of a matrix must not be met at the same columns.
-    const int64_t jitter = (static_cast<uint64_t>(i) * 2654435761u >> 8) % static_cast<uint64_t>(spacing - RUN + 1);
+    const int64_t jitter = multiply_high(static_cast<uint32_t>(i) * 2654435761u, static_cast<uint32_t>(spacing - RUN));
     for (int64_t j = 0; j < RUN; ++j) sample[RUN * i + j] = magnitude(x[i * spacing + jitter + j]);
   }
   const uint32_t value = kth_largest(sample, RUNS * RUN, rank).value;
