@@ -17,6 +17,7 @@ import commpress
 from commpress.allocation import Plan
 from commpress.errors import MismatchError, SpecError, StateError
 from commpress.hooks._optimizer import adam_weights
+from commpress.telemetry import MemorySink
 
 SIZES = [200_000, 64, 90_000, 300, 150_003, 4096]
 SIGMA = [1.0, 3.0, 0.05, 1.0, 8.0, 0.5]
@@ -46,8 +47,9 @@ def payload_of_all(state):
 def worker(rank, world_size, folder, feedback=None, codec=None):
     ddp = DDP(Given(SIZES), bucket_cap_mb=0.8)
     path = f"{folder}/run.jsonl"
+    sink = MemorySink()
     options = {
-        "telemetry": path,
+        "telemetry": path if rank == 0 else sink,
         "telemetry_every": 4,
         "timeout": 30,
         "plan_every": 4,
@@ -67,6 +69,7 @@ def worker(rank, world_size, folder, feedback=None, codec=None):
         "payload": payload_of_all(state),
         "counts": state.counts,
         "text": str(state.codec),
+        "sent": [r["payload_bytes"] for r in sink.records if r["kind"] == "step"],
     }
     state.close()
     again = DDP(Given(SIZES), bucket_cap_mb=0.8)
@@ -123,6 +126,9 @@ def test_the_bytes_of_all_ranks_are_the_plan(run):
     results, records, _, size = run
     steps = [r for r in records if r["kind"] == "step"]
     assert len(steps) == 14 and all(r["achieved_rate"] < BITS * 1.1 for r in steps)
+    sent = [r["payload_bytes"] for r in steps], *(r["sent"] for r in results[1:])
+    assert [len(of_rank) for of_rank in sent] == [14] * size
+    assert sum(of_rank[-1] for of_rank in sent) == 2 * (size - 1) * results[0]["payload"]
 
 
 def test_plans_and_information_are_logged(run):
