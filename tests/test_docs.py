@@ -104,6 +104,8 @@ def test_commands_run(command: str, tmp_path: pathlib.Path) -> None:
     program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "commpress"]
     if "run.jsonl" in words:
         (tmp_path / "run.jsonl").write_text("\n".join(json.dumps(record) for record in run_records(steps=40)) + "\n")
+    if words[:2] == ["commpress", "bench"]:
+        words.append("--quick")
     if words[:2] == ["commpress", "watch"]:
         words.append("--once")  # else it goes on watching
     run([*program, *words[1:]], tmp_path)

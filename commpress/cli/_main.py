@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from commpress._version import __version__
-from commpress.cli import _bounds, _demo, _experiment, _info, _pack, _report, _train, _unpack, _watch
+from commpress.cli import _bench, _bounds, _demo, _experiment, _info, _pack, _report, _train, _unpack, _watch
 from commpress.errors import CommpressError
 
 EXIT_ERROR = 2
@@ -20,6 +20,7 @@ examples:
   torchrun --nproc_per_node=2 -m commpress train --codec hadamard+lloyd:2
   commpress pack weights.npy --codec hadamard+lloyd:4
   commpress info weights.npy.cmpr
+  commpress bench codecs
   commpress unpack weights.npy.cmpr --out restored.npy
 """
 
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"commpress {__version__}")
     commands = top.add_subparsers(dest="command", metavar="command", required=True)
-    for module in (_demo, _train, _pack, _unpack, _info, _experiment, _report, _watch, _bounds):
+    for module in (_demo, _train, _pack, _unpack, _info, _experiment, _report, _watch, _bounds, _bench):
         module.add_to(commands)
     return top
 
