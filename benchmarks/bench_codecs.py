@@ -14,10 +14,12 @@ import torch
 
 import commpress
 from commpress import ops
+from commpress.codecs._bitshift import BitshiftCodec
 from commpress.codecs._sparse import SparseCodec
 
 CODECS = ["uniform:4", "hadamard+lloyd:1", "hadamard+lloyd:2", "hadamard+lloyd:4", "lloyd:2", "cast:bf16"]
 CODECS += ["topk:0.01", "randk:0.01"]
+CODECS += ["hadamard+bitshift:1,length=8", "hadamard+bitshift:0.1,length=8"]
 
 
 def milliseconds(work: Callable[[], object]) -> float:
@@ -34,6 +36,9 @@ def measure(spec: str, isa: ops.Isa, mib: float, rounds: int) -> str:
     payload = codec.encode(x, key)
     if isinstance(codec, SparseCodec):
         encode, decode, common = ops.sparse_encode, ops.sparse_decode, codec.arguments(key, 0, 1.0)
+    elif isinstance(codec, BitshiftCodec):
+        encode, decode = ops.bitshift_encode, ops.bitshift_decode
+        common = {**codec.arguments(key), "offset": 0, "gain": 1.0}
     else:
         encode, decode = ops.encode, ops.decode
         common = {

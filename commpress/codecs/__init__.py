@@ -12,6 +12,8 @@
 | ``topk:f`` | no | the part f of largest magnitude of each 65536 (``block=``), f in (0, 1]; ``values=fp32``, ``bf16`` or 1 to 8 bits (the default is 4); positions cost their entropy |
 | ``threshold:t`` | no | top-k with the part of a normal distribution beyond t standard deviations, and 1-bit values: sign and one magnitude |
 | ``randk:f`` | yes | a random part f, which costs no positions, times 1/f (``scale=none``: as they are, biased); ``values=`` as above, the default is fp32 |
+| ``bitshift:b`` | no | trellis code with a Gaussian codebook, ``length=`` 8 to 16 bits of state, for some b from 0.05 to 4; slow to encode, near the limit |
+| ``hadamard+bitshift:b`` | yes | the same after a random rotation, with EDEN's unbiased scale (or ``scale=centroid``) |
 
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
@@ -19,6 +21,8 @@
 from collections.abc import Callable
 
 from commpress.codecs._base import BLOCK, Codec
+from commpress.codecs._bitshift import FAMILIES as BITSHIFT_FAMILIES
+from commpress.codecs._bitshift import parse_bitshift
 from commpress.codecs._key import Key
 from commpress.codecs._layered import LayeredCodec
 from commpress.codecs._none import parse_none
@@ -35,6 +39,7 @@ _PARSERS: dict[str, Callable[[Spec], Codec]] = {
     "cast": parse_cast,
     **dict.fromkeys(FAMILIES, parse_quantiser),
     **dict.fromkeys(("topk", "threshold", "randk"), parse_sparse),
+    **dict.fromkeys(BITSHIFT_FAMILIES, parse_bitshift),
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commpress.errors import WireError
-from commpress.reference import _casts, _lloyd, _rates, _sparse, _uniform
+from commpress.reference import _bitshift, _casts, _lloyd, _rates, _sparse, _uniform
 from commpress.reference._random import KeyLike, philox
 
 __all__ = ["KeyLike", "decode", "encode", "payload_nbytes", "philox"]
@@ -24,6 +24,9 @@ def payload_nbytes(spec: object, numel: int, offset: int = 0, itemsize: int = 4)
     sparse = _sparse.parse(str(spec))
     if sparse:
         return sum(nbytes for *_, nbytes in _sparse.segments(sparse, numel, offset))
+    trellis = _bitshift.parse(str(spec))
+    if trellis is not None:
+        return _bitshift.payload_nbytes(trellis, numel, _checked(offset))
     return _rates.payload_nbytes(_rates.parse(str(spec)), numel, _checked(offset), itemsize)
 
 
@@ -40,7 +43,12 @@ def encode(x: npt.ArrayLike, spec: object, key: KeyLike, offset: int = 0, gain: 
     sparse = _sparse.parse(str(spec))
     if sparse:
         return _encode_sparse(np.ascontiguousarray(np.asarray(x, np.float32).reshape(-1)), sparse, key, offset, gain)
-    parsed, index, factor = _rates.parse(str(spec)), _checked(offset), np.float32(gain)
+    trellis, index, factor = _bitshift.parse(str(spec)), _checked(offset), np.float32(gain)
+    if trellis is not None:
+        with np.errstate(all="ignore"):
+            flat = np.ascontiguousarray(np.asarray(x, np.float32).reshape(-1))
+            return np.frombuffer(_bitshift.encode(flat, trellis, key, index, factor), np.uint8)
+    parsed = _rates.parse(str(spec))
     if parsed.family == "none":
         raw = np.asarray(x).reshape(-1)
         return np.frombuffer((raw if gain == 1 else (raw * raw.dtype.type(gain)).astype(raw.dtype)).tobytes(), np.uint8)
@@ -75,11 +83,15 @@ def decode(
     sparse = _sparse.parse(str(spec))
     if sparse:
         return _decode_sparse(np.ascontiguousarray(np.asarray(payload, np.uint8)), sparse, key, numel, offset, gain)
-    parsed, index, factor = _rates.parse(str(spec)), _checked(offset), np.float32(gain)
+    trellis, index, factor = _bitshift.parse(str(spec)), _checked(offset), np.float32(gain)
     data = np.ascontiguousarray(np.asarray(payload, np.uint8))
-    want = _rates.payload_nbytes(parsed, numel, index, np.dtype(dtype).itemsize)
+    want = payload_nbytes(spec, numel, index, np.dtype(dtype).itemsize)
     if data.ndim != 1 or data.size != want:
         raise WireError(f"payload of shape {data.shape}, expected {want} bytes")
+    if trellis is not None:
+        with np.errstate(all="ignore"):
+            return _bitshift.decode(data, trellis, key, numel, index, factor)
+    parsed = _rates.parse(str(spec))
     with np.errstate(all="ignore"):
         if parsed.family == "none":
             values = data.view(dtype)

@@ -65,7 +65,7 @@ static COMMPRESS_INLINE Ints get(const Ints (&words)[B], int row) {
                         : shift_right(words[k], shift);
 }
 
-static void pack_string(const uint32_t* codes, int64_t n, int bits, uint8_t* out) {
+[[maybe_unused]] static void pack_string(const uint32_t* codes, int64_t n, int bits, uint8_t* out) {
   uint64_t pending = 0;
   int held = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -75,7 +75,7 @@ static void pack_string(const uint32_t* codes, int64_t n, int bits, uint8_t* out
   if (held) *out = static_cast<uint8_t>(pending);
 }
 
-static void unpack_string(const uint8_t* in, int64_t n, int bits, uint32_t* codes) {
+[[maybe_unused]] static void unpack_string(const uint8_t* in, int64_t n, int bits, uint32_t* codes) {
   uint64_t pending = 0;
   int held = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -144,7 +144,7 @@ static COMMPRESS_INLINE void deliver(float* out, float value, const Sink& sink) 
   *out = sink.delivery == Delivery::ADD ? *out * sink.beta + value : value;
 }
 
-static void deliver_constant(float* out, int64_t n, float value, const Sink& sink) {
+[[maybe_unused]] static void deliver_constant(float* out, int64_t n, float value, const Sink& sink) {
   for (int64_t i = 0; i < n; ++i) deliver(out + i, value, sink);
 }
 
