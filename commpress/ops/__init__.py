@@ -1,13 +1,20 @@
 """Typed wrappers of the C++ operators, and their fake kernels. Everything about a codec's meaning is in :mod:`commpress.codecs`."""
 
+from commpress.ops._formats import Format, FormatFlag, Scheme, format_decode, format_encode, format_nbytes
 from commpress.ops._library import Isa, isa_available
 from commpress.ops._quantisers import decode, encode, payload_nbytes, payload_nbytes_each, reduce
 from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_nbytes
 
 __all__ = [
+    "Format",
+    "FormatFlag",
     "Isa",
+    "Scheme",
     "decode",
     "encode",
+    "format_decode",
+    "format_encode",
+    "format_nbytes",
     "isa_available",
     "payload_nbytes",
     "payload_nbytes_each",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commpress.errors import WireError
-from commpress.reference import _casts, _lloyd, _rates, _sparse, _uniform
+from commpress.reference import _casts, _formats, _lloyd, _rates, _sparse, _uniform
 from commpress.reference._random import KeyLike, philox
 
 __all__ = ["KeyLike", "decode", "encode", "payload_nbytes", "philox"]
@@ -24,6 +24,8 @@ def payload_nbytes(spec: object, numel: int, offset: int = 0, itemsize: int = 4)
     sparse = _sparse.parse(str(spec))
     if sparse:
         return sum(nbytes for *_, nbytes in _sparse.segments(sparse, numel, offset))
+    if _formats.knows(str(spec)):
+        return _formats.payload_nbytes(_formats.parse(str(spec)), numel)
     return _rates.payload_nbytes(_rates.parse(str(spec)), numel, _checked(offset), itemsize)
 
 
@@ -40,7 +42,10 @@ def encode(x: npt.ArrayLike, spec: object, key: KeyLike, offset: int = 0, gain: 
     sparse = _sparse.parse(str(spec))
     if sparse:
         return _encode_sparse(np.ascontiguousarray(np.asarray(x, np.float32).reshape(-1)), sparse, key, offset, gain)
-    parsed, index, factor = _rates.parse(str(spec)), _checked(offset), np.float32(gain)
+    index, factor = _checked(offset), np.float32(gain)
+    if _formats.knows(str(spec)):
+        return _encode_format(x, _formats.parse(str(spec)), key, index, factor)
+    parsed = _rates.parse(str(spec))
     if parsed.family == "none":
         raw = np.asarray(x).reshape(-1)
         return np.frombuffer((raw if gain == 1 else (raw * raw.dtype.type(gain)).astype(raw.dtype)).tobytes(), np.uint8)
@@ -75,8 +80,11 @@ def decode(
     sparse = _sparse.parse(str(spec))
     if sparse:
         return _decode_sparse(np.ascontiguousarray(np.asarray(payload, np.uint8)), sparse, key, numel, offset, gain)
-    parsed, index, factor = _rates.parse(str(spec)), _checked(offset), np.float32(gain)
+    index, factor = _checked(offset), np.float32(gain)
     data = np.ascontiguousarray(np.asarray(payload, np.uint8))
+    if _formats.knows(str(spec)):
+        return _decode_format(data, _formats.parse(str(spec)), numel, factor)
+    parsed = _rates.parse(str(spec))
     want = _rates.payload_nbytes(parsed, numel, index, np.dtype(dtype).itemsize)
     if data.ndim != 1 or data.size != want:
         raise WireError(f"payload of shape {data.shape}, expected {want} bytes")
@@ -125,6 +133,30 @@ def _decode_sparse(
                 out.append(_sparse.decode_randk(segment, spec, key, i, n, k, factor, decode))
             else:
                 out.append(_sparse.decode_topk(segment, spec, n, k, factor))
+def _encode_format(
+    x: npt.ArrayLike, spec: _formats.Format, key: KeyLike, index: int, gain: np.float32
+) -> npt.NDArray[np.uint8]:
+    flat = np.ascontiguousarray(np.asarray(x, np.float32).reshape(-1))
+    with np.errstate(all="ignore"):
+        blocks = [
+            _formats.encode(flat[at : at + _rates.BLOCK], spec, key, index + at, gain)
+            for at in range(0, flat.size, _rates.BLOCK)
+        ]
+    return np.frombuffer(b"".join(blocks), np.uint8)
+
+
+def _decode_format(
+    data: npt.NDArray[np.uint8], spec: _formats.Format, numel: int, gain: np.float32
+) -> npt.NDArray[np.float32]:
+    want = _formats.payload_nbytes(spec, numel)
+    if data.ndim != 1 or data.size != want:
+        raise WireError(f"payload of shape {data.shape}, expected {want} bytes")
+    out, at = [np.empty(0, np.float32)], 0
+    with np.errstate(all="ignore"):
+        for begin in range(0, numel, _rates.BLOCK):
+            n = min(_rates.BLOCK, numel - begin)
+            nbytes = _formats.payload_nbytes(spec, n)
+            out.append(_formats.decode(data[at : at + nbytes], spec, n, gain))
             at += nbytes
     return np.concatenate(out)
 

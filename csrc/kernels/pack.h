@@ -76,11 +76,12 @@ static void pack_string(const uint32_t* codes, int64_t n, int bits, uint8_t* out
 }
 
 static void unpack_string(const uint8_t* in, int64_t n, int bits, uint32_t* codes) {
+  const uint32_t mask = ~0u >> (32 - bits);
   uint64_t pending = 0;
   int held = 0;
   for (int64_t i = 0; i < n; ++i) {
     for (; held < bits; held += 8) pending |= static_cast<uint64_t>(*in++) << held;
-    codes[i] = static_cast<uint32_t>(pending) & ((1u << bits) - 1);
+    codes[i] = static_cast<uint32_t>(pending) & mask;
     pending >>= bits;
     held -= bits;
   }
@@ -144,7 +145,7 @@ static COMMPRESS_INLINE void deliver(float* out, float value, const Sink& sink) 
   *out = sink.delivery == Delivery::ADD ? *out * sink.beta + value : value;
 }
 
-static void deliver_constant(float* out, int64_t n, float value, const Sink& sink) {
+static inline void deliver_constant(float* out, int64_t n, float value, const Sink& sink) {
   for (int64_t i = 0; i < n; ++i) deliver(out + i, value, sink);
 }
 
