@@ -7,54 +7,42 @@
 namespace commpress {
 namespace COMMPRESS_ISA {
 
-// ---- packing: full groups as rows (docs/wire-format.md section 3), with a width that is known at run time only ----
+// ---- packing: full groups as rows (docs/wire-format.md section 3) ----
 
+// Rows come in order. BITS: the width, or 0 for one that is known at run time only.
+template <unsigned BITS>
 struct RowsOut {
   uint8_t* out;
-  const int bits;
+  const unsigned width;
   Ints word = all(0u);
-  int held = 0;
-  COMMPRESS_INLINE void put(Ints code) {
-    word = word | shift_left(code, held);
-    held += bits;
-    if (held < 32) return;
-    store(out, word);
-    out += 64;
-    held -= 32;
-    word = held ? shift_right(code, bits - held) : all(0u);
+  COMMPRESS_INLINE void put(unsigned row, Ints code) {
+    const unsigned bits = BITS ? BITS : width, k = row * bits / 32, shift = row * bits % 32;
+    word = shift == 0 ? code : word | shift_left(code, static_cast<int>(shift));
+    if (shift + bits >= 32) store(out + 64 * k, word);
+    if (shift + bits > 32) word = shift_right(code, static_cast<int>(32 - shift));
   }
 };
 
 // Codes side by side, for what comes next to see them one by one.
 struct CodesOut {
   uint32_t* out;
-  COMMPRESS_INLINE void put(Ints code) {
-    store(out, code);
-    out += 16;
-  }
+  COMMPRESS_INLINE void put(unsigned row, Ints code) { store(out + 16 * row, code); }
 };
 
+template <unsigned BITS>
 struct RowsIn {
   const uint8_t* in;
-  const int bits;
+  const unsigned width;
   const Ints mask;
   Ints word = all(0u);
-  int taken = 32;
-  RowsIn(const uint8_t* p, int b) : in(p), bits(b), mask(all(~0u >> (32 - b))) {}
-  COMMPRESS_INLINE Ints get() {
-    if (taken == 32) {
-      word = load_bytes(in);
-      in += 64;
-      taken = 0;
-    }
-    Ints code = shift_right(word, taken);
-    taken += bits;
-    if (taken > 32) {
-      const int low = 32 - (taken - bits);
-      word = load_bytes(in);
-      in += 64;
-      taken -= 32;
-      code = code | shift_left(word, low);
+  RowsIn(const uint8_t* p, unsigned w) : in(p), width(w), mask(all(~0u >> (32 - w))) {}
+  COMMPRESS_INLINE Ints get(unsigned row) {
+    const unsigned bits = BITS ? BITS : width, k = row * bits / 32, shift = row * bits % 32;
+    if (shift == 0) word = load_bytes(in + 64 * k);
+    Ints code = shift_right(word, static_cast<int>(shift));
+    if (shift + bits > 32) {
+      word = load_bytes(in + 64 * (k + 1));
+      code = code | shift_left(word, static_cast<int>(32 - shift));
     }
     return code & mask;
   }
@@ -62,17 +50,24 @@ struct RowsIn {
 
 struct CodesIn {
   const uint32_t* in;
-  COMMPRESS_INLINE Ints get() {
-    const Ints code = load(in);
-    in += 16;
-    return code;
-  }
+  COMMPRESS_INLINE Ints get(unsigned row) { return load(in + 16 * row); }
 };
+
+// Calls f(integral_constant<unsigned, bits>) for the common widths, which are unrolled, and with 0 for the others.
+template <class F>
+static COMMPRESS_INLINE void with_width(int bits, F&& f) {
+  if (bits == 1) return f(std::integral_constant<unsigned, 1>{});
+  if (bits == 2) return f(std::integral_constant<unsigned, 2>{});
+  if (bits == 4) return f(std::integral_constant<unsigned, 4>{});
+  if (bits == 8) return f(std::integral_constant<unsigned, 8>{});
+  if (bits == 16) return f(std::integral_constant<unsigned, 16>{});
+  return f(std::integral_constant<unsigned, 0>{});
+}
 
 static void pack_codes(const uint32_t* codes, int64_t n, int bits, uint8_t* out) {
   if (n == GROUP) {
-    RowsOut rows{out, bits};
-    for (int row = 0; row < 32; ++row) rows.put(load(codes + 16 * row));
+    RowsOut<0> rows{out, static_cast<unsigned>(bits)};
+    for (unsigned row = 0; row < 32; ++row) rows.put(row, load(codes + 16 * row));
   } else {
     pack_string(codes, n, bits, out);
   }
@@ -133,29 +128,22 @@ struct SignCoder {
   COMMPRESS_INLINE Ints operator()(Floats x, Ints, float) const { return shift_right(bits(x), 31); }
 };
 
-// One group: 32 rows from x on. multiplier[row >> shift] belongs to a row.
+// One group: 32 rows from x on, with a multiplier each.
 template <class Coder, class Out>
-static void code_group(const Coder& coder, const float* x, const float* multiplier, int shift, const Philox& random,
-                       uint32_t counter, Out out) {
-  if constexpr (Coder::RANDOM) {
-    for (int quarter = 0; quarter < 4; ++quarter) {
-      Ints words[2];
-      random(counter + 8 * quarter, words[0], words[1]);
-      each<8>([&](auto i) __attribute__((always_inline)) {
-        const int row = 8 * quarter + i;
-        prefetch_line(x + 16 * row + 2 * GROUP);
-        out.put(coder(load(x + 16 * row), rotate_bytes(words[i / 4], i), multiplier[row >> shift]));
-      });
-    }
-  } else {
-    for (int row = 0; row < 32; ++row) {
+static COMMPRESS_INLINE void code_group(const Coder& coder, const float* x, const float* multiplier, const Philox& random,
+                                        uint32_t counter, Out out) {
+  for (unsigned quarter = 0; quarter < 4; ++quarter) {
+    Ints words[2] = {all(0u), all(0u)};
+    if constexpr (Coder::RANDOM) random(counter + 8 * quarter, words[0], words[1]);
+    each<8>([&](auto i) __attribute__((always_inline)) {
+      const unsigned row = 8 * quarter + i;
       prefetch_line(x + 16 * row + 2 * GROUP);
-      out.put(coder(load(x + 16 * row), all(0u), multiplier[row >> shift]));
-    }
+      out.put(row, coder(load(x + 16 * row), rotate_bytes(words[i / 4], i), multiplier[row]));
+    });
   }
 }
 
-// ---- values of a row of codes. `step` is that of the row's scale block, or the gain where there is none ----
+// ---- values of a row of codes. `step` points to that of the row's scale block, or to the gain where there is none ----
 
 // float_magnitude() with the sign. A magnitude that no encoder writes counts as the largest, or is special.
 template <bool SCALED>
@@ -211,16 +199,22 @@ struct SignValues {
   }
 };
 
-// steps: of coordinates without a sign bit; `second`, which lies MAX_SCALES behind, of those with one.
+// The step of coordinates without a sign bit; that of those with one lies MAX_SCALES behind.
 struct MeanValues {
   COMMPRESS_INLINE Floats operator()(Ints code, const float* step) const {
     return floats(where_less(code, all(1u), bits(all(*step)), bits(all(step[MAX_SCALES]))));
   }
 };
 
+// `rows` rows, a multiple of eight, with a step each.
 template <Delivery DELIVERY, class Values, class In>
-static void value_rows(const Values& values, In in, const float* step, int shift, int rows, float* out, Floats beta) {
-  for (int row = 0; row < rows; ++row) deliver<DELIVERY>(out + 16 * row, values(in.get(), step + (row >> shift)), beta);
+static COMMPRESS_INLINE void value_rows(const Values& values, In in, const float* step, unsigned rows, float* out,
+                                        Floats beta) {
+  for (unsigned first = 0; first < rows; first += 8)
+    each<8>([&](auto i) __attribute__((always_inline)) {
+      const unsigned row = first + i;
+      deliver<DELIVERY>(out + 16 * row, values(in.get(row), step + row), beta);
+    });
 }
 
 }  // namespace COMMPRESS_ISA

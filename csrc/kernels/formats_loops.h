@@ -14,11 +14,13 @@ struct Source {
   const float* values;  // 4096 of them
   float gain;           // what they are still to be multiplied with
   int64_t scales;
-  bool prepared;                      // values are in `copy`, with the gain, zeros for what is not finite, and exponents
-  float largest[MAX_SCALES];          // |gain * value| of each scale block, finite, after multiplication by 2^-exponent
-  int exponent[MAX_SCALES];           // only if prepared
-  bool finite[MAX_SCALES];            // only if prepared
-  float multiplier[2 * MAX_SCALES];   // what a coder needs
+  bool prepared;  // values are in `copy`: multiplied by the gain, zeros where not finite, exponents taken off
+  alignas(64) float largest[MAX_SCALES];  // |gain * value| of each scale block: finite, its exponent taken off
+  float most;                             // the largest of these
+  int exponent[MAX_SCALES];               // only if prepared
+  bool finite[MAX_SCALES];                // only if prepared
+  float multiplier[MAX_SCALES];           // what a coder needs, of each scale block
+  float of_row[MAX_SCALES];               // and of each row
   alignas(64) float copy[BLOCK];
 };
 
@@ -27,25 +29,41 @@ static COMMPRESS_INLINE float finite_product(float x, float gain) {
   return p > most ? most : p < -most ? -most : p;
 }
 
-// The bits of the largest magnitude of each scale block, sixteen blocks at a time.
-static void scan(const float* x, int shift, int64_t scales, uint32_t* largest) {
+// Which blocks have their exponents taken off: none, those that are tiny or huge, or all alike if the largest is.
+enum class Care { NONE, EACH, ALL };
+
+// The bits of the largest magnitude of each scale block, sixteen blocks at a time, and gain times it.
+static void scan(const float* x, int shift, Source& s, uint32_t* largest) {
   const Ints magnitude = all(0x7FFFFFFFu);
-  for (int64_t first = 0; first < scales; first += 16) {
+  const Floats gain = all(s.gain);
+  const int64_t rows = int64_t{1} << shift;
+  Ints most = all(0u);
+  for (int64_t first = 0; first < s.scales; first += 16) {
     Ints m[16];
     for (int64_t b = 0; b < 16; ++b) {
       m[b] = all(0u);
-      if (first + b >= scales) continue;
-      const float* const from = x + ((first + b) << (shift + 4));
-      for (int64_t row = 0; row < int64_t{1} << shift; ++row) m[b] = larger(m[b], bits(load(from + 16 * row)) & magnitude);
+      if (first + b >= s.scales) continue;
+      const float* const from = x + (first + b) * 16 * rows;
+      if (rows >= 4) {
+        Ints four[4] = {m[b], m[b], m[b], m[b]};
+        for (int64_t row = 0; row < rows; row += 4)
+          for (int k = 0; k < 4; ++k) four[k] = larger(four[k], bits(load(from + 16 * (row + k))) & magnitude);
+        m[b] = larger(larger(four[0], four[1]), larger(four[2], four[3]));
+      } else {
+        for (int64_t row = 0; row < rows; ++row) m[b] = larger(m[b], bits(load(from + 16 * row)) & magnitude);
+      }
     }
-    store(largest + first, largest_lanes(m));
+    const Ints a = largest_lanes(m);
+    const Floats product = floats(a) * gain;
+    store(largest + first, a);
+    store(s.largest + first, product);
+    most = larger(most, bits(product) & magnitude);
   }
+  s.most = float_of(largest_lane(most));  // NaN, if anything is
 }
 
-// `care`: blocks that are tiny or huge need their exponent taken off (nvfp4 takes a common one).
-static COMMPRESS_INLINE void prepare(Source& s, const float* x, int64_t n, int64_t block, float gain, bool care, bool common) {
-  const int shift = shift_of(block);
-  alignas(64) uint32_t largest[MAX_SCALES + 16];
+static void prepare(Source& s, const float* x, int64_t n, int64_t block, float gain, Care care) {
+  alignas(64) uint32_t largest[MAX_SCALES];
   s.scales = (n + block - 1) / block;
   s.values = x;
   s.gain = gain;
@@ -54,34 +72,37 @@ static COMMPRESS_INLINE void prepare(Source& s, const float* x, int64_t n, int64
     memcpy(s.copy, x, 4 * n);
     memset(s.copy + n, 0, 4 * (BLOCK - n));
     s.values = s.copy;
-    memset(s.multiplier, 0, sizeof s.multiplier);
   }
-  scan(s.values, shift, s.scales, largest);
-  float most = 0.0f;
-  for (int64_t b = 0; b < s.scales; ++b) {
-    const float a = float_of(largest[b]) * gain;
-    s.largest[b] = a;
-    // No number is above the largest one, and NaN is not below it.
-    s.prepared = s.prepared || !(a <= float_of(FLOAT_LARGEST)) || (care && !common && !plain_magnitude(a));
-    most = a > most ? a : most;
-  }
-  s.prepared = s.prepared || (common && !plain_magnitude(most));
+  scan(s.values, shift_of(block), s, largest);
+  s.prepared = s.prepared || !(s.most <= float_of(FLOAT_LARGEST)) || (care == Care::ALL && !plain_magnitude(s.most));
+  if (care == Care::EACH)
+    for (int64_t b = 0; b < s.scales; ++b) s.prepared = s.prepared || !plain_magnitude(s.largest[b]);
   if (!s.prepared) return;
-  most = 0.0f;
+  s.most = 0.0f;
   for (int64_t b = 0; b < s.scales; ++b) {
     s.finite[b] = largest[b] < FLOAT_INFINITY;
     s.largest[b] = s.finite[b] ? finite_product(float_of(largest[b]), gain) : 0.0f;
-    most = s.largest[b] > most ? s.largest[b] : most;
+    s.most = s.largest[b] > s.most ? s.largest[b] : s.most;
   }
   for (int64_t b = 0; b < s.scales; ++b) {
-    const float a = common ? most : s.largest[b];
-    const int e = s.exponent[b] = care && !plain_magnitude(a) ? exponent_of(a) : 0;
+    const float a = care == Care::ALL ? s.most : s.largest[b];
+    const int e = s.exponent[b] = care == Care::NONE || plain_magnitude(a) ? 0 : exponent_of(a);
     s.largest[b] = scale_by_power(s.largest[b], -e);
     for (int64_t i = b * block; i < (b + 1) * block; ++i)
       s.copy[i] = s.finite[b] ? scale_by_power(finite_product(s.values[i], gain), -e) : 0.0f;
   }
+  if (care == Care::ALL) s.most = scale_by_power(s.most, -s.exponent[0]);
   s.values = s.copy;
   s.gain = 1.0f;
+}
+
+// One number for each scale block becomes one for each row.
+static COMMPRESS_INLINE void spread(const float* of_scale, int shift, int64_t rows, float* of_row) {
+  if (shift >= 4) {
+    for (int64_t row = 0; row < rows; row += 16) store(of_row + row, all(of_scale[row >> shift]));
+  } else {
+    for (int64_t row = 0; row < rows; ++row) of_row[row] = of_scale[row >> shift];
+  }
 }
 
 // Sums over the rows of one scale block: of squares, of magnitudes, or of the values without and with a sign bit.
@@ -110,6 +131,18 @@ static COMMPRESS_INLINE void write(uint8_t*& out, T value) {
   out += sizeof value;
 }
 
+// The low bytes of the first `count` lanes, or of all.
+static COMMPRESS_INLINE void store_narrow(uint8_t* out, Ints v, int64_t count) {
+  uint32_t lane[16];
+  uint8_t byte[16];
+  store(lane, v);
+  for (int i = 0; i < 16; ++i) byte[i] = static_cast<uint8_t>(lane[i]);
+  if (count >= 16)
+    memcpy(out, byte, 16);
+  else
+    memcpy(out, byte, count);
+}
+
 // ---- scales: each writes them and leaves the multipliers ----
 
 static uint8_t* float_scales(Source& s, const Format& f, const FloatForm& form, uint8_t* out) {
@@ -119,14 +152,8 @@ static uint8_t* float_scales(Source& s, const Format& f, const FloatForm& form, 
   for (int64_t b = 0; b < s.scales; b += 16) {
     const Ints field = shift_right(bits(load(s.largest + b)) + round_up, 23) + shift;
     const Ints scale = smaller(larger(field, low), high) - up;
-    uint32_t scales[16];
-    store(scales, scale);
+    store_narrow(out + b, scale, s.scales - b);
     store(s.multiplier + b, floats(shift_left(top - scale, 23)));
-    const int64_t count = s.scales - b < 16 ? s.scales - b : 16;
-    if (count == 16)
-      for (int i = 0; i < 16; ++i) out[b + i] = static_cast<uint8_t>(scales[i]);
-    else
-      for (int i = 0; i < count; ++i) out[b + i] = static_cast<uint8_t>(scales[i]);
   }
   for (int64_t b = 0; s.prepared && b < s.scales; ++b)
     if (!s.finite[b]) out[b] = SCALE8_NON_FINITE;
@@ -135,10 +162,8 @@ static uint8_t* float_scales(Source& s, const Format& f, const FloatForm& form, 
 
 static uint8_t* nvfp4_scales(Source& s, const Format& f, uint8_t* out) {
   const FloatForm form = float_form(E4M3);
-  float largest = 0.0f;
-  for (int64_t b = 0; b < s.scales; ++b) largest = s.largest[b] > largest ? s.largest[b] : largest;
   const int exponent = s.prepared ? s.exponent[0] : 0;
-  float outer = scale_by_power(divide(largest, NVFP4_RANGE), exponent);
+  float outer = scale_by_power(divide(s.most, NVFP4_RANGE), exponent);
   if (!(outer < NVFP4_LARGEST)) outer = NVFP4_LARGEST;
   write(out, outer);
   const float local = scale_by_power(outer, -exponent);
@@ -155,11 +180,10 @@ static uint8_t* nvfp4_scales(Source& s, const Format& f, uint8_t* out) {
     if (f.stochastic && !zero) code = larger(code, smaller(bits(a), all(1u)));
     const Floats scale = values(code, &one);
     store(s.multiplier + b, floats(where_less(code, all(1u), all(0u), bits(all(1.0f) / (scale * all(local))))));
-    uint32_t scales[16];
-    store(scales, code);
-    for (int64_t i = b; i < b + 16 && i < s.scales; ++i)
-      out[i] = s.prepared && !s.finite[i] ? E4M3_NAN : static_cast<uint8_t>(scales[i - b]);
+    store_narrow(out + b, code, s.scales - b);
   }
+  for (int64_t b = 0; s.prepared && b < s.scales; ++b)
+    if (!s.finite[b]) out[b] = E4M3_NAN;
   return out + s.scales;
 }
 
@@ -261,25 +285,27 @@ static void unpack_trits(const uint8_t* in, int64_t n, uint8_t* codes) {
 // ---- codes ----
 
 template <class Coder>
-static uint8_t* code_block(const Source& s, const Coder& coder, const Format& f, const Key& key, uint64_t index, int64_t n,
+static uint8_t* code_block(Source& s, const Coder& coder, const Format& f, const Key& key, uint64_t index, int64_t n,
                            uint8_t* out) {
   const Philox random(key, ROUND);
-  const int bits = code_bits(f), shift = shift_of(f.block ? f.block : GROUP);
+  const int width = f.trits ? 8 : code_bits(f);
   uint8_t bytes[5 * TRITS_ROOM];
   uint8_t* to = f.trits ? bytes : out;
-  for (int64_t i = 0; i < n; i += GROUP) {
-    const int64_t here = n - i < GROUP ? n - i : GROUP;
-    const uint32_t counter = static_cast<uint32_t>((index + i) / 16);
-    const float *x = s.values + i, *multiplier = s.multiplier + (i >> (shift + 4));
-    const int width = f.trits ? 8 : bits;
-    if (here == GROUP) {
-      code_group(coder, x, multiplier, shift < 5 ? shift : 5, random, counter, RowsOut{to, width});
-    } else {
-      alignas(64) uint32_t codes[GROUP];
-      code_group(coder, x, multiplier, shift < 5 ? shift : 5, random, counter, CodesOut{codes});
-      pack_codes(codes, here, width, to);
-    }
-    to += packed_nbytes(here, width);
+  const float* of_row = s.multiplier;
+  if (f.block > 16) {
+    spread(s.multiplier, shift_of(f.block), BLOCK / 16, s.of_row);
+    of_row = s.of_row;
+  }
+  int64_t i = 0;
+  with_width(width, [&](auto bits) {
+    for (; i + GROUP <= n; i += GROUP, to += GROUP / 8 * width)
+      code_group(coder, s.values + i, of_row + i / 16, random, static_cast<uint32_t>((index + i) / 16),
+                 RowsOut<bits>{to, static_cast<unsigned>(width)});
+  });
+  if (i < n) {
+    alignas(64) uint32_t codes[GROUP];
+    code_group(coder, s.values + i, of_row + i / 16, random, static_cast<uint32_t>((index + i) / 16), CodesOut{codes});
+    pack_string(codes, n - i, width, to);
   }
   return f.trits ? pack_trits(bytes, n, out) : out + codes_nbytes(f, n);
 }
@@ -307,13 +333,13 @@ static uint8_t* encode_floats(Source& s, const Format& f, const Key& key, uint64
                               uint8_t* out) {
   const FloatForm form = float_form(f);
   if (f.scheme == NVFP4) {
-    prepare(s, x, n, f.block, gain, true, true);
+    prepare(s, x, n, f.block, gain, Care::ALL);
     out = nvfp4_scales(s, f, out);
   } else if (f.block) {
-    prepare(s, x, n, f.block, gain, false, false);
+    prepare(s, x, n, f.block, gain, Care::NONE);
     out = float_scales(s, f, form, out);
   } else {
-    prepare(s, x, n, GROUP, gain, false, false);
+    prepare(s, x, n, GROUP, gain, Care::NONE);
     uint8_t* const end = code_block(s, FloatCoder<STOCHASTIC, false>(form, s.gain), f, key, index, n, out);
     if (s.prepared) patch_specials(s, form, x, n, key, index, gain, STOCHASTIC, out);
     return end;
@@ -326,7 +352,7 @@ static uint8_t* encode_block(Source& s, const Format& f, const Key& key, uint64_
   if (f.scheme == FLOAT || f.scheme == NVFP4)
     return f.stochastic ? encode_floats<true>(s, f, key, index, x, n, gain, out)
                         : encode_floats<false>(s, f, key, index, x, n, gain, out);
-  prepare(s, x, n, f.block ? f.block : BLOCK, gain, true, false);
+  prepare(s, x, n, f.block ? f.block : BLOCK, gain, Care::EACH);
   if (f.scheme != LEVELS) {
     out = sign_scales(s, f, n, out);
     return code_block(s, SignCoder{}, f, key, index, n, out);
@@ -346,28 +372,28 @@ void encode(const Format& f, const Key& key, int64_t offset, const float* x, int
 
 // ---- decoding ----
 
+// steps: of each scale block, and of MEANS further ones MAX_SCALES behind.
 template <class Values>
 static void value_block(const Values& values, const uint8_t* in, const float* steps, const Format& f, int64_t n,
                         float* out, const Sink& sink) {
-  const int bits = f.trits ? 8 : code_bits(f), shift = shift_of(f.block ? f.block : BLOCK);
-  for (int64_t i = 0; i < n; i += GROUP) {
-    const int64_t here = n - i < GROUP ? n - i : GROUP;
-    const float* const step = steps + (i >> (shift + 4));
-    if (here == GROUP) {
-      with_delivery(sink.delivery, [&](auto delivery) {
-        value_rows<delivery>(values, RowsIn(in, bits), step, shift < 5 ? shift : 5, 32, out + i, all(sink.beta));
-      });
-    } else {
-      alignas(64) uint32_t codes[GROUP];
-      alignas(64) float result[GROUP];
-      memset(codes, 0, sizeof codes);
-      unpack_string(in, here, bits, codes);
-      value_rows<Delivery::WRITE>(values, CodesIn{codes}, step, shift < 5 ? shift : 5, static_cast<int>((here + 15) / 16),
-                                  result, all(0.0f));
-      for (int64_t k = 0; k < here; ++k) deliver(out + i + k, result[k], sink);
-    }
-    in += packed_nbytes(here, bits);
-  }
+  const int width = f.trits ? 8 : code_bits(f), shift = shift_of(f.block ? f.block : BLOCK);
+  alignas(64) float of_row[2 * MAX_SCALES] = {};
+  spread(steps, shift, (n + 15) / 16, of_row);
+  if (f.scheme == TWO_MEANS) spread(steps + MAX_SCALES, shift, (n + 15) / 16, of_row + MAX_SCALES);
+  int64_t i = 0;
+  with_width(width, [&](auto bits) {
+    with_delivery(sink.delivery, [&](auto delivery) {
+      for (; i + GROUP <= n; i += GROUP, in += GROUP / 8 * width)
+        value_rows<delivery>(values, RowsIn<bits>(in, static_cast<unsigned>(width)), of_row + i / 16, 32, out + i,
+                             all(sink.beta));
+    });
+  });
+  if (i == n) return;
+  alignas(64) uint32_t codes[GROUP] = {};
+  alignas(64) float result[GROUP];
+  unpack_string(in, n - i, width, codes);
+  value_rows<Delivery::WRITE>(values, CodesIn{codes}, of_row + i / 16, 32, result, all(0.0f));
+  for (int64_t k = 0; i + k < n; ++k) deliver(out + i + k, result[k], sink);
 }
 
 template <class T>
@@ -384,7 +410,7 @@ static COMMPRESS_INLINE float step_of(const uint8_t* in, float gain) {
 }
 
 static const uint8_t* decode_block(const Format& f, const uint8_t* in, int64_t n, float* out, const Sink& sink) {
-  float steps[2 * MAX_SCALES];
+  float steps[2 * MAX_SCALES] = {};
   const int64_t scales = f.block ? (n + f.block - 1) / f.block : 1;
   const uint8_t* const codes = in + scales_nbytes(f, n);
   const float nan = float_of(FLOAT_NAN);
