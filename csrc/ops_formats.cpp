@@ -29,11 +29,12 @@ Format format_of(const std::vector<int64_t>& v) {
   if (f.scheme == FLOAT)
     STD_TORCH_CHECK(f.exponent >= 1 && f.exponent <= 8 && f.mantissa <= 23 && (f.exponent < 8 || f.block == 0) &&
                         (f.exponent + f.mantissa >= 2 || f.block != 0),
-                    "commpress: no float has ", f.exponent, " bits of exponent, ", f.mantissa, " of mantissa and a block of ",
-                    f.block);
+                    "commpress: no float has ", f.exponent, " bits of exponent, ", f.mantissa,
+                    " of mantissa and a block of ", f.block);
   if (f.scheme == NVFP4)
     STD_TORCH_CHECK(f.exponent == 2 && f.mantissa == 1 && f.block == 16, "commpress: nvfp4 is e2m1 in blocks of 16");
-  if (f.scheme == LEVELS) STD_TORCH_CHECK(f.levels >= 1 && f.levels <= 32767, "commpress: levels must be from 1 to 32767");
+  if (f.scheme == LEVELS)
+    STD_TORCH_CHECK(f.levels >= 1 && f.levels <= 32767, "commpress: levels must be from 1 to 32767");
   STD_TORCH_CHECK(!f.trits || (f.scheme == LEVELS && f.levels == 1), "commpress: only three levels are trits");
   return f;
 }
@@ -100,7 +101,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
       "format_encode(Tensor x, Tensor(a!) payload, int[] format, int seed, int step, int sender_phase, int tensor, int "
       "offset, float gain, int isa) -> ()");
   m.def(
-      "format_decode(Tensor payload, Tensor(a!) out, int[] format, bool accumulate, float gain, float beta, int isa) -> "
+      "format_decode(Tensor payload, Tensor(a!) out, int[] format, bool accumulate, float gain, float beta, int isa) "
+      "-> "
       "int");
   m.def("format_nbytes(int[] format, int numel) -> int");
 }

@@ -65,7 +65,9 @@ def test_every_bit_flipped_and_every_truncation(spec):
         out = decoded(codec, payload, key_of(0), n)
         refused += out is None
         changed += out is not None and not same_bits(out.tensor, expected.numpy())
-    assert changed > 0 and refused + changed >= 0.8 * 8 * good.numel()  # spare bits, scales of zeros and the like do nothing
+    assert (
+        changed > 0 and refused + changed >= 0.8 * 8 * good.numel()
+    )  # spare bits, scales of zeros and the like do nothing
     for length in range(good.numel()):
         out = Guarded(n, torch.float32)
         with pytest.raises(errors.WireError):

@@ -201,5 +201,6 @@ def test_sign_and_onebit_have_least_squares_scales():
     skewed = (np.exp(normal(2**16, 62)) - 0.5).astype(np.float32)
     assert measured("onebit", skewed, 1) < 0.95 * measured("sign", skewed, 1)
     assert measured("sign", skewed, 1) == pytest.approx(
-        float(1 - (np.abs(blocks(skewed, 4096)).sum(1) ** 2 / 4096).sum() / (skewed.astype(np.float64) ** 2).sum()), rel=1e-3
+        float(1 - (np.abs(blocks(skewed, 4096)).sum(1) ** 2 / 4096).sum() / (skewed.astype(np.float64) ** 2).sum()),
+        rel=1e-3,
     )

@@ -1,4 +1,4 @@
-"""Number formats and the classic quantisers (docs/wire-format.md, section 4.6)."""
+"""Number formats and the classic quantisers (docs/wire-format.md, section 4.7)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ F64 = npt.NDArray[np.float64]
 FLT_MAX = np.finfo(np.float32).max
 NON_FINITE = 0xFFFFFFFF
 NVFP4_LARGEST = np.float32(2.0**116)
-_SPEC = re.compile(
-    r"(float|mxfp8|mxfp6|mxfp4|nvfp4|natural|int8|qsgd|ternary|sign|onebit)(?::(\w+))?((?:,\w+=\w+)*)"
-)
+_SPEC = re.compile(r"(float|mxfp8|mxfp6|mxfp4|nvfp4|natural|int8|qsgd|ternary|sign|onebit)(?::(\w+))?((?:,\w+=\w+)*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +276,7 @@ def wire(scale: np.float32, finite: bool) -> bytes:
     return np.float32(scale).tobytes() if finite else NON_FINITE.to_bytes(4, "little")
 
 
-def float_scales(f: Format, largest: list[np.float32]) -> tuple[list[int], list[float]]:
+def float_scales(f: Format, largest: list[np.float32]) -> tuple[list[int], list[np.float32]]:
     """(bytes, multipliers): the least power of two under which no value exceeds the largest code, or OCP's, which ignores the mantissa."""
     scales = []
     top_mantissa, top = math.frexp(f.largest_value)
@@ -286,7 +284,7 @@ def float_scales(f: Format, largest: list[np.float32]) -> tuple[list[int], list[
         mantissa, exponent = math.frexp(float(a))
         e = exponent - top + (mantissa > top_mantissa and not f.may_saturate) if a >= 2.0**-126 else -200
         scales.append(min(max(e, f.scales[0]), f.scales[-1]) + 127)
-    return scales, [2.0 ** (127 - s) for s in scales]
+    return scales, [np.float32(2.0 ** (127 - s)) for s in scales]
 
 
 def nvfp4_scales(f: Format, ys: list[F32], exponent: int) -> tuple[np.float32, list[int], list[np.float32]]:

@@ -3,10 +3,10 @@
 
 namespace commpress {
 
-#define COMMPRESS_DECLARE(path)                                                                   \
-  namespace path {                                                                                \
-  void encode(const Format&, const Key&, int64_t, const float*, int64_t, float, uint8_t*);        \
-  void decode(const Format&, const uint8_t*, float*, int64_t, bool, float, float);                \
+#define COMMPRESS_DECLARE(path)                                                            \
+  namespace path {                                                                         \
+  void encode(const Format&, const Key&, int64_t, const float*, int64_t, float, uint8_t*); \
+  void decode(const Format&, const uint8_t*, float*, int64_t, bool, float, float);         \
   }
 COMMPRESS_DECLARE(path_plain)
 #if defined(COMMPRESS_X86)
@@ -60,7 +60,8 @@ bool scales_valid(const Format& f, const uint8_t* in, int64_t n) {
       for (int64_t b = 0; b < scales; ++b) valid = valid && step_valid(word_at(in + 4 * b), float_of(FLOAT_LARGEST));
       return valid;
     default:
-      for (int64_t b = 0; b < 2 * scales; ++b) valid = valid && step_valid(word_at(in + 4 * b), float_of(FLOAT_LARGEST));
+      for (int64_t b = 0; b < 2 * scales; ++b)
+        valid = valid && step_valid(word_at(in + 4 * b), float_of(FLOAT_LARGEST));
       for (int64_t b = 0; b < scales; ++b)
         valid = valid && (word_at(in + 8 * b) == SCALE32_NON_FINITE) == (word_at(in + 8 * b + 4) == SCALE32_NON_FINITE);
       return valid;

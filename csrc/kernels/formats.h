@@ -1,7 +1,7 @@
 // Number formats and the classic quantisers: small floats (`float`, `mxfp*`, `nvfp4`, `natural`), signed levels
 // (`int8`, `qsgd`, `ternary`) and signs (`sign`, `onebit`). One skeleton: a statistic of each scale block -> a scale ->
 // codes -> packing. This header has the layout and the maths of one scale and of one coordinate, for host and device;
-// docs/wire-format.md 4.6 is the prose form.
+// docs/wire-format.md 4.7 is the prose form.
 #pragma once
 #include "philox.h"
 #include "wire.h"
@@ -14,11 +14,11 @@ struct Format {
   int32_t scheme;
   int32_t exponent, mantissa;  // bits, of FLOAT and NVFP4
   int32_t levels;              // of LEVELS: codes stand for -levels .. levels
-  int32_t block;               // coordinates that share a scale, a power of two from 16 to 4096; 0: FLOAT and SIGN alone
-  bool stochastic;             // rounding
-  bool euclidean;              // LEVELS: the scale is the block's norm, not its largest value
-  bool trits;                  // LEVELS: five codes to a byte
-  bool may_saturate;           // FLOAT: the scale of OCP MX, under which values above the largest code are clamped
+  int32_t block;      // coordinates that share a scale, a power of two from 16 to 4096; 0: FLOAT and SIGN alone
+  bool stochastic;    // rounding
+  bool euclidean;     // LEVELS: the scale is the block's norm, not its largest value
+  bool trits;         // LEVELS: five codes to a byte
+  bool may_saturate;  // FLOAT: the scale of OCP MX, under which values above the largest code are clamped
 };
 
 constexpr int64_t SMALLEST_SCALE_BLOCK = 16, MAX_SCALES = BLOCK / SMALLEST_SCALE_BLOCK;
@@ -40,7 +40,10 @@ COMMPRESS_HD int code_bits(const Format& f) {
 }
 
 COMMPRESS_HD int64_t scale_nbytes(const Format& f) {
-  return f.scheme == FLOAT || f.scheme == NVFP4 ? 1 : f.scheme == SIGN && f.block == 0 ? 1 : f.scheme == TWO_MEANS ? 8 : 4;
+  return f.scheme == FLOAT || f.scheme == NVFP4 ? 1
+         : f.scheme == SIGN && f.block == 0     ? 1
+         : f.scheme == TWO_MEANS                ? 8
+                                                : 4;
 }
 
 // What precedes the codes of a block of n <= BLOCK coordinates.
@@ -121,8 +124,8 @@ COMMPRESS_HD bool float_scale_valid(uint8_t s, const FloatForm& form) {
 // The code of a finite y. P is the power of two at or below |y|, but at least the smallest normal number; |y| / P is an
 // exact fixed-point number with 30 binary digits (of numbers below the smallest normal one: rounded to 30 digits).
 COMMPRESS_HD uint32_t float_code(float y, const FloatForm& form, bool stochastic, uint32_t random) {
-  const uint32_t u = bits_of(y), field = u & FLOAT_INFINITY,
-                 smallest = static_cast<uint32_t>(127 + form.least) << 23, p = field > smallest ? field : smallest;
+  const uint32_t u = bits_of(y), field = u & FLOAT_INFINITY, smallest = static_cast<uint32_t>(127 + form.least) << 23,
+                 p = field > smallest ? field : smallest;
   const float ratio = float_of(u & 0x7FFFFFFFu) * float_of((255u << 23) - p);  // 2 |y| / P
   const int m = form.mantissa;
   uint32_t magnitude;
@@ -137,7 +140,8 @@ COMMPRESS_HD uint32_t float_code(float y, const FloatForm& form, bool stochastic
 // The value of a code with the sign bit taken off, no special one.
 COMMPRESS_HD float float_magnitude(uint32_t magnitude, const FloatForm& form) {
   const int m = form.mantissa;
-  if (magnitude < 1u << m) return static_cast<float>(static_cast<int32_t>(magnitude)) * scale_by_power(1.0f, form.least - m);
+  if (magnitude < 1u << m)
+    return static_cast<float>(static_cast<int32_t>(magnitude)) * scale_by_power(1.0f, form.least - m);
   return float_of((magnitude << (23 - m)) + (static_cast<uint32_t>(form.least + 126) << 23));
 }
 
@@ -194,9 +198,7 @@ COMMPRESS_HD float level_value(uint32_t code, int levels, float step) {
 }
 
 // A scale of LEVELS or SIGN on the wire; of TWO_MEANS the first or, times -1, the second.
-COMMPRESS_HD bool step_valid(uint32_t bits, float most) {
-  return bits == SCALE32_NON_FINITE || bits <= bits_of(most);
-}
+COMMPRESS_HD bool step_valid(uint32_t bits, float most) { return bits == SCALE32_NON_FINITE || bits <= bits_of(most); }
 
 // ---- ternary: five codes of 0, 1 or 2 in a byte ----
 

@@ -86,7 +86,10 @@ struct FloatCoder {
       : gain(all(g)),
         last(all(STOCHASTIC ? 0x1p29f : scale_by_power(0.5f, form.mantissa))),
         smallest(all(static_cast<uint32_t>(127 + form.least) << 23)),
-        inverse(all(static_cast<uint32_t>(!SCALED ? 255 : STOCHASTIC ? 284 : 254 + form.mantissa) << 23)),
+        inverse(all(static_cast<uint32_t>(!SCALED      ? 255
+                                          : STOCHASTIC ? 284
+                                                       : 254 + form.mantissa)
+                    << 23)),
         largest(all(form.largest)),
         noise(all(0x3FFFFFFFu >> form.mantissa)),
         sign_mask(all(1u << (form.bits - 1))),
@@ -130,20 +133,21 @@ struct SignCoder {
 
 // One group: 32 rows from x on, with a multiplier each.
 template <class Coder, class Out>
-static COMMPRESS_INLINE void code_group(const Coder& coder, const float* x, const float* multiplier, const Philox& random,
-                                        uint32_t counter, Out out) {
+static COMMPRESS_INLINE void code_group(const Coder& coder, const float* x, const float* multiplier,
+                                        const Philox& random, uint32_t counter, Out out) {
   for (unsigned quarter = 0; quarter < 4; ++quarter) {
     Ints words[2] = {all(0u), all(0u)};
     if constexpr (Coder::RANDOM) random(counter + 8 * quarter, words[0], words[1]);
     each<8>([&](auto i) __attribute__((always_inline)) {
       const unsigned row = 8 * quarter + i;
-      prefetch_line(x + 16 * row + 2 * GROUP);
+      prefetch_line(x + 16 * row + BLOCK);  // the next block's statistic comes first
       out.put(row, coder(load(x + 16 * row), rotate_bytes(words[i / 4], i), multiplier[row]));
     });
   }
 }
 
-// ---- values of a row of codes. `step` points to that of the row's scale block, or to the gain where there is none ----
+// ---- values of a row of codes. `step` points to that of the row's scale block, or to the gain where there is none
+// ----
 
 // float_magnitude() with the sign. A magnitude that no encoder writes counts as the largest, or is special.
 template <bool SCALED>
@@ -180,7 +184,9 @@ struct SmallFloatValues {
       values[c] = float_of(bits_of(float_magnitude(m, form)) | (c & 8) << 28);
     }
   }
-  COMMPRESS_INLINE Floats operator()(Ints code, const float* step) const { return Table<16>(values)[code] * all(*step); }
+  COMMPRESS_INLINE Floats operator()(Ints code, const float* step) const {
+    return Table<16>(values)[code] * all(*step);
+  }
 };
 
 struct LevelValues {

@@ -1,11 +1,13 @@
-// What the kernels of formats.h offer: functions on raw pointers and 64-bit sizes. Every code path gives the same bytes.
+// What the kernels of formats.h offer: functions on raw pointers and 64-bit sizes. Every code path gives the same
+// bytes.
 #pragma once
 #include "formats.h"
 #include "kernels.h"
 
 namespace commpress {
 
-// Writes payload_nbytes(format, numel) bytes for gain * x. `offset`: index of the first coordinate, a multiple of BLOCK.
+// Writes payload_nbytes(format, numel) bytes for gain * x. `offset`: index of the first coordinate, a multiple of
+// BLOCK.
 void encode(const Format& format, const Key& key, int64_t offset, const float* x, int64_t numel, float gain,
             uint8_t* out, Isa isa);
 

@@ -1,4 +1,5 @@
-// encode() and decode() of formats.h in one code path: block by block, a statistic of each scale block -> scale -> codes
+// encode() and decode() of formats.h in one code path: block by block, a statistic of each scale block -> scale ->
+// codes
 // -> packing. A formats_*.cpp names the path with COMMPRESS_ISA and includes the lanes, then this.
 #pragma once
 #include "formats_codes.h"
@@ -319,8 +320,9 @@ static void patch_specials(const Source& s, const FloatForm& form, const float* 
       uint32_t codes[GROUP];
       for (int64_t k = 0; k < here; ++k) {
         const bool finite = (bits_of(x[i + k]) & 0x7FFFFFFFu) < FLOAT_INFINITY;
-        codes[k] = finite ? float_code(finite_product(x[i + k], gain), form, stochastic, rounding_word(key, index + i + k))
-                          : special_code(x[i + k], form);
+        codes[k] = finite
+                       ? float_code(finite_product(x[i + k], gain), form, stochastic, rounding_word(key, index + i + k))
+                       : special_code(x[i + k], form);
       }
       pack_codes(codes, here, form.bits, out);
     }
@@ -329,8 +331,8 @@ static void patch_specials(const Source& s, const FloatForm& form, const float* 
 }
 
 template <bool STOCHASTIC>
-static uint8_t* encode_floats(Source& s, const Format& f, const Key& key, uint64_t index, const float* x, int64_t n, float gain,
-                              uint8_t* out) {
+static uint8_t* encode_floats(Source& s, const Format& f, const Key& key, uint64_t index, const float* x, int64_t n,
+                              float gain, uint8_t* out) {
   const FloatForm form = float_form(f);
   if (f.scheme == NVFP4) {
     prepare(s, x, n, f.block, gain, Care::ALL);
@@ -347,8 +349,8 @@ static uint8_t* encode_floats(Source& s, const Format& f, const Key& key, uint64
   return code_block(s, FloatCoder<STOCHASTIC, true>(form, s.gain), f, key, index, n, out);
 }
 
-static uint8_t* encode_block(Source& s, const Format& f, const Key& key, uint64_t index, const float* x, int64_t n, float gain,
-                             uint8_t* out) {
+static uint8_t* encode_block(Source& s, const Format& f, const Key& key, uint64_t index, const float* x, int64_t n,
+                             float gain, uint8_t* out) {
   if (f.scheme == FLOAT || f.scheme == NVFP4)
     return f.stochastic ? encode_floats<true>(s, f, key, index, x, n, gain, out)
                         : encode_floats<false>(s, f, key, index, x, n, gain, out);
@@ -419,7 +421,7 @@ static const uint8_t* decode_block(const Format& f, const uint8_t* in, int64_t n
       const FloatForm form = float_form(f);
       steps[0] = sink.gain;
       for (int64_t b = 0; f.block && b < scales; ++b)
-        steps[b] = in[b] == SCALE8_NON_FINITE ? nan
+        steps[b] = in[b] == SCALE8_NON_FINITE   ? nan
                    : sink.gain == 1.0f && in[b] ? float_of(static_cast<uint32_t>(in[b]) << 23)
                                                 : scale_by_power(sink.gain, static_cast<int>(in[b]) - 127);
       if (!f.block)
@@ -472,7 +474,8 @@ void decode(const Format& f, const uint8_t* in, float* out, int64_t numel, bool 
   constexpr int64_t STREAM_NUMEL = 1 << 20;
   const bool stream = !accumulate && numel >= STREAM_NUMEL && reinterpret_cast<uintptr_t>(out) % 64 == 0;
   const Sink sink{accumulate ? Delivery::ADD : stream ? Delivery::STREAM : Delivery::WRITE, gain, beta};
-  for (int64_t i = 0; i < numel; i += BLOCK) in = decode_block(f, in, numel - i < BLOCK ? numel - i : BLOCK, out + i, sink);
+  for (int64_t i = 0; i < numel; i += BLOCK)
+    in = decode_block(f, in, numel - i < BLOCK ? numel - i : BLOCK, out + i, sink);
   if (stream) finish_stores();
 }
 
