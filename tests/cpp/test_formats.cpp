@@ -113,8 +113,8 @@ void scalar_scales_and_levels() {
     decode(f, coded.data(), out.data(), 16, false, 1.0f, 1.0f, best_isa());
     float largest = 0.0f, step;
     for (float v : x) largest = v > largest ? v : -v > largest ? -v : largest;
-    const FloatForm form = float_form(f);
     if (floats) {
+      const FloatForm form = float_form(f);
       require(coded[0] == float_scale(bits_of(largest), scale_round_up(f, form), form), name_of(f) + ": float_scale()");
     } else {
       memcpy(&step, coded.data(), 4);
