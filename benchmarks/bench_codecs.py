@@ -19,7 +19,19 @@ from commpress.codecs._sparse import SparseCodec
 
 CODECS = ["uniform:4", "hadamard+lloyd:1", "hadamard+lloyd:2", "hadamard+lloyd:4", "lloyd:2", "cast:bf16"]
 CODECS += ["topk:0.01", "randk:0.01"]
-CODECS += ["float:e4m3", "float:e8m7", "mxfp8", "mxfp4", "nvfp4", "natural", "int8", "qsgd:7", "ternary", "sign", "onebit"]
+CODECS += [
+    "float:e4m3",
+    "float:e8m7",
+    "mxfp8",
+    "mxfp4",
+    "nvfp4",
+    "natural",
+    "int8",
+    "qsgd:7",
+    "ternary",
+    "sign",
+    "onebit",
+]
 CODECS += [f"{spec},rounding=nearest" for spec in ("float:e4m3", "mxfp4", "nvfp4", "int8")]
 
 

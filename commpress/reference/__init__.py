@@ -133,6 +133,10 @@ def _decode_sparse(
                 out.append(_sparse.decode_randk(segment, spec, key, i, n, k, factor, decode))
             else:
                 out.append(_sparse.decode_topk(segment, spec, n, k, factor))
+            at += nbytes
+    return np.concatenate(out)
+
+
 def _encode_format(
     x: npt.ArrayLike, spec: _formats.Format, key: KeyLike, index: int, gain: np.float32
 ) -> npt.NDArray[np.uint8]:
