@@ -14,6 +14,17 @@
 | ``randk:f`` | yes | a random part f, which costs no positions, times 1/f (``scale=none``: as they are, biased); ``values=`` as above, the default is fp32 |
 | ``bitshift:b`` | no | trellis code with a Gaussian codebook, ``length=`` 8 to 16 bits of state, for some b from 0.05 to 4; slow to encode, near the limit |
 | ``hadamard+bitshift:b`` | yes | the same after a random rotation, with EDEN's unbiased scale (or ``scale=centroid``) |
+| ``float:eXmY`` | yes | floats of X bits of exponent and Y of mantissa, packed; a power-of-two scale for each 512 (``scale=none``: none, biased) |
+| ``mxfp8``, ``mxfp6``, ``mxfp4`` | yes | OCP MX: blocks of 32; ``format=e5m2``, ``format=e3m2`` |
+| ``nvfp4`` | yes | e2m1, an e4m3 scale for each 16, a float32 for each 4096 |
+| ``natural`` | yes | natural compression: powers of two, a scale for each 512 (``scale=none``: nine bits) |
+| ``int8`` | yes | 255 levels up to the largest magnitude of each 512 |
+| ``qsgd:s`` | yes | QSGD: s levels on either side, up to the norm of each 512 (``norm=linf``: the largest magnitude) |
+| ``ternary`` | yes | TernGrad: three levels, five codes to a byte |
+| ``sign`` | no | signs times the mean magnitude of each 4096 (``scale=none``: +1 and -1) |
+| ``onebit`` | no | signs with a mean for each sign, for each 4096 |
+
+``float`` to ``ternary`` round stochastically by default; ``rounding=nearest`` is not unbiased. ``block=`` sets the coordinates that share a scale.
 
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
@@ -23,6 +34,8 @@ from collections.abc import Callable
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._bitshift import FAMILIES as BITSHIFT_FAMILIES
 from commpress.codecs._bitshift import parse_bitshift
+from commpress.codecs._formats import FAMILIES as FORMAT_FAMILIES
+from commpress.codecs._formats import parse_format
 from commpress.codecs._key import Key
 from commpress.codecs._layered import LayeredCodec
 from commpress.codecs._none import parse_none
@@ -40,6 +53,7 @@ _PARSERS: dict[str, Callable[[Spec], Codec]] = {
     **dict.fromkeys(FAMILIES, parse_quantiser),
     **dict.fromkeys(("topk", "threshold", "randk"), parse_sparse),
     **dict.fromkeys(BITSHIFT_FAMILIES, parse_bitshift),
+    **dict.fromkeys(FORMAT_FAMILIES, parse_format),
 }
 
 

@@ -1,18 +1,25 @@
 """Typed wrappers of the C++ operators, and their fake kernels. Everything about a codec's meaning is in :mod:`commpress.codecs`."""
 
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
+from commpress.ops._formats import Format, FormatFlag, Scheme, format_decode, format_encode, format_nbytes
 from commpress.ops._library import Isa, isa_available
 from commpress.ops._quantisers import decode, encode, payload_nbytes, payload_nbytes_each, reduce
 from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_nbytes
 from commpress.ops._tcq import tcq_dequantise, tcq_quantise
 
 __all__ = [
+    "Format",
+    "FormatFlag",
     "Isa",
     "bitshift_decode",
     "bitshift_encode",
     "bitshift_nbytes",
+    "Scheme",
     "decode",
     "encode",
+    "format_decode",
+    "format_encode",
+    "format_nbytes",
     "isa_available",
     "payload_nbytes",
     "payload_nbytes_each",

@@ -45,11 +45,19 @@ static inline Floats operator+(Floats x, Floats y) { return {_mm256_add_ps(x.a, 
 static inline Floats operator-(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 static inline Floats operator*(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 static inline Floats larger(Floats x, Floats y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+static inline Floats operator/(Floats x, Floats y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 static inline Ints operator+(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 static inline Ints operator|(Ints x, Ints y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 static inline Ints operator&(Ints x, Ints y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 static inline Ints operator^(Ints x, Ints y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
 static inline Ints larger(Ints x, Ints y) { return {_mm256_max_epu32(x.a, y.a), _mm256_max_epu32(x.b, y.b)}; }
+static inline Ints smaller(Ints x, Ints y) { return {_mm256_min_epu32(x.a, y.a), _mm256_min_epu32(x.b, y.b)}; }
+static inline Ints operator-(Ints x, Ints y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+// yes where x < y (both below 2^31), no elsewhere
+static inline Ints where_less(Ints x, Ints y, Ints yes, Ints no) {
+  return {_mm256_blendv_epi8(no.a, yes.a, _mm256_cmpgt_epi32(y.a, x.a)),
+          _mm256_blendv_epi8(no.b, yes.b, _mm256_cmpgt_epi32(y.b, x.b))};
+}
 
 static inline Ints shift_left(Ints x, int k) { return {_mm256_slli_epi32(x.a, k), _mm256_slli_epi32(x.b, k)}; }
 static inline Ints shift_right(Ints x, int k) { return {_mm256_srli_epi32(x.a, k), _mm256_srli_epi32(x.b, k)}; }
@@ -105,6 +113,25 @@ static inline uint32_t largest_lane(Ints x) {
   const __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
   const __m128i two = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4E));
   return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32(two, 0xB1))));
+}
+
+// Lane i is the largest lane of m[i].
+static inline Ints largest_lanes(const Ints (&m)[16]) {
+  const auto eight = [&](int first) {
+    __m256i pairs[4], fours[2];
+    for (int i = 0; i < 4; ++i) {
+      const Ints& even = m[first + 2 * i];
+      const Ints& odd = m[first + 2 * i + 1];
+      const __m256i x = _mm256_max_epu32(even.a, even.b), y = _mm256_max_epu32(odd.a, odd.b);
+      pairs[i] = _mm256_max_epu32(_mm256_unpacklo_epi32(x, y), _mm256_unpackhi_epi32(x, y));
+    }
+    for (int i = 0; i < 2; ++i)  // four rows, one 32-bit lane each
+      fours[i] = _mm256_max_epu32(_mm256_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
+                                  _mm256_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+    return _mm256_max_epu32(_mm256_permute2x128_si256(fours[0], fours[1], 0x20),
+                            _mm256_permute2x128_si256(fours[0], fours[1], 0x31));
+  };
+  return {eight(0), eight(8)};
 }
 
 // A constant that the compiler keeps, in a register or in memory, instead of making it anew at every use.

@@ -30,12 +30,19 @@ static inline Ints all(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(
 static inline Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
 static inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
 static inline Floats larger(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline Ints operator|(Ints a, Ints b) { return {_mm512_or_si512(a.v, b.v)}; }
 static inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
 static inline Ints operator^(Ints a, Ints b) { return {_mm512_xor_si512(a.v, b.v)}; }
 static inline Ints larger(Ints a, Ints b) { return {_mm512_max_epu32(a.v, b.v)}; }
+static inline Ints smaller(Ints a, Ints b) { return {_mm512_min_epu32(a.v, b.v)}; }
+static inline Ints operator-(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+// yes where a < b (both below 2^31), no elsewhere
+static inline Ints where_less(Ints a, Ints b, Ints yes, Ints no) {
+  return {_mm512_mask_mov_epi32(no.v, _mm512_cmplt_epi32_mask(a.v, b.v), yes.v)};
+}
 
 // GCC's vector operators take the immediate form where the count is a constant.
 static inline Ints shift_left(Ints a, int k) {
@@ -59,6 +66,7 @@ static inline Ints merge(Ints rest, Ints a, uint32_t mask) {
 }
 
 static inline Ints bits(Floats a) { return {_mm512_castps_si512(a.v)}; }
+static inline Floats floats(Ints a) { return {_mm512_castsi512_ps(a.v)}; }
 static inline Floats absolute(Floats a) { return {_mm512_abs_ps(a.v)}; }
 static inline Ints rounded(Floats a) {
   return {_mm512_cvt_roundps_epi32(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -97,6 +105,22 @@ static inline float sum_lanes(Floats a) {
 }
 static inline uint32_t largest_lane(Ints a) { return _mm512_reduce_max_epu32(a.v); }
 static inline float largest_lane(Floats a) { return _mm512_reduce_max_ps(a.v); }
+
+// Lane i is the largest lane of a[i].
+static inline Ints largest_lanes(const Ints (&a)[16]) {
+  __m512i pairs[8], fours[4], eights[2];
+  for (int i = 0; i < 8; ++i)  // within each 128-bit lane: the two rows' pairs (0 2, 1 3)
+    pairs[i] = _mm512_max_epu32(_mm512_unpacklo_epi32(a[2 * i].v, a[2 * i + 1].v),
+                                _mm512_unpackhi_epi32(a[2 * i].v, a[2 * i + 1].v));
+  for (int i = 0; i < 4; ++i)  // four rows, one 32-bit lane each
+    fours[i] = _mm512_max_epu32(_mm512_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
+                                _mm512_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+  for (int i = 0; i < 2; ++i)
+    eights[i] = _mm512_max_epu32(_mm512_shuffle_i32x4(fours[2 * i], fours[2 * i + 1], 0x88),
+                                 _mm512_shuffle_i32x4(fours[2 * i], fours[2 * i + 1], 0xDD));
+  return {_mm512_max_epu32(_mm512_shuffle_i32x4(eights[0], eights[1], 0x88),
+                           _mm512_shuffle_i32x4(eights[0], eights[1], 0xDD))};
+}
 
 // A constant that the compiler keeps, in a register or in memory, instead of making it anew at every use.
 static inline Ints kept(Ints a) {

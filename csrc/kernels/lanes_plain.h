@@ -60,7 +60,9 @@ static inline Ints all(uint32_t x) {
 COMMPRESS_BINARY(Floats, operator+, a.v[q] + b.v[q])
 COMMPRESS_BINARY(Floats, operator-, a.v[q] - b.v[q])
 COMMPRESS_BINARY(Floats, operator*, a.v[q] * b.v[q])
+COMMPRESS_BINARY(Floats, operator/, a.v[q] / b.v[q])
 COMMPRESS_BINARY(Ints, operator+, a.v[q] + b.v[q])
+COMMPRESS_BINARY(Ints, operator-, a.v[q] - b.v[q])
 COMMPRESS_BINARY(Ints, operator|, a.v[q] | b.v[q])
 COMMPRESS_BINARY(Ints, operator&, a.v[q] & b.v[q])
 COMMPRESS_BINARY(Ints, operator^, a.v[q] ^ b.v[q])
@@ -70,6 +72,14 @@ static inline Floats larger(const Floats& a, const Floats& b) {  // b where eith
 }
 static inline Ints larger(const Ints& a, const Ints& b) {
   return quarters<Ints>([&](int q) { return a.v[q] > b.v[q] ? a.v[q] : b.v[q]; });
+}
+
+static inline Ints smaller(const Ints& a, const Ints& b) {
+  return quarters<Ints>([&](int q) { return a.v[q] < b.v[q] ? a.v[q] : b.v[q]; });
+}
+// yes where a < b (both below 2^31), no elsewhere
+static inline Ints where_less(const Ints& a, const Ints& b, const Ints& yes, const Ints& no) {
+  return quarters<Ints>([&](int q) { return a.v[q] < b.v[q] ? yes.v[q] : no.v[q]; });
 }
 
 static inline Ints shift_left(const Ints& a, int k) {
@@ -139,6 +149,13 @@ static inline uint32_t largest_lane(const Ints& a) {
   store(v, a);
   for (uint32_t lane : v) best = lane > best ? lane : best;
   return best;
+}
+
+// Lane i is the largest lane of a[i].
+static inline Ints largest_lanes(const Ints (&a)[16]) {
+  uint32_t best[16];
+  for (int i = 0; i < 16; ++i) best[i] = largest_lane(a[i]);
+  return load(best);
 }
 
 static inline const Ints& kept(const Ints& a) { return a; }

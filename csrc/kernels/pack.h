@@ -76,11 +76,12 @@ static COMMPRESS_INLINE Ints get(const Ints (&words)[B], int row) {
 }
 
 [[maybe_unused]] static void unpack_string(const uint8_t* in, int64_t n, int bits, uint32_t* codes) {
+  const uint32_t mask = ~0u >> (32 - bits);
   uint64_t pending = 0;
   int held = 0;
   for (int64_t i = 0; i < n; ++i) {
     for (; held < bits; held += 8) pending |= static_cast<uint64_t>(*in++) << held;
-    codes[i] = static_cast<uint32_t>(pending) & ((1u << bits) - 1);
+    codes[i] = static_cast<uint32_t>(pending) & mask;
     pending >>= bits;
     held -= bits;
   }
