@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from commpress.errors import WireError
 from commpress.reference import _bitshift, _casts, _lloyd, _rates, _sparse, _uniform
+from commpress.reference import _casts, _ecsq, _lloyd, _rates, _sparse, _uniform
 from commpress.reference._random import KeyLike, philox
 
 __all__ = ["KeyLike", "decode", "encode", "payload_nbytes", "philox"]
@@ -27,6 +28,9 @@ def payload_nbytes(spec: object, numel: int, offset: int = 0, itemsize: int = 4)
     trellis = _bitshift.parse(str(spec))
     if trellis is not None:
         return _bitshift.payload_nbytes(trellis, numel, _checked(offset))
+    entropy = _ecsq.parse(str(spec))
+    if entropy is not None:
+        return _ecsq.payload_nbytes(entropy, numel, _checked(offset))
     return _rates.payload_nbytes(_rates.parse(str(spec)), numel, _checked(offset), itemsize)
 
 
@@ -49,6 +53,12 @@ def encode(x: npt.ArrayLike, spec: object, key: KeyLike, offset: int = 0, gain: 
             flat = np.ascontiguousarray(np.asarray(x, np.float32).reshape(-1))
             return np.frombuffer(_bitshift.encode(flat, trellis, key, index, factor), np.uint8)
     parsed = _rates.parse(str(spec))
+    entropy = _ecsq.parse(str(spec))
+    if entropy is not None:
+        with np.errstate(all="ignore"):
+            flat = np.ascontiguousarray(np.asarray(x, np.float32).reshape(-1))
+            return np.frombuffer(_ecsq.encode(flat, entropy, key, _checked(offset), np.float32(gain)), np.uint8)
+    parsed, index, factor = _rates.parse(str(spec)), _checked(offset), np.float32(gain)
     if parsed.family == "none":
         raw = np.asarray(x).reshape(-1)
         return np.frombuffer((raw if gain == 1 else (raw * raw.dtype.type(gain)).astype(raw.dtype)).tobytes(), np.uint8)
@@ -84,6 +94,7 @@ def decode(
     if sparse:
         return _decode_sparse(np.ascontiguousarray(np.asarray(payload, np.uint8)), sparse, key, numel, offset, gain)
     trellis, index, factor = _bitshift.parse(str(spec)), _checked(offset), np.float32(gain)
+    index, factor = _checked(offset), np.float32(gain)
     data = np.ascontiguousarray(np.asarray(payload, np.uint8))
     want = payload_nbytes(spec, numel, index, np.dtype(dtype).itemsize)
     if data.ndim != 1 or data.size != want:
@@ -91,6 +102,10 @@ def decode(
     if trellis is not None:
         with np.errstate(all="ignore"):
             return _bitshift.decode(data, trellis, key, numel, index, factor)
+    entropy = _ecsq.parse(str(spec))
+    if entropy is not None:
+        with np.errstate(all="ignore"):
+            return _ecsq.decode(data, entropy, key, index, numel, float(factor))
     parsed = _rates.parse(str(spec))
     with np.errstate(all="ignore"):
         if parsed.family == "none":
