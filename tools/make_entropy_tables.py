@@ -5,7 +5,7 @@ Run it from the repository's root: ``python tools/make_entropy_tables.py``. Both
 * SURVIVAL: for generalised normal densities exp(-|x/a|^shape) with E|x| = 1, P(X > z) in units of 2^-30 on a grid of 32 points per octave of z from 1/16 to 32.
 * DEAD_ZONE, RATE: of a normal source whose mean magnitude is 2^(level/16) steps, level from -64 to 64: the offset f (in 1/256 step) for which the quantiser
   floor(|x| + f) has the least D + LAMBDA R, and its entropy there in 1/4096 bit. LAMBDA is a little below the 2 ln 2 / 12 of fine quantisers: nearer to the optimum at one bit.
-* STEP_COARSE, STEP_FINE: 2^(i/32) and 2^(i/2048) as binary32; LEVEL: mantissas of 2^(i/16); INVERSE: 2^(-i/16) in units of 2^-16.
+* STEP_COARSE, STEP_FINE: 2^(i/32) and 2^(i/2048) as binary32; LEVEL: mantissas of 2^(i/16); INVERSE: 2^(-i/32) in units of 2^-16.
 """
 
 import pathlib
@@ -56,7 +56,7 @@ def tables() -> dict[str, tuple[str, np.ndarray]]:
         "STEP_COARSE": ("float", np.float32(2 ** (np.arange(32) / 32))),
         "STEP_FINE": ("float", np.float32(2 ** (np.arange(64) / 2048))),
         "LEVEL": ("uint32_t", np.float32(2 ** (np.arange(16) / 16)).view(np.uint32) & 0x7FFFFF),
-        "INVERSE": ("uint32_t", np.rint(2 ** (16 - np.arange(16) / 16)).astype(int)),
+        "INVERSE": ("uint32_t", np.rint(2 ** (16 - np.arange(32) / 32)).astype(int)),
     }
 
 

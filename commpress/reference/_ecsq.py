@@ -215,8 +215,8 @@ class _Encoder:
             self.present = sorted(set((classes - self.lowest).tolist()))
             mask = (self.count + 7) // 8
             self.header = 18 + (0 if self.spec.dither or self.spec.centroid else 4) + mask
-            self.header += (2 if self.spec.dither else 4) * len(self.present)
-            self.room = self.nbytes - self.header - len(self.coded_kinds) - 4 * self.lanes
+            self.header += (2 if self.spec.dither else 5) * len(self.present)
+            self.room = self.nbytes - self.header - len(self.coded_kinds) - 3 * self.lanes - 8
             if len(self.coded_kinds) <= self.nbytes // 2 and self.room >= self.nbytes // 4:
                 break
         self.kinds = kinds.tolist()
@@ -289,7 +289,7 @@ class _Encoder:
     def _search(self) -> tuple[int, dict[int, model.Table]] | None:
         j = self.j0
         if len(self.kinds) >= 256:
-            found = search(lambda j: self.cost(j, 8)[0], self.room, j, self.room >> 8, self.n, 5)
+            found = search(lambda j: self.cost(j, 8)[0], self.room, j, self.room >> 11, self.n, 5)
             j = found[1]
         made: dict[int, dict[int, model.Table]] = {}
 
@@ -297,7 +297,7 @@ class _Encoder:
             value, made[j] = self.cost(j, 1)
             return value
 
-        best, last = search(cost, self.room, j, self.room >> 8, self.n, 8)
+        best, last = search(cost, self.room, j, self.room >> 12, self.n, 8)
         for _ in range(200):
             if best is not None:
                 return best, made[best]
@@ -328,10 +328,10 @@ class _Encoder:
             frequency[at], start[at] = f[row, symbol + 32], c[row, symbol + 32]
             symbols[at], full[at], sent[at] = symbol, np.where(escaped, 0, q), not table.empty
             escapes += zip(at[escaped].tolist(), np.clip(v[escaped], -(2.0**100), 2.0**100).tolist(), strict=True)
-            head = [table.shift + 32 | table.escape << 6, table.largest | table.shape << 5]
+            head = [table.shift + 64 | table.escape << 7, table.largest | table.shape << 5]
             if not self.spec.dither:
-                one, more, e, p = (0, 0, 0, 0) if raw else centroids(np.abs(v[~escaped]), np.abs(q[~escaped]))
-                head += [one & 255, more & 255]
+                places, e, p = ((0, 0, 0), 0, 0) if raw else centroids(np.abs(v[~escaped]), np.abs(q[~escaped]))
+                head += [place & 255 for place in places]
                 energy, product = energy + float(e), product + float(p)
             heads.append(bytes(head))
         rho = np.float32(energy / product) if product > 0 else np.float32(1)
@@ -360,16 +360,23 @@ def _concentration(classes: I64) -> int:
     return int((np.unique(classes, return_counts=True)[1].astype(np.int64) ** 2).sum())
 
 
-def centroids(a: F32, q: I64) -> tuple[int, int, int, int]:
-    """Least-squares offsets in 1/256 step of magnitude 1 and of those beyond, sum of v^2 and of v * decoded in 2^-16 step^2."""
+def centroids(a: F32, q: I64) -> tuple[tuple[int, int, int], int, int]:
+    """Where the decoder places values (offsets of magnitudes 1 and 2 in 1/256 step, what each further magnitude adds in 1/4096), then sums of v^2 and of v * decoded in 2^-20 step^2."""
     w = np.rint(a * np.float32(256)).astype(np.int64)
-    first, others = q == 1, q > 1
-    n1, n2, w1, w2 = int(first.sum()), int(others.sum()), int(w[first].sum()), int(w[others].sum())
-    levels = int(q[others].sum())
-    one = min(max((2 * w1 + n1) // (2 * n1) - 256, -127), 127) if n1 else 0
-    more = min(max((2 * (w2 - 256 * levels) + n2) // (2 * n2), -127), 127) if n2 else 0
-    product = (256 + one) * w1 + 256 * int((w * q)[others].sum()) + more * w2
-    return one, more, int((w * w).sum()), product
+    n, total = [int((q == k).sum()) for k in (0, 1, 2)], [int(w[q == k].sum()) for k in (0, 1, 2)]
+    beyond = q > 2
+    w3, q3, x3 = int(w[beyond].sum()), int(q[beyond].sum()), int((w * q)[beyond].sum())
+    over = q3 - 2 * int(beyond.sum())
+    one = _mean(total[1] - 256 * n[1], n[1])
+    two = _mean(total[2] - 512 * n[2], n[2])
+    slope = _mean(16 * (w3 - 256 * q3 - two * int(beyond.sum())), over)
+    product = 16 * (256 + one) * total[1] + 16 * (512 + two) * total[2] + (4096 + slope) * x3 + (16 * two - 2 * slope) * w3
+    return (one, two, slope), 16 * int((w * w).sum()), product
+
+
+def _mean(total: int, count: int) -> int:
+    """To nearest, in [-127, 127]."""
+    return min(max((2 * total + count) // (2 * count), -127), 127) if count else 0
 
 
 def search(
@@ -426,7 +433,7 @@ def _decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, g
         raise WireError("a segment's header is out of range")
     if model.raw_bits(top) > 17:
         raise WireError("a segment's classes are out of range")
-    mask_nbytes, per_class = (count + 7) // 8, 2 if spec.dither else 4
+    mask_nbytes, per_class = (count + 7) // 8, 2 if spec.dither else 5
     mask = int.from_bytes(data[at : at + mask_nbytes], "little")
     at += mask_nbytes
     present = [k for k in range(count) if mask >> k & 1]
@@ -435,14 +442,14 @@ def _decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, g
     made, offsets, sums = {}, {}, {}
     for kind in present:
         a, b = data[at], data[at + 1]
-        table = model.Table(b >> 5, (a & 63) - 32, b & 31, a >> 6 & 1)
+        table = model.Table(b >> 5, (a & 127) - 64, b & 31, a >> 7)
         found = model.all_frequencies(table, relative0 + kind * CLASS_WIDTH * 128, spec.dither)
-        if a >> 7 or found is None:
+        if found is None:
             raise WireError("a class has an impossible table")
         made[kind] = table
         sums[kind] = [[0, *np.cumsum(f).tolist()] for f in found]
         signed = [v - 256 if v > 127 else v for v in data[at + 2 : at + per_class]]
-        offsets[kind] = tuple(signed) if signed else (0, 0)
+        offsets[kind] = tuple(signed) if signed else (0, 0, 0)
         at += per_class
     blocks = -(-n // BLOCK)
     kinds = _rans.decode_classes(data[at : at + class_nbytes], blocks, count)
@@ -491,9 +498,10 @@ def _decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, g
         elif raw:
             value = q.astype(np.float32)
         else:
-            one, more = offsets[kind]
-            level = 256 * np.abs(q) + np.where(np.abs(q) == 1, one, np.where(q == 0, 0, more))
-            value = (np.sign(q) * level).astype(np.float64) * rho / 256
+            one, two, slope = offsets[kind]
+            a = np.abs(q)
+            level = np.where(a < 2, a * (4096 + 16 * one), 4096 * a + 16 * two + (a - 2) * slope)
+            value = (np.sign(q) * level).astype(np.float64) * rho / 4096
             value = value if spec.rotate else _bounded(value * scale)
         if u is not None or raw:
             value = value if spec.rotate else _bounded(value.astype(np.float64) * scale)

@@ -39,13 +39,13 @@ def dead_zone(relative: int) -> int:
 
 
 def nominal(relative: int) -> int:
-    """The level of a class in 1/16 octave."""
-    return (relative + 64) >> 7
+    """The level of a class in 1/32 octave."""
+    return (relative + 32) >> 6
 
 
 def raw_bits(relative: int) -> int:
     """Low bits of a value that are sent as they are: levels above 2 octaves are brought down to them."""
-    return max(0, (nominal(relative) - 32 + 15) >> 4)
+    return max(0, (nominal(relative) - 64 + 31) >> 5)
 
 
 @functools.cache
@@ -76,7 +76,8 @@ def survival(shape: int, z: I64) -> I64:
 
 def scaled(t: I64, level: int) -> I64:
     """Thresholds in 2^-16 step to multiples of the mean magnitude, in 2^-16."""
-    return t * tables.INVERSE[level & 15] >> (16 + (level >> 4))
+    level = min(max(level, -320), 320)
+    return t * tables.INVERSE[level & 31] >> (16 + (level >> 5))
 
 
 def frequencies(shape: int, level: int, offset: int, largest: int, escape: int) -> I64 | None:
@@ -127,7 +128,7 @@ class Table(NamedTuple):
 def all_frequencies(table: Table, relative: int, dithered: bool) -> list[I64] | None:
     """One table, or one for each cell of the dither. None if impossible."""
     raw = raw_bits(relative)
-    level = nominal(relative) - 16 * raw + table.shift
+    level = nominal(relative) - 32 * raw + table.shift
     if dithered and not raw:
         made = [dithered_frequencies(table.shape, level, c, table.largest, table.escape) for c in range(CELLS)]
     else:
@@ -188,7 +189,7 @@ def fit(counts: I64, relative: int, dithered: bool) -> tuple[Table, int]:
         for direction in (1, -1):
             while True:
                 moved = here._replace(shift=here.shift + direction)
-                if not -32 <= moved.shift <= 31:
+                if not -64 <= moved.shift <= 63:
                     break
                 there = cost(moved)
                 if there >= value:
