@@ -14,6 +14,9 @@
 | ``randk:f`` | yes | a random part f, which costs no positions, times 1/f (``scale=none``: as they are, biased); ``values=`` as above, the default is fp32 |
 | ``bitshift:b`` | no | trellis code with a Gaussian codebook, ``length=`` 8 to 16 bits of state, for some b from 0.05 to 4; slow to encode, near the limit |
 | ``hadamard+bitshift:b`` | yes | the same after a random rotation, with EDEN's unbiased scale (or ``scale=centroid``) |
+| ``ecsq:b`` | no | entropy-coded uniform quantiser with a dead zone, one step for the whole payload, found so that its bits just fit; b from 0.05 on (``scale=centroid`` as above) |
+| ``ecdq:b`` | yes | the same with subtractive dither instead of a dead zone |
+| ``hadamard+ecsq:b``, ``hadamard+ecdq:b`` | no, yes | both after a random rotation |
 
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
@@ -23,6 +26,7 @@ from collections.abc import Callable
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._bitshift import FAMILIES as BITSHIFT_FAMILIES
 from commpress.codecs._bitshift import parse_bitshift
+from commpress.codecs._ecsq import ENTROPY_FAMILIES, parse_entropy
 from commpress.codecs._key import Key
 from commpress.codecs._layered import LayeredCodec
 from commpress.codecs._none import parse_none
@@ -40,6 +44,7 @@ _PARSERS: dict[str, Callable[[Spec], Codec]] = {
     **dict.fromkeys(FAMILIES, parse_quantiser),
     **dict.fromkeys(("topk", "threshold", "randk"), parse_sparse),
     **dict.fromkeys(BITSHIFT_FAMILIES, parse_bitshift),
+    **dict.fromkeys(ENTROPY_FAMILIES, parse_entropy),
 }
 
 
