@@ -23,6 +23,7 @@ I64 = npt.NDArray[np.int64]
 SEGMENT, BLOCK, ROTATION, MILLION = 1 << 23, 512, 4096, 1_000_000
 EXTRA = 48  # bytes of a segment beyond its rate
 CLASS_WIDTH, MOST_CLASSES, FLOOR = 6, 56, -48  # in 1/16 octave; -; level in steps under which classes are one
+FINEST = 36800  # a class is at most so many 1/2048 octaves above the step, so that it has at most 16 raw bits
 MODE_ZERO, MODE_CODED, MODE_RAW, MODE_NAN = 0, 1, 2, 255
 FLT_MAX = float(np.finfo(np.float32).max)
 DITHER = 5  # purpose
@@ -158,7 +159,11 @@ class _Encoder:
         found = self._search()
         if found is None:
             return self._padded(MODE_NAN if NAN in self.kinds else MODE_ZERO, b"")
-        return self._write(*found)
+        j, made = found
+        while (payload := self._write(j, made)) is None:  # coding took more than the sum of its logarithms
+            j += 16
+            made = self.cost(j, 1)[1]
+        return payload
 
     def _padded(self, mode: int, rest: bytes) -> bytes:
         return (bytes([mode]) + rest).ljust(self.nbytes, b"\0")
@@ -211,6 +216,7 @@ class _Encoder:
             self.centre = (CLASS_WIDTH * self.lowest - phase + CLASS_WIDTH // 2) * 128
             kinds = np.array(self.kinds)
             kinds[normal] = classes - self.lowest
+            self.finest = self.centre + (self.count - 1) * CLASS_WIDTH * 128 - FINEST
             self.coded_kinds = _rans.encode_classes(kinds.tolist())
             self.present = sorted(set((classes - self.lowest).tolist()))
             mask = (self.count + 7) // 8
@@ -289,7 +295,7 @@ class _Encoder:
     def _search(self) -> tuple[int, dict[int, model.Table]] | None:
         j = self.j0
         if len(self.kinds) >= 256:
-            found = search(lambda j: self.cost(j, 8)[0], self.room, j, self.room >> 11, self.n, 5)
+            found = search(lambda j: self.cost(j, 8)[0], self.room, j, self.finest, self.room >> 11, self.n, 5)
             j = found[1]
         made: dict[int, dict[int, model.Table]] = {}
 
@@ -297,7 +303,7 @@ class _Encoder:
             value, made[j] = self.cost(j, 1)
             return value
 
-        best, last = search(cost, self.room, j, self.room >> 12, self.n, 8)
+        best, last = search(cost, self.room, j, self.finest, self.room >> 12, self.n, 8)
         for _ in range(200):
             if best is not None:
                 return best, made[best]
@@ -306,7 +312,7 @@ class _Encoder:
                 best = last
         return None
 
-    def _write(self, j: int, made: dict[int, model.Table]) -> bytes:
+    def _write(self, j: int, made: dict[int, model.Table]) -> bytes | None:
         symbols = np.zeros(self.n, np.int64)
         frequency, start = np.zeros(self.n, np.int64), np.zeros(self.n, np.int64)
         sent = np.zeros(self.n, bool)
@@ -352,7 +358,8 @@ class _Encoder:
         if not self.spec.dither and not self.spec.centroid:
             head += struct.pack("<f", rho)
         head += mask + body
-        assert len(head) + len(stream) <= self.nbytes
+        if len(head) + len(stream) > self.nbytes:
+            return None
         return head.ljust(self.nbytes - len(stream), b"\0") + stream
 
 
@@ -380,17 +387,17 @@ def _mean(total: int, count: int) -> int:
 
 
 def search(
-    cost: Callable[[int], int], room: int, j: int, slack: int, n: int, most: int
+    cost: Callable[[int], int], room: int, j: int, finest: int, slack: int, n: int, most: int
 ) -> tuple[int | None, int]:
     """(finest step met whose cost is within ``room``, or None; the step to go on from): a bracketed secant method that stops within ``slack``."""
     over: int | None = None
     best: int | None = None
-    slope, before = -n / 16384.0, None
+    slope, before, j = -n / 16384.0, None, max(j, finest)
     for _ in range(most):
         c = cost(j)
         if c <= room:
             best = j if best is None or j < best else best
-            if room - c <= slack:
+            if room - c <= slack or j == finest:
                 return best, j
         else:
             over = j if over is None or j > over else over
@@ -407,7 +414,7 @@ def search(
             after = over + 1
         elif best is not None and after >= best:
             after = best - 1
-        j = after
+        j = max(after, finest)
     return best, j
 
 

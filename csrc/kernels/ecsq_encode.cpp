@@ -17,6 +17,7 @@ namespace {
 using entropy::Model;
 
 constexpr int64_t CLASS_WIDTH = ECSQ_CLASS_WIDTH, FLOOR_LEVEL = -48;  // in 1/16 octave
+constexpr int64_t FINEST = 36800;  // a class is at most so many 1/2048 octaves above the step: at most 16 raw bits
 constexpr int64_t SAMPLED_BLOCKS = 256, STRIDE = 8;  // segments of so many blocks are searched on every eighth first
 
 int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
@@ -180,6 +181,7 @@ class Encoder {
       if (flat) lowest = highest;
       count_ = static_cast<int>(highest - lowest + 1);
       centre_ = (CLASS_WIDTH * lowest - phase + CLASS_WIDTH / 2) * 128;
+      finest_ = centre_ + (count_ - 1) * CLASS_WIDTH * 128 - FINEST;
       classes_.assign(count_, {});
       for (int64_t b = 0; b < blocks_; ++b) {
         if (kinds_[b] < 0) continue;
@@ -260,7 +262,7 @@ class Encoder {
   bool find_step(int64_t& j) {
     j = first_;
     if (blocks_ >= SAMPLED_BLOCKS)
-      j = entropy::search([&](int64_t at) { return cost(at, STRIDE); }, room_, j, room_ >> 11, n_, 5).last;
+      j = entropy::search([&](int64_t at) { return cost(at, STRIDE); }, room_, j, finest_, room_ >> 11, n_, 5).last;
     int64_t best = 0;
     std::vector<Model> models(count_);
     const auto keep = [&](int64_t at) {
@@ -276,7 +278,7 @@ class Encoder {
       }
       return c;
     };
-    int64_t last = entropy::search(full, room_, j, room_ >> 12, n_, 8).last;
+    int64_t last = entropy::search(full, room_, j, finest_, room_ >> 12, n_, 8).last;
     for (int i = 0; i < 200 && !found; ++i) full(last += 512);
     for (int k = 0; k < count_; ++k) classes_[k].model = models[k];
     j = best;
@@ -406,7 +408,7 @@ class Encoder {
   std::vector<Class> classes_;
   std::vector<uint8_t> coded_kinds_;
   int count_ = 0;
-  int64_t centre_ = 0, first_ = 0, header_ = 0, room_ = 0;
+  int64_t centre_ = 0, first_ = 0, finest_ = 0, header_ = 0, room_ = 0;
 };
 
 }  // namespace

@@ -48,13 +48,14 @@ struct Counts {
 // The cheapest model that the descent over level and shape finds, and its cost in 2^-16 bit, escaped values included.
 Model fit(const Counts& counts, int64_t relative, bool dithered, int64_t& cost);
 
-// The finest step met whose cost is within `room` (found = false: none), and the step to go on from.
+// A bracketed secant method, never finer than `finest`, that stops within `slack` of the room: the finest step met whose cost is within `room` (found = false: none), and the step to go on from.
 struct Search {
   bool found;
   int64_t best, last;
 };
 template <class Cost>
-Search search(const Cost& cost, int64_t room, int64_t j, int64_t slack, int64_t n, int most) {
+Search search(const Cost& cost, int64_t room, int64_t j, int64_t finest, int64_t slack, int64_t n, int most) {
+  if (j < finest) j = finest;
   bool has_over = false, has_best = false, has_before = false;
   int64_t over = 0, best = 0, before_j = 0, before_c = 0;
   double slope = -static_cast<double>(n) / 16384.0;
@@ -63,7 +64,7 @@ Search search(const Cost& cost, int64_t room, int64_t j, int64_t slack, int64_t 
     if (c <= room) {
       best = !has_best || j < best ? j : best;
       has_best = true;
-      if (room - c <= slack) return {true, best, j};
+      if (room - c <= slack || j == finest) return {true, best, j};
     } else {
       over = !has_over || j > over ? j : over;
       has_over = true;
@@ -86,7 +87,7 @@ Search search(const Cost& cost, int64_t room, int64_t j, int64_t slack, int64_t 
     } else if (has_best && after >= best) {
       after = best - 1;
     }
-    j = after;
+    j = after < finest ? finest : after;
   }
   return {has_best, best, j};
 }
