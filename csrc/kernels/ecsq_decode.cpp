@@ -109,6 +109,8 @@ bool parse(EcsqHeader& h) {
   return true;
 }
 
+constexpr int64_t STREAM_NUMEL = 1 << 20;  // 4 MiB of values: more than a second-level cache holds
+
 class Decoder {
  public:
   Decoder(const EcsqHeader& h, const Key& key, int64_t index, bool accumulate, float gain, float beta, Isa isa)
@@ -123,6 +125,13 @@ class Decoder {
         low_(h.in + h.low_at) {}
 
   void run(float* out) {
+    streams_ = !accumulate_ && h_.n >= STREAM_NUMEL && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    write(out);
+    if (streams_) kernels_.finish_stream();
+  }
+
+ private:
+  void write(float* out) {
     if (h_.mode != ECSQ_CODED) return simple(out);
     ready();
     stream_.in = h_.in + h_.stream_at;
@@ -142,7 +151,6 @@ class Decoder {
     }
   }
 
- private:
   void simple(float* out) {
     for (int64_t i = 0; i < h_.n; i += BLOCK) {
       const int64_t n = std::min(BLOCK, h_.n - i);
@@ -216,6 +224,8 @@ class Decoder {
   void deliver(float* out, int64_t n) const {
     if (accumulate_)
       for (int64_t k = 0; k < n; ++k) out[k] = out[k] * beta_ + z_[k];
+    else if (streams_ && n == BLOCK)
+      kernels_.stream(z_, n, out);
     else
       memcpy(out, z_, 4 * n);
   }
@@ -224,6 +234,7 @@ class Decoder {
   const Key key_;
   const int64_t index_;
   const bool accumulate_;
+  bool streams_ = false;
   const float gain_, beta_;
   const EcsqKernels& kernels_;
   const double scale_;

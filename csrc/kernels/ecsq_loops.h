@@ -150,6 +150,12 @@ static void ecsq_rotate(float* x, int64_t n, const Key& key, int64_t index) {
   for (int64_t i = 0; i < n; ++i) x[i] *= norm;
 }
 
+static void ecsq_stream(const float* z, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += 16) store_past_caches(out + i, load(z + i));
+}
+
+static void ecsq_finish_stream() { finish_stores(); }
+
 static void ecsq_unrotate(float* z, int64_t n, const Key& key, int64_t index) {
   const int rows = static_cast<int>(n / 16);
   rotate_near(z, rows);
