@@ -18,10 +18,8 @@ EcsqPayload payload_of(int64_t rate, bool rotate, bool dither, bool centroid, in
   STD_TORCH_CHECK(offset >= 0 && offset % BLOCK == 0, "commpress: offset must be a multiple of ", BLOCK, ", got ",
                   offset);
   STD_TORCH_CHECK(numel >= 0, "commpress: negative number of coordinates");
-  return {{static_cast<int32_t>(rate), rotate, dither, centroid},
-          key_of(seed, step, sender_phase, tensor),
-          offset,
-          numel};
+  return {
+      {static_cast<int32_t>(rate), rotate, dither, centroid}, key_of(seed, step, sender_phase, tensor), offset, numel};
 }
 
 std::vector<Segment> segments_of(const Tensor& values, const Tensor& payload, const EcsqPayload& p) {
@@ -43,8 +41,7 @@ void for_segments(const std::vector<Segment>& segments, const F& f) {
 
 void encode_op(Tensor x, Tensor payload, int64_t rate, bool rotate, bool dither, bool centroid, int64_t seed,
                int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, double gain, int64_t isa) {
-  const EcsqPayload p =
-      payload_of(rate, rotate, dither, centroid, seed, step, sender_phase, tensor, offset, x.numel());
+  const EcsqPayload p = payload_of(rate, rotate, dither, centroid, seed, step, sender_phase, tensor, offset, x.numel());
   const std::vector<Segment> segments = segments_of(x, payload, p);
   const Isa path = isa_of(isa);
   const float* const from = x.const_data_ptr<float>();

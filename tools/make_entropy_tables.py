@@ -4,7 +4,7 @@ Run it from the repository's root: ``python tools/make_entropy_tables.py``. Both
 
 * SURVIVAL: for generalised normal densities exp(-|x/a|^shape) with E|x| = 1, P(X > z) in units of 2^-30 on a grid of 32 points per octave of z from 1/16 to 32.
 * DEAD_ZONE, RATE: of a normal source whose mean magnitude is 2^(level/16) steps, level from -64 to 64: the offset f (in 1/256 step) for which the quantiser
-  floor(|x| + f) has the least D + LAMBDA R, and its entropy there in 1/4096 bit. LAMBDA is a little below the 2 ln 2 / 12 of fine quantisers: nearer to the optimum at one bit.
+  floor(|x| + f) has the least D + lambda R, and its entropy there in 1/4096 bit. lambda is 0.1 for coarse quantisers and goes to the 2 ln 2 / 12 of fine ones.
 * STEP_COARSE, STEP_FINE: 2^(i/32) and 2^(i/2048) as binary32; LEVEL: mantissas of 2^(i/16); INVERSE: 2^(-i/32) in units of 2^-16.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special, stats
 
 SHAPES = (3.0, 2.0, 1.5, 1.2, 0.95, 0.75, 0.6, 0.45)
-LAMBDA = 0.1
+LAMBDA = 0.1, np.log(2) / 6
 LEVELS = range(-64, 65)
 
 
@@ -41,9 +41,10 @@ def operating_point(sigma: float, offset: float) -> tuple[float, float]:
 def tables() -> dict[str, tuple[str, np.ndarray]]:
     dead, rate = [], []
     for level in LEVELS:
+        price = np.interp(level, (0, 16), LAMBDA)
         sigma = 2 ** (level / 16) * np.sqrt(np.pi / 2)
         _, _, offset, entropy = min(
-            (d + LAMBDA * h, d, offset, h)
+            (d + price * h, d, offset, h)
             for offset in range(32, 136)
             for h, d in [operating_point(sigma, offset / 256)]
         )

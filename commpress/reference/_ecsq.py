@@ -303,7 +303,7 @@ class _Encoder:
             value, made[j] = self.cost(j, 1)
             return value
 
-        best, last = search(cost, self.room, j, self.finest, self.room >> 12, self.n, 8)
+        best, last = search(cost, self.room, j, self.finest, self.room >> 13, self.n, 8)
         for _ in range(200):
             if best is not None:
                 return best, made[best]

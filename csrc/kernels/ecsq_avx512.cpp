@@ -106,8 +106,8 @@ static uint8_t* encode_whole(EcsqClassCoder& c, const float* x, int64_t index, u
   const EcsqQuantiser& quantiser = c.quantiser;
   const __m512 gain = _mm512_set1_ps(quantiser.gain), inverse = _mm512_set1_ps(quantiser.inverse),
                offset = _mm512_set1_ps(quantiser.offset), most = _mm512_set1_ps(ECSQ_MOST);
-  const __m512i one = _mm512_set1_epi32(1), two = _mm512_set1_epi32(2),
-                largest = _mm512_set1_epi32(c.largest), low = _mm512_set1_epi32(0xFFFF);
+  const __m512i one = _mm512_set1_epi32(1), two = _mm512_set1_epi32(2), largest = _mm512_set1_epi32(c.largest),
+                low = _mm512_set1_epi32(0xFFFF);
   const Table table(c.entry[0]);
   __m512i state[2] = {_mm512_loadu_si512(states), _mm512_loadu_si512(states + 16)};
   __m512i w1 = _mm512_setzero_si512(), w2 = w1, w3 = w1, q3 = w1, x3 = w1, squares = w1;
@@ -137,8 +137,8 @@ static uint8_t* encode_whole(EcsqClassCoder& c, const float* x, int64_t index, u
     const __mmask16 is2 = _mm512_mask_cmpeq_epi32_mask(static_cast<__mmask16>(~escaped), q, two);
     const __mmask16 is3 = _mm512_mask_cmpgt_epi32_mask(static_cast<__mmask16>(~escaped), q, two);
     const __mmask16 first = is1 & static_cast<__mmask16>(~escaped);
-    const __m512i fine = _mm512_maskz_cvtps_epi32(
-        static_cast<__mmask16>(~escaped), _mm512_mul_ps(_mm512_abs_ps(v), _mm512_set1_ps(256.0f)));
+    const __m512i fine = _mm512_maskz_cvtps_epi32(static_cast<__mmask16>(~escaped),
+                                                  _mm512_mul_ps(_mm512_abs_ps(v), _mm512_set1_ps(256.0f)));
     squares = _mm512_add_epi32(squares, _mm512_mullo_epi32(fine, fine));
     w1 = _mm512_mask_add_epi32(w1, first, w1, fine);
     w2 = _mm512_mask_add_epi32(w2, is2, w2, fine);
@@ -171,8 +171,8 @@ static uint8_t* encode_whole(EcsqClassCoder& c, const float* x, int64_t index, u
   c.w3 += _mm512_reduce_add_epi32(w3);
   c.q3 += _mm512_reduce_add_epi32(q3);
   c.x3 += _mm512_reduce_add_epi32(x3);
-  const __m512i wide = _mm512_add_epi64(_mm512_and_si512(squares, _mm512_set1_epi64(0xFFFFFFFF)),
-                                        _mm512_srli_epi64(squares, 32));
+  const __m512i wide =
+      _mm512_add_epi64(_mm512_and_si512(squares, _mm512_set1_epi64(0xFFFFFFFF)), _mm512_srli_epi64(squares, 32));
   c.squares += _mm512_reduce_add_epi64(wide);
   return out;
 }
@@ -189,7 +189,8 @@ static uint8_t* encode_vector(EcsqClassCoder& c, const float* x, const int32_t* 
 template <class Table>
 static void decode_whole(const EcsqClassDecoder& c, EcsqStream& stream, float* z, std::vector<int32_t>& escapes) {
   const Table values(c.values);
-  const __m512i slot_mask = _mm512_set1_epi32(entropy::TOTAL - 1), low = _mm512_set1_epi32(static_cast<int>(entropy::RANS_LOW));
+  const __m512i slot_mask = _mm512_set1_epi32(entropy::TOTAL - 1),
+                low = _mm512_set1_epi32(static_cast<int>(entropy::RANS_LOW));
   const uint32_t* const slots = c.slots.data();
   __m512i state[2] = {_mm512_loadu_si512(stream.states), _mm512_loadu_si512(stream.states + 16)};
   const uint8_t* in = stream.in;
@@ -228,8 +229,8 @@ static void decode_vector(const EcsqClassDecoder& c, EcsqStream& stream, const i
 }
 
 extern const EcsqKernels ECSQ_KERNELS;
-const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector, encode_vector, decode_vector,
-                                  ecsq_dither,     ecsq_rotate, ecsq_stream, ecsq_finish_stream, ecsq_unrotate};
+const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector, encode_vector,      decode_vector, ecsq_dither,
+                                  ecsq_rotate,     ecsq_stream,  ecsq_finish_stream, ecsq_unrotate};
 
 }  // namespace COMMPRESS_ISA
 }  // namespace commpress

@@ -175,7 +175,9 @@ class Encoder {
       }
     }
     const int64_t floor_class = floor_divide((first_ >> 7) + FLOOR_LEVEL + phase, CLASS_WIDTH);
-    const auto class_of = [&](int64_t level) { return std::max(floor_divide(level + phase, CLASS_WIDTH), floor_class); };
+    const auto class_of = [&](int64_t level) {
+      return std::max(floor_divide(level + phase, CLASS_WIDTH), floor_class);
+    };
     int64_t lowest = class_of(least), highest = std::min(class_of(greatest), lowest + ECSQ_MOST_CLASSES - 1);
     for (int flat = 0; flat < 2; ++flat) {
       if (flat) lowest = highest;
@@ -278,7 +280,7 @@ class Encoder {
       }
       return c;
     };
-    int64_t last = entropy::search(full, room_, j, finest_, room_ >> 12, n_, 8).last;
+    int64_t last = entropy::search(full, room_, j, finest_, room_ >> 13, n_, 8).last;
     for (int i = 0; i < 200 && !found; ++i) full(last += 512);
     for (int k = 0; k < count_; ++k) classes_[k].model = models[k];
     j = best;

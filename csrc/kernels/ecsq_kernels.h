@@ -22,7 +22,8 @@ struct EcsqEscape {
   float value;  // in steps
 };
 
-// What the encoder keeps for one class. Sums are over coordinates with a symbol, by magnitude 1, 2 and beyond; w = rint(256 |v|).
+// What the encoder keeps for one class. Sums are over coordinates with a symbol, by magnitude 1, 2 and beyond; w =
+// rint(256 |v|).
 struct EcsqClassCoder {
   EcsqQuantiser quantiser;
   int largest;
@@ -34,8 +35,8 @@ struct EcsqClassCoder {
 struct EcsqClassDecoder {
   int raw, largest;
   bool empty, folded, dither;
-  std::vector<uint32_t> slots;  // 4096 for each row: frequency | bias << 12 | symbol << 24; none if empty
-  float values[entropy::SYMBOLS];   // of each symbol, without dither and raw bits
+  std::vector<uint32_t> slots;     // 4096 for each row: frequency | bias << 12 | symbol << 24; none if empty
+  float values[entropy::SYMBOLS];  // of each symbol, without dither and raw bits
 };
 
 struct EcsqStream {
@@ -58,7 +59,8 @@ struct EcsqKernels {
   void (*dither)(const Key& key, int64_t index, int64_t n, int32_t* w);
   // In place; n is a power of two from 128 to 4096.
   void (*rotate)(float* x, int64_t n, const Key& key, int64_t index);
-  // Copies to memory that is a multiple of 64 bytes past the caches, where the machine can do that; n is a multiple of 16.
+  // Copies to memory that is a multiple of 64 bytes past the caches, where the machine can do that; n is a multiple
+  // of 16.
   void (*stream)(const float* z, int64_t n, float* out);
   void (*finish_stream)();
   void (*unrotate)(float* x, int64_t n, const Key& key, int64_t index);

@@ -55,7 +55,8 @@ static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w,
   }
   int32_t met[4][64] = {{0}};  // four, so that neighbours with the same symbol do not wait for each other
   for (int64_t i = 0; i < n; ++i) {
-    const int32_t q = ecsq_high(ecsq_value(c, x[i] * c.gain * c.inverse, c.dither ? w[i] : 0), c.raw), a = q < 0 ? -q : q;
+    const int32_t q = ecsq_high(ecsq_value(c, x[i] * c.gain * c.inverse, c.dither ? w[i] : 0), c.raw),
+                  a = q < 0 ? -q : q;
     ++met[i % 4][a <= entropy::LARGEST ? 32 + a : 0];
   }
   for (int s = 0; s < 64; ++s) counts.of[0][s] += met[0][s] + met[1][s] + met[2][s] + met[3][s];

@@ -38,8 +38,8 @@ enum Kind : int16_t { KIND_ZERO = -1, KIND_NAN = -2 };  // beside the classes 0,
 
 // Adaptive probabilities, 65536 times that of a 1: special or not, which special, same class, direction, magnitude.
 struct ClassContexts {
-  uint32_t special[2] = {2048, 61440}, which[1] = {2048}, other[3] = {2048, 8192, 16384},
-           up[3] = {32768, 32768, 32768}, more[8] = {32768, 32768, 32768, 32768, 32768, 32768, 32768, 32768};
+  uint32_t special[2] = {2048, 61440}, which[1] = {2048}, other[3] = {2048, 8192, 16384}, up[3] = {32768, 32768, 32768},
+           more[8] = {32768, 32768, 32768, 32768, 32768, 32768, 32768, 32768};
   int was_special = 0, last = 0, change = 0;
 
   void moved(int kind) {

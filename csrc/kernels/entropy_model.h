@@ -7,9 +7,9 @@ namespace commpress {
 namespace entropy {
 
 constexpr int PRECISION = 12, TOTAL = 1 << PRECISION;
-constexpr int SYMBOLS = 64;      // value + 32; 0 is the escape
-constexpr int LARGEST = 31;      // largest magnitude with a symbol
-constexpr int CELLS = 8;         // of the dither's magnitude
+constexpr int SYMBOLS = 64;        // value + 32; 0 is the escape
+constexpr int LARGEST = 31;        // largest magnitude with a symbol
+constexpr int CELLS = 8;           // of the dither's magnitude
 constexpr int64_t HALF = 1 << 15;  // one half, in 2^-16 of a step
 
 // 2^(j / 2048).
@@ -48,7 +48,8 @@ struct Counts {
 // The cheapest model that the descent over level and shape finds, and its cost in 2^-16 bit, escaped values included.
 Model fit(const Counts& counts, int64_t relative, bool dithered, int64_t& cost);
 
-// A bracketed secant method, never finer than `finest`, that stops within `slack` of the room: the finest step met whose cost is within `room` (found = false: none), and the step to go on from.
+// A bracketed secant method, never finer than `finest`, that stops within `slack` of the room: the finest step met
+// whose cost is within `room` (found = false: none), and the step to go on from.
 struct Search {
   bool found;
   int64_t best, last;
