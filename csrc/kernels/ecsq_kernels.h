@@ -9,7 +9,6 @@ namespace commpress {
 
 constexpr int64_t ECSQ_BLOCK = 512;  // coordinates that share a class
 constexpr float ECSQ_MOST = 4194304.0f, ECSQ_FARTHEST = 0x1p100f;
-constexpr uint32_t ECSQ_DITHER = 5;  // purpose
 
 struct EcsqQuantiser {
   float gain, inverse, offset;

@@ -129,7 +129,7 @@ static void ecsq_decode_block(const EcsqClassDecoder& c, EcsqStream& stream, con
 }
 
 static void ecsq_dither(const Key& key, int64_t index, int64_t n, int32_t* w) {
-  const Philox random(key, ECSQ_DITHER);
+  const Philox random(key, DITHER);
   alignas(64) uint32_t rows[ECSQ_BLOCK];
   for (int v = 0; 64 * v < n; v += 2) {
     Ints words[2];

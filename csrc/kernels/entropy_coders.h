@@ -1,6 +1,7 @@
 // Entropy coders: one step of rANS (Duda 2013; Giesen 2014), and an adaptive binary coder for the classes of blocks.
 #pragma once
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace commpress {
