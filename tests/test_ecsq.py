@@ -62,8 +62,7 @@ def test_every_code_path_gives_the_same_bytes_and_values(spec):
     x = torch.from_numpy(normal(n, 8))
     x[:4000] *= 30
     x[50_000:50_003] = 400.0
-    common = {"rate": codec.rate, "rotate": codec.rotate, "dither": codec.dither, "centroid": codec.centroid}
-    common.update(seed=5, words=(1, 2 << 8, 3), offset=4096, gain=0.5)
+    common = codec.arguments(commpress.Key(seed=5, step=1, sender=2, tensor=3), 4096, 0.5)
     results = []
     for isa in PATHS:
         payload = torch.empty(codec.payload_nbytes(n), dtype=torch.uint8)
@@ -125,7 +124,9 @@ def test_the_unbiased_scale_is_as_long_as_the_input_and_the_centroid_one_shrinks
     x = torch.from_numpy(normal(1 << 17, 4))
     for rate in ("0.1", "1", "3"):
         for family in ("ecsq", "hadamard+ecsq"):
-            y = decoded(f"{family}:{rate}", commpress.codec(f"{family}:{rate}").encode(x, key_of(1)), key_of(1), x.numel())
+            y = decoded(
+                f"{family}:{rate}", commpress.codec(f"{family}:{rate}").encode(x, key_of(1)), key_of(1), x.numel()
+            )
             assert float(x @ y / (x @ x)) == pytest.approx(1, abs=0.002)
             codec = commpress.codec(f"{family}:{rate}").for_feedback()
             z = codec.decode(codec.encode(x, key_of(1)), key_of(1), out=torch.empty_like(x))
@@ -159,9 +160,7 @@ def test_subtractive_dither_is_unbiased(spec):
 def test_dithers_of_coordinates_and_keys_differ():
     """The quantisation errors are those of independent uniform numbers."""
     codec, x = commpress.codec("ecdq:3"), torch.from_numpy(normal(1 << 16, 2))
-    errors_of = [
-        codec.decode(codec.encode(x, key), key, out=torch.empty_like(x)) - x for key in map(key_of, range(4))
-    ]
+    errors_of = [codec.decode(codec.encode(x, key), key, out=torch.empty_like(x)) - x for key in map(key_of, range(4))]
     unit = [e.double() / e.double().norm() for e in errors_of]
     for i in range(4):
         for j in range(i):
@@ -228,7 +227,8 @@ def test_a_real_gradient_bucket(rate):
 @pytest.mark.parametrize("rate", ["0.5", "2"])
 def test_the_coder_is_as_good_as_constrictions(rate):
     """The same symbols under the same model, coded by a library of entropy coders: sizes within half a percent."""
-    constriction = pytest.importorskip("constriction")
+    import constriction  # of the extra `dev`
+
     n, spec = 1 << 19, f"ecsq:{rate},scale=centroid"
     x = torch.from_numpy(normal(n, 6))
     payload = bytes(commpress.codec(spec).encode(x, key_of(1)).numpy().tobytes())

@@ -64,7 +64,9 @@ def tables() -> dict[str, tuple[str, np.ndarray]]:
 def in_c(name: str, kind: str, values: np.ndarray) -> str:
     sizes = "".join(f"[{n}]" for n in values.shape)
     rows = values.reshape(-1, values.shape[-1])
-    text = ["{" + ", ".join(f"{float(v).hex()}f" if kind == "float" else str(int(v)) for v in row) + "}" for row in rows]
+    text = [
+        "{" + ", ".join(f"{float(v).hex()}f" if kind == "float" else str(int(v)) for v in row) + "}" for row in rows
+    ]
     body = text[0] if values.ndim == 1 else "{" + ", ".join(text) + "}"
     return f"constexpr {kind} {name}{sizes} = {body};\n"
 

@@ -15,7 +15,16 @@ from commpress.experiments._settings import Settings
 from commpress.experiments._text import standard_library
 
 STEPS = 30
-LAYERS = ("embedding", "blocks.0.attention", "blocks.0.query", "blocks.0.feed", "blocks.0.up", "blocks.2.query", "norm", "head")
+LAYERS = (
+    "embedding",
+    "blocks.0.attention",
+    "blocks.0.query",
+    "blocks.0.feed",
+    "blocks.0.up",
+    "blocks.2.query",
+    "norm",
+    "head",
+)
 
 
 def main() -> None:

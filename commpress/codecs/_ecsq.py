@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -49,6 +49,7 @@ class EntropyCodec(Codec):
         return False
 
     def for_feedback(self) -> Codec:
+        """`ecsq` with the centroid scale, for `ecdq` too: a dither's error can be larger than the input, which feedback would amplify."""
         return dataclasses.replace(self, dither=False, centroid=True)
 
     def __str__(self) -> str:
@@ -62,19 +63,21 @@ class EntropyCodec(Codec):
         inner = range((start // _SEGMENT + 1) * _SEGMENT, stop, _SEGMENT)
         return [start, *inner, stop]
 
+    def arguments(self, key: Key, offset: int, gain: float) -> dict[str, Any]:
+        """What the operators take beside tensors."""
+        return {
+            "rate": self.rate,
+            "rotate": self.rotate,
+            "dither": self.dither,
+            "centroid": self.centroid,
+            "seed": key.seed,
+            "words": key.words(),
+            "offset": offset,
+            "gain": gain,
+        }
+
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
-        ops.ecsq_encode(
-            x.to(torch.float32),
-            out,
-            rate=self.rate,
-            rotate=self.rotate,
-            dither=self.dither,
-            centroid=self.centroid,
-            seed=key.seed,
-            words=key.words(),
-            offset=offset,
-            gain=gain,
-        )
+        ops.ecsq_encode(x.to(torch.float32), out, **self.arguments(key, offset, gain))
 
     def _decode(
         self,
@@ -87,20 +90,7 @@ class EntropyCodec(Codec):
         beta: float,
     ) -> None:
         work = out.to(torch.float32)
-        segment = ops.ecsq_decode(
-            payload,
-            work,
-            rate=self.rate,
-            rotate=self.rotate,
-            dither=self.dither,
-            centroid=self.centroid,
-            seed=key.seed,
-            words=key.words(),
-            offset=offset,
-            accumulate=accumulate,
-            gain=gain,
-            beta=beta,
-        )
+        segment = ops.ecsq_decode(payload, work, accumulate=accumulate, beta=beta, **self.arguments(key, offset, gain))
         if segment >= 0:
             raise WireError(
                 f"segment {segment} has a {self} header that no encoder writes: the bytes are corrupt, or of another codec"

@@ -1,4 +1,4 @@
-"""`ecsq` and `ecdq`: entropy-coded quantisers at a hard budget (docs/wire-format.md, section 4.6)."""
+"""`ecsq` and `ecdq`: entropy-coded quantisers at a hard budget (docs/wire-format.md, section 4.7)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def payload_nbytes(spec: Spec, numel: int, offset: int) -> int:
 def encode(x: F32, spec: Spec, key: _random.KeyLike, offset: int, gain: np.float32) -> bytes:
     """The payload of ``gain * x``."""
     parts = [(x[i - offset : i - offset + n], i) for i, n in segments(x.size, offset)]
-    return b"".join(_Encoder(part, spec, key, i, gain).bytes() for part, i in parts)
+    return b"".join(_Encoder(part, spec, key, i, gain).payload() for part, i in parts)
 
 
 def decode(data: npt.NDArray[np.uint8], spec: Spec, key: _random.KeyLike, offset: int, numel: int, gain: float) -> F32:
@@ -148,7 +148,7 @@ class _Encoder:
         self.nbytes, self.lanes = segment_nbytes(spec.rate, x.size), lanes_of(segment_nbytes(spec.rate, x.size))
         self.x, self.gain = x, gain
 
-    def bytes(self) -> bytes:
+    def payload(self) -> bytes:
         """The payload."""
         if self.nbytes >= 1 + 4 * self.n:
             y = self.x * self.gain
@@ -352,15 +352,15 @@ class _Encoder:
         body = b"".join(heads) + self.coded_kinds + raw_bytes
         body += b"".join(struct.pack("<f", value) for _, value in sorted(escapes))
         mask = sum(1 << kind for kind in self.present).to_bytes((self.count + 7) // 8, "little")
-        head = bytes([MODE_CODED]) + (j + 2048 * self.shift).to_bytes(3, "little", signed=True)
-        head += (self.centre - j).to_bytes(3, "little", signed=True) + bytes([self.count])
-        head += struct.pack("<HI", len(self.coded_kinds), len(escapes)) + struct.pack("<I", self.nbytes - len(stream))
+        header = bytes([MODE_CODED]) + (j + 2048 * self.shift).to_bytes(3, "little", signed=True)
+        header += (self.centre - j).to_bytes(3, "little", signed=True) + bytes([self.count])
+        header += struct.pack("<HI", len(self.coded_kinds), len(escapes)) + struct.pack("<I", self.nbytes - len(stream))
         if not self.spec.dither and not self.spec.centroid:
-            head += struct.pack("<f", rho)
-        head += mask + body
-        if len(head) + len(stream) > self.nbytes:
+            header += struct.pack("<f", rho)
+        header += mask + body
+        if len(header) + len(stream) > self.nbytes:
             return None
-        return head.ljust(self.nbytes - len(stream), b"\0") + stream
+        return header.ljust(self.nbytes - len(stream), b"\0") + stream
 
 
 def _concentration(classes: I64) -> int:
@@ -377,7 +377,9 @@ def centroids(a: F32, q: I64) -> tuple[tuple[int, int, int], int, int]:
     one = _mean(total[1] - 256 * n[1], n[1])
     two = _mean(total[2] - 512 * n[2], n[2])
     slope = _mean(16 * (w3 - 256 * q3 - two * int(beyond.sum())), over)
-    product = 16 * (256 + one) * total[1] + 16 * (512 + two) * total[2] + (4096 + slope) * x3 + (16 * two - 2 * slope) * w3
+    product = (
+        16 * (256 + one) * total[1] + 16 * (512 + two) * total[2] + (4096 + slope) * x3 + (16 * two - 2 * slope) * w3
+    )
     return (one, two, slope), 16 * int((w * w).sum()), product
 
 
@@ -436,7 +438,12 @@ def _decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, g
         (rho,) = struct.unpack("<f", data[18:22])
         at = 22
     top = relative0 + (count - 1) * CLASS_WIDTH * 128
-    if abs(j) > 2048 * 400 or not 1 <= count <= MOST_CLASSES or not 0 < rho < math.inf or max(abs(relative0), abs(top)) > 1 << 17:
+    if (
+        abs(j) > 2048 * 400
+        or not 1 <= count <= MOST_CLASSES
+        or not 0 < rho < math.inf
+        or max(abs(relative0), abs(top)) > 1 << 17
+    ):
         raise WireError("a segment's header is out of range")
     if model.raw_bits(top) > 17:
         raise WireError("a segment's classes are out of range")
