@@ -15,16 +15,12 @@ import torch
 import commpress
 from commpress import ops
 from commpress.codecs._bitshift import BitshiftCodec
-from commpress.codecs._sparse import SparseCodec
-
-CODECS = ["uniform:4", "hadamard+lloyd:1", "hadamard+lloyd:2", "hadamard+lloyd:4", "lloyd:2", "cast:bf16"]
-CODECS += ["topk:0.01", "randk:0.01"]
-CODECS += ["hadamard+bitshift:1,length=8", "hadamard+bitshift:0.1,length=8"]
 from commpress.codecs._ecsq import EntropyCodec
 from commpress.codecs._sparse import SparseCodec
 
 CODECS = ["uniform:4", "hadamard+lloyd:1", "hadamard+lloyd:2", "hadamard+lloyd:4", "lloyd:2", "cast:bf16"]
 CODECS += ["topk:0.01", "randk:0.01", "ecsq:2", "ecdq:2"]
+CODECS += ["hadamard+bitshift:1,length=8", "hadamard+bitshift:0.1,length=8"]
 
 
 def milliseconds(work: Callable[[], object]) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from _inputs import FINITE, INPUTS, NON_FINITE, Guarded, key_of, normal, same_bits
+from _reducers import Record, World, inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -339,6 +340,24 @@ def test_payloads_are_cut_at_segments_alone():
         message = _layout._message(torch.empty(6 << 20, dtype=torch.uint8), made, torch.float32, 0, 5 << 20)
         assert message.nbytes_payload == made.payload_nbytes(5 << 20)
         assert sum(stop - start for start, stop, _ in message.pieces) == 5 << 20
+
+
+@pytest.mark.parametrize("chunk", [9_000, 1 << 30])
+def test_an_all_reduce(chunk):
+    """Messages of more than a piece's coordinates, in one chunk and in several; every rank has the same bits."""
+    size, numel, codec = 2, (5 << 19) + 77, commpress.codec("ecsq:3")
+    data = inputs(size, numel)
+    with World(size, chunk=chunk) as world:
+        records = [Record() for _ in range(size)]
+        futures = [
+            r.submit(x.clone(), codec, codec, commpress.Key(step=4), observer=o)
+            for r, x, o in zip(world.reducers, data, records, strict=True)
+        ]
+        results = [future.wait() for future in futures]
+        assert torch.equal(*results)
+        mean = torch.stack(data).mean(0)
+        assert 0 < float(((results[0] - mean) ** 2).sum() / (mean**2).sum()) < 0.06
+        assert all(record.report.chunks > 1 for record in records) == (chunk == 9_000)
 
 
 def test_feedback_converges():

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commpress.errors import WireError
-from commpress.reference import _bitshift, _casts, _lloyd, _rates, _sparse, _uniform
-from commpress.reference import _casts, _ecsq, _lloyd, _rates, _sparse, _uniform
+from commpress.reference import _bitshift, _casts, _ecsq, _lloyd, _rates, _sparse, _uniform
 from commpress.reference._random import KeyLike, philox
 
 __all__ = ["KeyLike", "decode", "encode", "payload_nbytes", "philox"]
@@ -52,13 +51,12 @@ def encode(x: npt.ArrayLike, spec: object, key: KeyLike, offset: int = 0, gain: 
         with np.errstate(all="ignore"):
             flat = np.ascontiguousarray(np.asarray(x, np.float32).reshape(-1))
             return np.frombuffer(_bitshift.encode(flat, trellis, key, index, factor), np.uint8)
-    parsed = _rates.parse(str(spec))
     entropy = _ecsq.parse(str(spec))
     if entropy is not None:
         with np.errstate(all="ignore"):
             flat = np.ascontiguousarray(np.asarray(x, np.float32).reshape(-1))
-            return np.frombuffer(_ecsq.encode(flat, entropy, key, _checked(offset), np.float32(gain)), np.uint8)
-    parsed, index, factor = _rates.parse(str(spec)), _checked(offset), np.float32(gain)
+            return np.frombuffer(_ecsq.encode(flat, entropy, key, index, factor), np.uint8)
+    parsed = _rates.parse(str(spec))
     if parsed.family == "none":
         raw = np.asarray(x).reshape(-1)
         return np.frombuffer((raw if gain == 1 else (raw * raw.dtype.type(gain)).astype(raw.dtype)).tobytes(), np.uint8)
@@ -94,7 +92,6 @@ def decode(
     if sparse:
         return _decode_sparse(np.ascontiguousarray(np.asarray(payload, np.uint8)), sparse, key, numel, offset, gain)
     trellis, index, factor = _bitshift.parse(str(spec)), _checked(offset), np.float32(gain)
-    index, factor = _checked(offset), np.float32(gain)
     data = np.ascontiguousarray(np.asarray(payload, np.uint8))
     want = payload_nbytes(spec, numel, index, np.dtype(dtype).itemsize)
     if data.ndim != 1 or data.size != want:

@@ -1,4 +1,4 @@
-"""`ecsq` and `ecdq`: entropy-coded quantisers at a hard budget (docs/wire-format.md, section 4.7)."""
+"""`ecsq` and `ecdq`: entropy-coded quantisers at a hard budget (docs/wire-format.md, section 4.8)."""
 
 from __future__ import annotations
 

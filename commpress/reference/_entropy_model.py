@@ -1,4 +1,4 @@
-"""Probability tables of the entropy-coded quantisers: integers only (docs/wire-format.md, section 4.7)."""
+"""Probability tables of the entropy-coded quantisers: integers only (docs/wire-format.md, section 4.8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entropy coders: interleaved rANS for values (Duda 2013; Giesen 2014), an adaptive binary coder for classes (docs/wire-format.md, section 4.7)."""
+"""Entropy coders: interleaved rANS for values (Duda 2013; Giesen 2014), an adaptive binary coder for classes (docs/wire-format.md, section 4.8)."""
 
 from __future__ import annotations
 

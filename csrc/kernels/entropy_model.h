@@ -1,4 +1,4 @@
-// Probability tables of the entropy-coded quantisers, in integers alone (docs/wire-format.md, section 4.7).
+// Probability tables of the entropy-coded quantisers, in integers alone (docs/wire-format.md, section 4.8).
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -145,7 +145,6 @@ static COMMPRESS_INLINE void deliver(float* out, float value, const Sink& sink) 
 }
 
 [[maybe_unused]] static void deliver_constant(float* out, int64_t n, float value, const Sink& sink) {
-static inline void deliver_constant(float* out, int64_t n, float value, const Sink& sink) {
   for (int64_t i = 0; i < n; ++i) deliver(out + i, value, sink);
 }
 
