@@ -25,6 +25,9 @@
 | ``onebit`` | no | signs with a mean for each sign, for each 4096 |
 
 ``float`` to ``ternary`` round stochastically by default; ``rounding=nearest`` is not unbiased. ``block=`` sets the coordinates that share a scale.
+| ``ecsq:b`` | no | entropy-coded uniform quantiser with a dead zone, one step for the whole payload, found so that its bits just fit; b from 0.05 on (``scale=centroid`` as above) |
+| ``ecdq:b`` | yes | the same with subtractive dither instead of a dead zone |
+| ``hadamard+ecsq:b``, ``hadamard+ecdq:b`` | no, yes | both after a random rotation |
 
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
@@ -34,6 +37,7 @@ from collections.abc import Callable
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._bitshift import FAMILIES as BITSHIFT_FAMILIES
 from commpress.codecs._bitshift import parse_bitshift
+from commpress.codecs._ecsq import ENTROPY_FAMILIES, parse_entropy
 from commpress.codecs._formats import FAMILIES as FORMAT_FAMILIES
 from commpress.codecs._formats import parse_format
 from commpress.codecs._key import Key
@@ -54,6 +58,7 @@ _PARSERS: dict[str, Callable[[Spec], Codec]] = {
     **dict.fromkeys(("topk", "threshold", "randk"), parse_sparse),
     **dict.fromkeys(BITSHIFT_FAMILIES, parse_bitshift),
     **dict.fromkeys(FORMAT_FAMILIES, parse_format),
+    **dict.fromkeys(ENTROPY_FAMILIES, parse_entropy),
 }
 
 

@@ -76,6 +76,14 @@ class Codec(abc.ABC):
         blocks = -(-(stop - start) // BLOCK)
         return [min(start + part * blocks // parts * BLOCK, stop) for part in range(parts + 1)]
 
+    def seams(self, start: int, stop: int, parts: int) -> list[int]:
+        """Cuts [start, stop) into about ``parts`` parts whose payloads, one behind the other, are the payload of the whole: as :meth:`split`, unless payloads are in one piece.
+
+        Returns:
+            Positions from ``start`` to ``stop``.
+        """
+        return self.split(start, stop, parts)
+
     def check_offset(self, offset: int) -> None:
         """Raises SpecError if payloads cannot begin at ``offset``."""
         if offset < 0 or offset % BLOCK:

@@ -122,6 +122,15 @@ class LayeredCodec(Codec):
             cuts.append(start + low + edges[first] - inner)
         return [*cuts, stop]
 
+    def seams(self, start: int, stop: int, parts: int) -> list[int]:
+        """The seams of the layers' payloads nearest to equal numbers of coordinates."""
+        allowed = [start]
+        for _, codec, low, high, inner in self._parts(start, stop - start):
+            count = max(1, parts * (high - low) // max(1, stop - start))
+            allowed += [start + low + cut - inner for cut in codec.seams(inner, inner + high - low, count)[1:]]
+        wanted = [start + (stop - start) * part // parts for part in range(1, parts)]
+        return [start, *(allowed[bisect.bisect_left(allowed, position)] for position in wanted), stop]
+
     def check_offset(self, offset: int) -> None:
         i = max(0, bisect.bisect_right(self._starts, offset) - 1)
         if offset < 0 or offset > self.numel:

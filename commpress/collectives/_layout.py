@@ -128,7 +128,8 @@ class Layout:
 def _message(room: torch.Tensor, codec: Any, dtype: torch.dtype, start: int, stop: int) -> Message:
     pieces = []
     position = VERDICT_NBYTES
-    edges = split(codec, start, stop, -(-(stop - start) // (_PIECE_BLOCKS * BLOCK)) or 1)
+    parts = -(-(stop - start) // (_PIECE_BLOCKS * BLOCK)) or 1
+    edges = codec.seams(start, stop, parts) if hasattr(codec, "seams") else split(codec, start, stop, parts)
     for begin, end in itertools.pairwise(edges):
         if begin == end:
             continue

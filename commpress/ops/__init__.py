@@ -1,6 +1,7 @@
 """Typed wrappers of the C++ operators, and their fake kernels. Everything about a codec's meaning is in :mod:`commpress.codecs`."""
 
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
+from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes
 from commpress.ops._formats import Format, FormatFlag, Scheme, format_decode, format_encode, format_nbytes
 from commpress.ops._library import Isa, isa_available
 from commpress.ops._quantisers import decode, encode, payload_nbytes, payload_nbytes_each, reduce
@@ -16,6 +17,9 @@ __all__ = [
     "bitshift_nbytes",
     "Scheme",
     "decode",
+    "ecsq_decode",
+    "ecsq_encode",
+    "ecsq_payload_nbytes",
     "encode",
     "format_decode",
     "format_encode",

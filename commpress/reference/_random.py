@@ -58,7 +58,12 @@ def rotl32(x: U32, k: int) -> U32:
 
 def rounding_words(key: KeyLike, s: int) -> U32:
     """The 512 rounding words of the group that begins at index ``s``, a multiple of 512, in its coordinates' order."""
-    lanes = _by_lane(words(key, ROUNDING, s // 16, 32))  # (8, 16)
+    return group_words(key, ROUNDING, s)
+
+
+def group_words(key: KeyLike, purpose: int, s: int) -> U32:
+    """512 words of another purpose in the layout of rounding words."""
+    lanes = _by_lane(words(key, purpose, s // 16, 32))  # (8, 16)
     return np.stack([rotl32(lanes, 8 * q) for q in range(4)], axis=1).reshape(512)
 
 

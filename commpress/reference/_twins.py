@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commpress.errors import WireError
-from commpress.reference import _bitshift, _casts, _formats, _lloyd, _rates, _sparse, _uniform
+from commpress.reference import _bitshift, _casts, _ecsq, _formats, _lloyd, _rates, _sparse, _uniform
 from commpress.reference._random import KeyLike
 
 Values = npt.NDArray[np.float32]
@@ -148,6 +148,21 @@ class _Trellis(Twin):
         return _bitshift.decode(data, self._spec, key, numel, index, gain)
 
 
+@final
+class _Entropy(Twin):
+    def __init__(self, spec: _ecsq.Spec) -> None:
+        self._spec = spec
+
+    def nbytes(self, numel: int, index: int) -> int:
+        return _ecsq.payload_nbytes(self._spec, numel, index)
+
+    def encode(self, x: Values, key: KeyLike, index: int, gain: np.float32) -> bytes:
+        return _ecsq.encode(x, self._spec, key, index, gain)
+
+    def decode(self, data: Bytes, key: KeyLike, numel: int, index: int, gain: np.float32) -> Values:
+        return _ecsq.decode(data, self._spec, key, index, numel, float(gain))
+
+
 def twin_of(spec: str) -> Twin:
     """The twin of every codec but `none`."""
     sparse = _sparse.parse(spec)
@@ -156,6 +171,9 @@ def twin_of(spec: str) -> Twin:
     trellis = _bitshift.parse(spec)
     if trellis is not None:
         return _Trellis(trellis)
+    entropy = _ecsq.parse(spec)
+    if entropy is not None:
+        return _Entropy(entropy)
     if _formats.knows(spec):
         return _Format(_formats.parse(spec))
     parsed = _rates.parse(spec)

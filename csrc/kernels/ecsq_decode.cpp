@@ -1,0 +1,268 @@
+// Decoding of one segment: everything is checked before a value is written.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "ecsq.h"
+#include "ecsq_format.h"
+#include "ecsq_kernels.h"
+#include "entropy_coders.h"
+
+namespace commpress {
+
+struct EcsqHeader {
+  EcsqCodec codec;
+  const uint8_t* in;
+  int64_t n, nbytes;
+  uint8_t mode;
+  int64_t j, relative;
+  double rho = 1.0;
+  std::vector<int16_t> kinds;
+  std::vector<entropy::Model> models;
+  std::vector<bool> present;
+  std::vector<int8_t> places;  // three for each class
+  int64_t low_at, escapes_at, escapes, stream_at;
+
+  int64_t relative_of(int kind) const { return relative + kind * ECSQ_CLASS_WIDTH * 128; }
+};
+
+void EcsqHeaderDeleter::operator()(EcsqHeader* header) const { delete header; }
+
+namespace {
+
+int64_t unsigned_at(const uint8_t* in, int nbytes) {
+  int64_t value = 0;
+  for (int i = nbytes; i-- > 0;) value = value << 8 | in[i];
+  return value;
+}
+int64_t signed24_at(const uint8_t* in) {
+  const int64_t value = unsigned_at(in, 3);
+  return value >= 1 << 23 ? value - (1 << 24) : value;
+}
+
+bool parse(EcsqHeader& h) {
+  const uint8_t* const in = h.in;
+  h.mode = in[0];
+  if (h.mode == ECSQ_ZERO || h.mode == ECSQ_NAN) return true;
+  if (h.mode == ECSQ_RAW) return h.nbytes >= 1 + 4 * h.n;
+  if (h.mode != ECSQ_CODED) return false;
+  h.j = signed24_at(in + 1);
+  h.relative = signed24_at(in + 4);
+  const int count = in[7];
+  const int64_t class_nbytes = unsigned_at(in + 8, 2);
+  h.escapes = unsigned_at(in + 10, 4);
+  h.stream_at = unsigned_at(in + 14, 4);
+  int64_t at = ecsq_header_nbytes(h.codec);
+  if (ecsq_has_rho(h.codec)) {
+    float rho;
+    memcpy(&rho, in + 18, 4);
+    if (!(rho > 0 && std::isfinite(rho))) return false;
+    h.rho = rho;
+  }
+  const auto beyond = [](int64_t value, int64_t limit) { return value < -limit || value > limit; };
+  if (count < 1 || count > ECSQ_MOST_CLASSES || beyond(h.j, 2048 * 400) || beyond(h.relative, 1 << 17) ||
+      beyond(h.relative_of(count - 1), 1 << 17) || entropy::raw_bits(h.relative_of(count - 1)) > 17)
+    return false;
+  const uint8_t* const mask = in + at;
+  at += (count + 7) / 8;
+  if (at > h.nbytes) return false;
+  h.present.assign(count, false);
+  int64_t there = 0;
+  for (int k = 0; k < 8 * ((count + 7) / 8); ++k) {
+    if (!(mask[k / 8] >> k % 8 & 1)) continue;
+    if (k >= count) return false;
+    h.present[k] = true;
+    ++there;
+  }
+  if (at + there * ecsq_class_nbytes(h.codec) + class_nbytes > h.nbytes) return false;
+  h.models.assign(count, {});
+  h.places.assign(3 * count, 0);
+  entropy::Frequencies f;
+  for (int k = 0; k < count; ++k) {
+    if (!h.present[k]) continue;
+    entropy::Model& m = h.models[k];
+    m.shift = (in[at] & 127) - 64;
+    m.escape = in[at] >> 7;
+    m.largest = in[at + 1] & 31;
+    m.shape = in[at + 1] >> 5;
+    if (!entropy::frequencies_of(m, h.relative_of(k), h.codec.dither, f)) return false;
+    if (!h.codec.dither) memcpy(&h.places[3 * k], in + at + 2, 3);
+    at += ecsq_class_nbytes(h.codec);
+  }
+  h.kinds.resize((h.n + ECSQ_BLOCK - 1) / ECSQ_BLOCK);
+  if (!entropy::decode_classes(in + at, class_nbytes, count, h.kinds)) return false;
+  at += class_nbytes;
+  h.low_at = at;
+  for (size_t b = 0; b < h.kinds.size(); ++b) {
+    if (h.kinds[b] < 0) continue;
+    if (!h.present[h.kinds[b]]) return false;
+    const int64_t size = std::min<int64_t>(ECSQ_BLOCK, h.n - static_cast<int64_t>(b) * ECSQ_BLOCK);
+    at += (size * entropy::raw_bits(h.relative_of(h.kinds[b])) + 7) / 8;
+  }
+  h.escapes_at = at;
+  if (at + 4 * h.escapes > h.stream_at || h.stream_at + 4 * ecsq_lanes(h.nbytes) > h.nbytes) return false;
+  for (int64_t e = 0; e < h.escapes; ++e) {
+    float value;
+    memcpy(&value, in + at + 4 * e, 4);
+    if (!(value >= -ECSQ_FARTHEST && value <= ECSQ_FARTHEST)) return false;
+  }
+  return true;
+}
+
+constexpr int64_t STREAM_NUMEL = 1 << 20;  // 4 MiB of values: more than a second-level cache holds
+
+class Decoder {
+ public:
+  Decoder(const EcsqHeader& h, const Key& key, int64_t index, bool accumulate, float gain, float beta, Isa isa)
+      : h_(h),
+        key_(key),
+        index_(index),
+        accumulate_(accumulate),
+        gain_(gain),
+        beta_(beta),
+        kernels_(ecsq_kernels(isa)),
+        scale_(h.mode == ECSQ_CODED ? entropy::step_of(h.j) * (h.codec.rotate ? 1.0 : gain) : 0.0),
+        low_(h.in + h.low_at) {}
+
+  void run(float* out) {
+    streams_ = !accumulate_ && h_.n >= STREAM_NUMEL && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    write(out);
+    if (streams_) kernels_.finish_stream();
+  }
+
+ private:
+  void write(float* out) {
+    if (h_.mode != ECSQ_CODED) return simple(out);
+    ready();
+    stream_.in = h_.in + h_.stream_at;
+    stream_.end = h_.in + h_.nbytes;
+    stream_.lanes = ecsq_lanes(h_.nbytes);
+    memcpy(stream_.states, stream_.in, 4 * stream_.lanes);
+    stream_.in += 4 * stream_.lanes;
+    for (int64_t i = 0; i < h_.n; i += BLOCK) {
+      const int64_t n = std::min(BLOCK, h_.n - i);
+      for (int64_t at = 0; at < n; at += ECSQ_BLOCK) block(i + at, std::min(ECSQ_BLOCK, n - at), z_ + at);
+      if (h_.codec.rotate) {
+        ecsq_rotations(n, [&](int64_t at, int64_t size) { kernels_.unrotate(z_ + at, size, key_, index_ + i + at); });
+        const double factor = scale_ * gain_;
+        for (int64_t k = 0; k < n; ++k) z_[k] = ecsq_bounded(static_cast<double>(z_[k]) * factor);
+      }
+      deliver(out + i, n);
+    }
+  }
+
+  void simple(float* out) {
+    for (int64_t i = 0; i < h_.n; i += BLOCK) {
+      const int64_t n = std::min(BLOCK, h_.n - i);
+      if (h_.mode == ECSQ_RAW) {
+        memcpy(z_, h_.in + 1 + 4 * i, 4 * n);
+        for (int64_t k = 0; k < n; ++k) z_[k] *= gain_;
+      } else {
+        std::fill(z_, z_ + n, h_.mode == ECSQ_NAN ? float_of(0x7FC00000u) : 0.0f);
+      }
+      deliver(out + i, n);
+    }
+  }
+
+  void ready() {
+    classes_.resize(h_.models.size());
+    for (size_t k = 0; k < classes_.size(); ++k) {
+      if (!h_.present[k]) continue;
+      EcsqClassDecoder& c = classes_[k];
+      const int64_t relative = h_.relative_of(static_cast<int>(k));
+      entropy::Frequencies f;
+      entropy::frequencies_of(h_.models[k], relative, h_.codec.dither, f);
+      c.raw = entropy::raw_bits(relative);
+      c.largest = h_.models[k].largest;
+      c.empty = h_.models[k].empty();
+      c.folded = f.rows > 1;
+      c.dither = h_.codec.dither;
+      if (!c.empty) {
+        c.slots.resize(static_cast<size_t>(f.rows) * entropy::TOTAL);
+        uint32_t* slot = c.slots.data();
+        for (int row = 0; row < f.rows; ++row)
+          for (uint32_t s = 0; s < entropy::SYMBOLS; ++s)
+            for (uint32_t r = 0, count = static_cast<uint32_t>(f.of[row][s]); r < count; ++r)
+              *slot++ = count | r << 12 | s << 24;
+      }
+      for (int q = -entropy::LARGEST; q <= entropy::LARGEST; ++q) c.values[32 + q] = value(static_cast<int>(k), q);
+      c.values[0] = 0.0f;
+    }
+  }
+
+  // Of a symbol without dither and raw bits; in steps if it is to be rotated.
+  float value(int k, int q) const {
+    const int8_t* const place = &h_.places[3 * k];
+    const int64_t a = q < 0 ? -q : q;
+    int64_t level = a < 2 ? a * (4096 + 16 * place[0]) : 4096 * a + 16 * place[1] + (a - 2) * place[2];
+    if (q < 0) level = -level;
+    const double v = static_cast<double>(level) * h_.rho / 4096;
+    return h_.codec.rotate ? static_cast<float>(v) : ecsq_bounded(v * scale_);
+  }
+
+  void block(int64_t i, int64_t n, float* z) {
+    const int kind = h_.kinds[i / ECSQ_BLOCK];
+    if (kind < 0) {
+      std::fill(z, z + n, kind == entropy::KIND_NAN ? float_of(0x7FC00000u) : 0.0f);
+      return;
+    }
+    const EcsqClassDecoder& c = classes_[kind];
+    if (c.dither) kernels_.dither(key_, index_ + i, n, w_);
+    positions_.clear();
+    kernels_.decode(c, stream_, w_, low_, n, z, positions_);
+    low_ += (n * c.raw + 7) / 8;
+    if ((c.dither || c.raw) && !h_.codec.rotate)
+      for (int64_t k = 0; k < n; ++k) z[k] = ecsq_bounded(static_cast<double>(z[k]) * scale_);
+    for (const int32_t position : positions_) {
+      float v = 0.0f;
+      if (met_ < h_.escapes) memcpy(&v, h_.in + h_.escapes_at + 4 * met_, 4);
+      ++met_;
+      z[position] = h_.codec.rotate ? v : ecsq_bounded(static_cast<double>(v) * scale_);
+    }
+  }
+
+  void deliver(float* out, int64_t n) const {
+    if (accumulate_)
+      for (int64_t k = 0; k < n; ++k) out[k] = out[k] * beta_ + z_[k];
+    else if (streams_ && n == BLOCK)
+      kernels_.stream(z_, n, out);
+    else
+      memcpy(out, z_, 4 * n);
+  }
+
+  const EcsqHeader& h_;
+  const Key key_;
+  const int64_t index_;
+  const bool accumulate_;
+  bool streams_ = false;
+  const float gain_, beta_;
+  const EcsqKernels& kernels_;
+  const double scale_;
+  const uint8_t* low_;
+  EcsqStream stream_;
+  std::vector<EcsqClassDecoder> classes_;
+  std::vector<int32_t> positions_;
+  int64_t met_ = 0;
+  alignas(64) float z_[BLOCK];
+  int32_t w_[ECSQ_BLOCK];
+};
+
+}  // namespace
+
+EcsqHeader* ecsq_open(const EcsqCodec& codec, const uint8_t* in, int64_t n) {
+  EcsqHeader* const header = new EcsqHeader{};
+  header->codec = codec;
+  header->in = in;
+  header->n = n;
+  header->nbytes = ecsq_segment_nbytes(codec, n);
+  if (parse(*header)) return header;
+  delete header;
+  return nullptr;
+}
+
+void ecsq_decode(const EcsqHeader& header, const Key& key, int64_t index, float* out, bool accumulate, float gain,
+                 float beta, Isa isa) {
+  Decoder(header, key, index, accumulate, gain, beta, isa).run(out);
+}
+
+}  // namespace commpress

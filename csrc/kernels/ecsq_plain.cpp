@@ -1,0 +1,14 @@
+#define COMMPRESS_ISA path_plain
+#include "lanes_plain.h"
+// The lanes come first.
+#include "ecsq_loops.h"
+
+namespace commpress {
+namespace COMMPRESS_ISA {
+
+extern const EcsqKernels ECSQ_KERNELS;
+const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, ecsq_count,  ecsq_encode_block,  ecsq_decode_block, ecsq_dither,
+                                  ecsq_rotate,     ecsq_stream, ecsq_finish_stream, ecsq_unrotate};
+
+}  // namespace COMMPRESS_ISA
+}  // namespace commpress

@@ -1,0 +1,153 @@
+// Entropy coders: one step of rANS (Duda 2013; Giesen 2014), and an adaptive binary coder for the classes of blocks.
+#pragma once
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace commpress {
+namespace entropy {
+
+constexpr uint32_t RANS_LOW = 1u << 16;  // states lie in [2^16, 2^32)
+constexpr int MOST_LANES = 32;
+
+// The decoder's step; words beyond `end` are zero.
+inline uint32_t rans_advance(uint32_t x, uint32_t frequency, uint32_t bias, const uint8_t*& in, const uint8_t* end) {
+  x = frequency * (x >> 12) + bias;
+  if (x < RANS_LOW) {
+    uint32_t word = 0;
+    if (end - in >= 2) {
+      word = in[0] | static_cast<uint32_t>(in[1]) << 8;
+      in += 2;
+    }
+    x = x << 16 | word;
+  }
+  return x;
+}
+
+// The encoder's; `out` moves down. Two bytes must be free below it.
+inline uint32_t rans_put(uint32_t x, uint32_t frequency, uint32_t start, uint8_t*& out) {
+  if (x >> 20 >= frequency) {
+    out -= 2;
+    out[0] = static_cast<uint8_t>(x);
+    out[1] = static_cast<uint8_t>(x >> 8);
+    x >>= 16;
+  }
+  return (x / frequency << 12) + x % frequency + start;
+}
+
+enum Kind : int16_t { KIND_ZERO = -1, KIND_NAN = -2 };  // beside the classes 0, 1, ...
+
+// Adaptive probabilities, 65536 times that of a 1: special or not, which special, same class, direction, magnitude.
+struct ClassContexts {
+  uint32_t special[2] = {2048, 61440}, which[1] = {2048}, other[3] = {2048, 8192, 16384}, up[3] = {32768, 32768, 32768},
+           more[8] = {32768, 32768, 32768, 32768, 32768, 32768, 32768, 32768};
+  int was_special = 0, last = 0, change = 0;
+
+  void moved(int kind) {
+    was_special = kind < 0;
+    if (kind < 0) return;
+    change = kind - last;
+    last = kind;
+  }
+  int size() const { return change < -1 || change > 1 ? 2 : change != 0; }
+  int direction() const { return change == 0 ? 0 : change > 0 ? 1 : 2; }
+};
+
+inline void learn(uint32_t& p, bool bit) {
+  if (bit)
+    p += (65536 - p) >> 5;
+  else
+    p -= p >> 5;
+}
+
+class BinaryEncoder {
+ public:
+  void bit(uint32_t& p, bool value) {
+    const uint32_t middle = low_ + static_cast<uint32_t>((static_cast<uint64_t>(high_ - low_) * p) >> 16);
+    (value ? high_ : low_) = value ? middle : middle + 1;
+    learn(p, value);
+    while (!((low_ ^ high_) >> 24)) {
+      out_.push_back(static_cast<uint8_t>(high_ >> 24));
+      low_ <<= 8;
+      high_ = high_ << 8 | 0xFF;
+    }
+  }
+  std::vector<uint8_t> finish() {
+    out_.push_back(static_cast<uint8_t>((low_ >> 24) + 1));
+    return std::move(out_);
+  }
+
+ private:
+  uint32_t low_ = 0, high_ = 0xFFFFFFFFu;
+  std::vector<uint8_t> out_;
+};
+
+class BinaryDecoder {
+ public:
+  BinaryDecoder(const uint8_t* in, int64_t nbytes) : in_(in), end_(in + nbytes) {
+    for (int i = 0; i < 4; ++i) code_ = code_ << 8 | next();
+  }
+  bool bit(uint32_t& p) {
+    const uint32_t middle = low_ + static_cast<uint32_t>((static_cast<uint64_t>(high_ - low_) * p) >> 16);
+    const bool value = code_ <= middle;
+    (value ? high_ : low_) = value ? middle : middle + 1;
+    learn(p, value);
+    while (!((low_ ^ high_) >> 24)) {
+      low_ <<= 8;
+      high_ = high_ << 8 | 0xFF;
+      code_ = code_ << 8 | next();
+    }
+    return value;
+  }
+
+ private:
+  uint32_t next() { return in_ < end_ ? *in_++ : 0; }
+  const uint8_t *in_, *end_;
+  uint32_t low_ = 0, high_ = 0xFFFFFFFFu, code_ = 0;
+};
+
+inline std::vector<uint8_t> encode_classes(const std::vector<int16_t>& kinds) {
+  ClassContexts c;
+  BinaryEncoder coder;
+  for (const int kind : kinds) {
+    coder.bit(c.special[c.was_special], kind < 0);
+    if (kind < 0) {
+      coder.bit(c.which[0], kind == KIND_NAN);
+    } else {
+      const int d = kind - c.last, size = d < 0 ? -d : d;
+      coder.bit(c.other[c.size()], d != 0);
+      if (d) coder.bit(c.up[c.direction()], d > 0);
+      for (int i = 1; i < size; ++i) coder.bit(c.more[i < 8 ? i - 1 : 7], true);
+      if (d) coder.bit(c.more[size < 8 ? size - 1 : 7], false);
+    }
+    c.moved(kind);
+  }
+  return coder.finish();
+}
+
+// False where a class is out of range.
+inline bool decode_classes(const uint8_t* in, int64_t nbytes, int classes, std::vector<int16_t>& kinds) {
+  ClassContexts c;
+  BinaryDecoder coder(in, nbytes);
+  for (int16_t& to : kinds) {
+    int kind = c.last;
+    if (coder.bit(c.special[c.was_special])) {
+      kind = coder.bit(c.which[0]) ? KIND_NAN : KIND_ZERO;
+    } else {
+      if (coder.bit(c.other[c.size()])) {
+        const int sign = coder.bit(c.up[c.direction()]) ? 1 : -1;
+        int size = 1;
+        while (coder.bit(c.more[size < 8 ? size - 1 : 7]))
+          if (++size > classes) return false;
+        kind += sign * size;
+      }
+      if (kind < 0 || kind >= classes) return false;
+    }
+    c.moved(kind);
+    to = static_cast<int16_t>(kind);
+  }
+  return true;
+}
+
+}  // namespace entropy
+}  // namespace commpress

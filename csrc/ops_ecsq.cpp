@@ -1,0 +1,100 @@
+// The entropy-coded quantisers: schemas, argument checks, dispatch.
+#include <memory>
+
+#include "kernels/ecsq.h"
+#include "ops_common.h"
+
+namespace {
+
+using namespace commpress;
+
+struct Segment {
+  int64_t index, numel, byte;
+};
+
+EcsqPayload payload_of(int64_t rate, bool rotate, bool dither, bool centroid, int64_t seed, int64_t step,
+                       int64_t sender_phase, int64_t tensor, int64_t offset, int64_t numel) {
+  STD_TORCH_CHECK(rate >= ECSQ_LEAST_RATE && rate <= 8 * RATE_ONE, "commpress: rate must be in [0.05, 8] bits");
+  STD_TORCH_CHECK(offset >= 0 && offset % BLOCK == 0, "commpress: offset must be a multiple of ", BLOCK, ", got ",
+                  offset);
+  STD_TORCH_CHECK(numel >= 0, "commpress: negative number of coordinates");
+  return {
+      {static_cast<int32_t>(rate), rotate, dither, centroid}, key_of(seed, step, sender_phase, tensor), offset, numel};
+}
+
+std::vector<Segment> segments_of(const Tensor& values, const Tensor& payload, const EcsqPayload& p) {
+  check_kinds(values, payload);
+  const int64_t nbytes = ecsq_payload_nbytes(p);
+  STD_TORCH_CHECK(payload.numel() == nbytes, "commpress: the payload of ", p.numel, " coordinates has ", nbytes,
+                  " bytes, got ", payload.numel());
+  std::vector<Segment> segments;
+  ecsq_segments(p, [&](int64_t index, int64_t numel, int64_t byte) { segments.push_back({index, numel, byte}); });
+  return segments;
+}
+
+template <class F>
+void for_segments(const std::vector<Segment>& segments, const F& f) {
+  torch::stable::parallel_for(0, static_cast<int64_t>(segments.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i, segments[i]);
+  });
+}
+
+void encode_op(Tensor x, Tensor payload, int64_t rate, bool rotate, bool dither, bool centroid, int64_t seed,
+               int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, double gain, int64_t isa) {
+  const EcsqPayload p = payload_of(rate, rotate, dither, centroid, seed, step, sender_phase, tensor, offset, x.numel());
+  const std::vector<Segment> segments = segments_of(x, payload, p);
+  const Isa path = isa_of(isa);
+  const float* const from = x.const_data_ptr<float>();
+  uint8_t* const to = payload.mutable_data_ptr<uint8_t>();
+  for_segments(segments, [&](int64_t, const Segment& s) {
+    ecsq_encode(p.codec, p.key, s.index, from + (s.index - offset), s.numel, static_cast<float>(gain), to + s.byte,
+                path);
+  });
+}
+
+// First invalid segment, or -1 when the payload was decoded. Nothing is written for an invalid one.
+int64_t decode_op(Tensor payload, Tensor out, int64_t rate, bool rotate, bool dither, bool centroid, int64_t seed,
+                  int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, bool accumulate, double gain,
+                  double beta, int64_t isa) {
+  const EcsqPayload p =
+      payload_of(rate, rotate, dither, centroid, seed, step, sender_phase, tensor, offset, out.numel());
+  const std::vector<Segment> segments = segments_of(out, payload, p);
+  const Isa path = isa_of(isa);
+  const uint8_t* const from = payload.const_data_ptr<uint8_t>();
+  std::vector<std::unique_ptr<EcsqHeader, EcsqHeaderDeleter>> headers;
+  for (const Segment& s : segments) {
+    headers.emplace_back(ecsq_open(p.codec, from + s.byte, s.numel));
+    if (!headers.back()) return static_cast<int64_t>(headers.size()) - 1;
+  }
+  float* const to = out.mutable_data_ptr<float>();
+  for_segments(segments, [&](int64_t i, const Segment& s) {
+    ecsq_decode(*headers[i], p.key, s.index, to + (s.index - offset), accumulate, static_cast<float>(gain),
+                static_cast<float>(beta), path);
+  });
+  return -1;
+}
+
+int64_t payload_nbytes_op(int64_t rate, int64_t offset, int64_t numel) {
+  return ecsq_payload_nbytes(payload_of(rate, false, false, false, 0, 0, 0, 0, offset, numel));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
+  m.def(
+      "ecsq_encode(Tensor x, Tensor(a!) payload, int rate, bool rotate, bool dither, bool centroid, int seed, int "
+      "step, int sender_phase, int tensor, int offset, float gain, int isa) -> ()");
+  m.def(
+      "ecsq_decode(Tensor payload, Tensor(a!) out, int rate, bool rotate, bool dither, bool centroid, int seed, int "
+      "step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) -> int");
+  m.def("ecsq_payload_nbytes(int rate, int offset, int numel) -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
+  m.impl("ecsq_encode", TORCH_BOX(&encode_op));
+  m.impl("ecsq_decode", TORCH_BOX(&decode_op));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) {
+  m.impl("ecsq_payload_nbytes", TORCH_BOX(&payload_nbytes_op));
+}
