@@ -14,15 +14,35 @@ struct Products {
 
 enum class Rotate { NO, YES };
 
+// The rows of a full group, one after the other: their codes, and their share of P and Q. Lanes may have a faster one.
+template <int B>
+struct Quantiser {
+  using L = LloydMax<B>;
+  const Search<B> search{};
+  const Table<(1 << B)> level{L::LEVEL}, product_level{L::PRODUCT_LEVEL};
+  Ints words[B];
+
+  template <bool CENTROID>
+  COMMPRESS_INLINE void row(int row, Floats v, Floats& p, Floats& q) {
+    const Ints code = search(v);
+    p = kept(p + v * product_level[code]);
+    if constexpr (CENTROID) {
+      const Floats l = level[code];
+      q = kept(q + l * l);
+    }
+    put<B>(words, row, code);
+  }
+  COMMPRESS_INLINE void finish(uint8_t* out) {
+    for (int k = 0; k < B; ++k) store(out + 64 * k, words[k]);
+  }
+};
+
 // One full group. With Rotate::YES `y` has been through rotate_far() only, and the rest of the transform happens here,
 // in registers. `ahead` is input that will be wanted soon: twenty lines of it are fetched along the way.
 template <int B, Rotate ROTATE, bool CENTROID>
 static void lloyd_encode_group(const float* y, const float* ahead, float inverse, Products& products, uint8_t* out) {
-  using L = LloydMax<B>;
-  const Search<B> search;
-  const Table<(1 << B)> level(L::LEVEL), product_level(L::PRODUCT_LEVEL);
-  const Floats scale = all(L::PER_SIGMA * inverse);
-  Ints words[B];
+  const Floats scale = all(LloydMax<B>::PER_SIGMA * inverse);
+  Quantiser<B> quantiser;
   Products sums = products;  // local, so that it can live in registers
   each<2>([&](auto half) __attribute__((always_inline)) {
     Floats r[16];
@@ -33,18 +53,11 @@ static void lloyd_encode_group(const float* y, const float* ahead, float inverse
     }
     each<16>([&](auto i) __attribute__((always_inline)) {
       if (i < 10) prefetch_line(ahead + 160 * half + 16 * i);
-      const Floats v = r[i] * scale;
-      const Ints code = search(v);
-      sums.p[i % 4] = sums.p[i % 4] + v * product_level[code];
-      if constexpr (CENTROID) {
-        const Floats l = level[code];
-        sums.q[i % 4] = sums.q[i % 4] + l * l;
-      }
-      put<B>(words, 16 * half + i, code);
+      quantiser.template row<CENTROID>(16 * half + i, r[i] * scale, sums.p[i % 4], sums.q[i % 4]);
     });
   });
   products = sums;
-  for (int k = 0; k < B; ++k) store(out + 64 * k, words[k]);
+  quantiser.finish(out);
 }
 
 // A run of fewer than 512 coordinates, already rotated.

@@ -35,7 +35,7 @@ static COMMPRESS_INLINE void prefetch_line_to_write(const float* p) { __builtin_
 template <int B>
 static COMMPRESS_INLINE void put(Ints (&words)[B], int row, Ints code) {
   const int k = row * B / 32, shift = row * B % 32;
-  words[k] = shift == 0 ? code : words[k] | shift_left(code, shift);
+  words[k] = shift == 0 ? code : kept(words[k] | shift_left(code, shift));
   if (shift + B > 32) words[k + 1] = shift_right(code, 32 - shift);
 }
 
