@@ -7,10 +7,11 @@
 namespace commpress {
 namespace COMMPRESS_ISA {
 
-// Rows 1, 2, 4 and 8 apart.
+// Rows FIRST (1 unless nearer ones are done), ..., 4 and 8 apart.
+template <int FIRST = 1>
 static COMMPRESS_INLINE void butterflies16(Floats (&r)[16]) {
 #pragma GCC unroll 4
-  for (int stride = 1; stride < 16; stride *= 2) {
+  for (int stride = FIRST; stride < 16; stride *= 2) {
 #pragma GCC unroll 16
     for (int i = 0; i + stride < 16; ++i) {
       if (i & stride) continue;

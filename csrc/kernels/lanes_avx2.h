@@ -156,6 +156,8 @@ struct Philox {
   }
 };
 
+constexpr int TABLE_BITS = 3;  // the longest index of a look-up that is one instruction
+
 template <int N>
 struct Table {
   const float* t;  // gathers may read any type

@@ -157,6 +157,8 @@ struct Philox {
   }
 };
 
+constexpr int TABLE_BITS = 4;  // the longest index of a look-up that is one instruction
+
 template <int N>
 struct Table {
   const void* t;

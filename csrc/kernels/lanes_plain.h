@@ -167,6 +167,8 @@ struct Philox {
   }
 };
 
+constexpr int TABLE_BITS = 0;  // the longest index of a look-up that is one instruction or none
+
 // N floats (a power of two), looked up by the low log2(N) bits of an index.
 template <int N>
 struct Table {

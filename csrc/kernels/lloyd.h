@@ -211,18 +211,46 @@ static int64_t rotated_encode_block(const float* x, int64_t n, Rate rate, const 
   return finish_block(scale && twice ? scale | SCALE32_TWO_ROTATIONS : scale, code_nbytes, out);
 }
 
+// The levels of ROWS neighbouring rows after their butterflies: t[r] holds row r's for all values of the ROWS codes.
+template <int B, int ROWS>
+struct LevelSums {
+  float t[ROWS][1 << (B * ROWS)];
+  constexpr LevelSums() : t() {
+    for (int codes = 0; codes < 1 << (B * ROWS); ++codes) {
+      for (int r = 0; r < ROWS; ++r) t[r][codes] = LloydMax<B>::LEVEL[(codes >> (B * r)) % (1 << B)];
+      for (int stride = 1; stride < ROWS; stride *= 2)
+        for (int r = 0; r < ROWS; ++r)
+          if (!(r & stride)) {
+            const float a = t[r][codes], b = t[r + stride][codes];
+            t[r][codes] = a + b;
+            t[r + stride][codes] = a - b;
+          }
+    }
+  }
+};
+template <int B, int ROWS>
+static constexpr LevelSums<B, ROWS> LEVEL_SUMS{};
+
 // Levels of one full group; with Rotate::YES taken through the near half of the transform as well. The lines of `out`,
 // if given, will be wanted soon.
 template <int B, Rotate ROTATE>
 static void lloyd_decode_group(const uint8_t* in, float* z, const float* out) {
   Ints words[B];
   for (int k = 0; k < B; ++k) words[k] = load_bytes(in + 64 * k);
-  const Table<(1 << B)> level(LloydMax<B>::LEVEL);
+  // As many rows at a time as one look-up takes: it does their butterflies as well.
+  constexpr int ROWS = ROTATE == Rotate::NO ? 1 : 4 * B <= TABLE_BITS ? 4 : 2 * B <= TABLE_BITS ? 2 : 1;
+  using LevelTable = Table<(1 << (B * ROWS))>;
+  constexpr const LevelSums<B, ROWS>& SUMS = LEVEL_SUMS<B, ROWS>;
+  const LevelTable level[4] = {LevelTable(SUMS.t[0]), LevelTable(SUMS.t[1 % ROWS]), LevelTable(SUMS.t[2 % ROWS]),
+                               LevelTable(SUMS.t[3 % ROWS])};
   each<2>([&](auto half) __attribute__((always_inline)) {
     Floats r[16];
-    each<16>([&](auto i) __attribute__((always_inline)) { r[i] = level[get<B>(words, 16 * half + i)]; });
+    each<16 / ROWS>([&](auto i) __attribute__((always_inline)) {
+      const Ints codes = get<B>(words, 16 * half + ROWS * i);
+      each<ROWS>([&](auto j) __attribute__((always_inline)) { r[ROWS * i + j] = level[j][codes]; });
+    });
     if constexpr (ROTATE == Rotate::YES) {
-      butterflies16(r);
+      butterflies16<ROWS>(r);
       each<16>([&](auto i) __attribute__((always_inline)) { r[i] = hadamard16(r[i]); });
     }
     each<16>([&](auto i) __attribute__((always_inline)) {

@@ -110,8 +110,8 @@ static COMMPRESS_INLINE void with_bits(int bits, F&& f) {
 }
 
 // What a decoder does with a value: write it, write it past the caches (it is so much that it would drive out
-// everything else), or add it to beta times what is there.
-enum class Delivery { WRITE, STREAM, ADD };
+// everything else), add it to what is there, or add it to beta times what is there.
+enum class Delivery { WRITE, STREAM, ADD, BLEND };
 struct Sink {
   Delivery delivery;
   float gain, beta;
@@ -119,8 +119,10 @@ struct Sink {
 
 template <Delivery DELIVERY>
 static COMMPRESS_INLINE void deliver(float* out, Floats value, Floats beta) {
-  if constexpr (DELIVERY == Delivery::ADD)
+  if constexpr (DELIVERY == Delivery::BLEND)
     store(out, load(out) * beta + value);
+  else if constexpr (DELIVERY == Delivery::ADD)
+    store(out, load(out) + value);
   else if constexpr (DELIVERY == Delivery::STREAM)
     store_past_caches(out, value);
   else
@@ -135,13 +137,17 @@ static COMMPRESS_INLINE void with_delivery(Delivery delivery, F&& f) {
       return f(std::integral_constant<Delivery, Delivery::WRITE>{});
     case Delivery::STREAM:
       return f(std::integral_constant<Delivery, Delivery::STREAM>{});
-    default:
+    case Delivery::ADD:
       return f(std::integral_constant<Delivery, Delivery::ADD>{});
+    default:
+      return f(std::integral_constant<Delivery, Delivery::BLEND>{});
   }
 }
 
 static COMMPRESS_INLINE void deliver(float* out, float value, const Sink& sink) {
-  *out = sink.delivery == Delivery::ADD ? *out * sink.beta + value : value;
+  *out = sink.delivery == Delivery::ADD     ? *out + value
+         : sink.delivery == Delivery::BLEND ? *out * sink.beta + value
+                                            : value;
 }
 
 static void deliver_constant(float* out, int64_t n, float value, const Sink& sink) {
