@@ -33,7 +33,10 @@ static inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, 
 // both busy, where they are different ports.
 static inline Floats minus(Floats a, Floats b) { return {_mm512_fnmadd_ps(b.v, _mm512_set1_ps(1.0f), a.v)}; }
 static inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
-static inline Floats larger(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+// Of what is not negative, whose order is that of integers: those have more ports to compare on where floats have two.
+static inline Floats larger(Floats a, Floats b) {
+  return {_mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
 static inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline Ints operator|(Ints a, Ints b) { return {_mm512_or_si512(a.v, b.v)}; }
 static inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
