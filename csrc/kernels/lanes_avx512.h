@@ -246,7 +246,7 @@ struct Search {
   }
 };
 // One bit and two: a quantiser is symmetric, so one comparison gives the sign and another the size, and each sets its
-// bit in place. See lloyd.h.
+// bit in place. See lloyd_rows.h.
 template <int B>
 struct Quantiser;
 // Bit i of every lane, out of memory: made of immediates, the constants would cost as much as the work.

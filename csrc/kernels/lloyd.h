@@ -1,6 +1,7 @@
 // The `lloyd` and `hadamard+lloyd` families: statistics, rotation, Lloyd-Max codes, packing; and back.
 #pragma once
 #include "hadamard.h"
+#include "lloyd_rows.h"
 #include "uniform.h"
 
 namespace commpress {
@@ -13,29 +14,6 @@ struct Products {
 };
 
 enum class Rotate { NO, YES };
-
-// The rows of a full group, one after the other: their codes, and their share of P and Q. Lanes may have a faster one.
-template <int B>
-struct Quantiser {
-  using L = LloydMax<B>;
-  const Search<B> search{};
-  const Table<(1 << B)> level{L::LEVEL}, product_level{L::PRODUCT_LEVEL};
-  Ints words[B];
-
-  template <bool CENTROID>
-  COMMPRESS_INLINE void row(int row, Floats v, Floats& p, Floats& q) {
-    const Ints code = search(v);
-    p = kept(p + v * product_level[code]);
-    if constexpr (CENTROID) {
-      const Floats l = level[code];
-      q = kept(q + l * l);
-    }
-    put<B>(words, row, code);
-  }
-  COMMPRESS_INLINE void finish(uint8_t* out) {
-    for (int k = 0; k < B; ++k) store(out + 64 * k, words[k]);
-  }
-};
 
 // One full group. With Rotate::YES `y` has been through rotate_far() only, and the rest of the transform happens here,
 // in registers. `ahead` is input that will be wanted soon: twenty lines of it are fetched along the way.
@@ -211,26 +189,6 @@ static int64_t rotated_encode_block(const float* x, int64_t n, Rate rate, const 
   return finish_block(scale && twice ? scale | SCALE32_TWO_ROTATIONS : scale, code_nbytes, out);
 }
 
-// The levels of ROWS neighbouring rows after their butterflies: t[r] holds row r's for all values of the ROWS codes.
-template <int B, int ROWS>
-struct LevelSums {
-  float t[ROWS][1 << (B * ROWS)];
-  constexpr LevelSums() : t() {
-    for (int codes = 0; codes < 1 << (B * ROWS); ++codes) {
-      for (int r = 0; r < ROWS; ++r) t[r][codes] = LloydMax<B>::LEVEL[(codes >> (B * r)) % (1 << B)];
-      for (int stride = 1; stride < ROWS; stride *= 2)
-        for (int r = 0; r < ROWS; ++r)
-          if (!(r & stride)) {
-            const float a = t[r][codes], b = t[r + stride][codes];
-            t[r][codes] = a + b;
-            t[r + stride][codes] = a - b;
-          }
-    }
-  }
-};
-template <int B, int ROWS>
-static constexpr LevelSums<B, ROWS> LEVEL_SUMS{};
-
 // Levels of one full group; with Rotate::YES taken through the near half of the transform as well. The lines of `out`,
 // if given, will be wanted soon.
 template <int B, Rotate ROTATE>
@@ -239,16 +197,17 @@ static void lloyd_decode_group(const uint8_t* in, float* z, const float* out) {
   for (int k = 0; k < B; ++k) words[k] = load_bytes(in + 64 * k);
   // As many rows at a time as one look-up takes: it does their butterflies as well.
   constexpr int ROWS = ROTATE == Rotate::NO ? 1 : 4 * B <= TABLE_BITS ? 4 : 2 * B <= TABLE_BITS ? 2 : 1;
-  using LevelTable = Table<(1 << (B * ROWS))>;
-  constexpr const LevelSums<B, ROWS>& SUMS = LEVEL_SUMS<B, ROWS>;
-  const LevelTable level[4] = {LevelTable(SUMS.t[0]), LevelTable(SUMS.t[1 % ROWS]), LevelTable(SUMS.t[2 % ROWS]),
-                               LevelTable(SUMS.t[3 % ROWS])};
+  const LevelTables<B, ROWS> level{std::make_integer_sequence<int, ROWS>()};
   each<2>([&](auto half) __attribute__((always_inline)) {
     Floats r[16];
-    each<16 / ROWS>([&](auto i) __attribute__((always_inline)) {
-      const Ints codes = get<B>(words, 16 * half + ROWS * i);
-      each<ROWS>([&](auto j) __attribute__((always_inline)) { r[ROWS * i + j] = level[j][codes]; });
-    });
+    if constexpr (ROWS == 1) {  // written out: GCC makes the general form a tenth slower in AVX2
+      each<16>([&](auto i) __attribute__((always_inline)) { r[i] = level.row[0][get<B>(words, 16 * half + i)]; });
+    } else {
+      each<16 / ROWS>([&](auto i) __attribute__((always_inline)) {
+        const Ints codes = get<B>(words, 16 * half + ROWS * i);
+        each<ROWS>([&](auto j) __attribute__((always_inline)) { r[ROWS * i + j] = level.row[j][codes]; });
+      });
+    }
     if constexpr (ROTATE == Rotate::YES) {
       butterflies16<ROWS>(r);
       each<16>([&](auto i) __attribute__((always_inline)) { r[i] = hadamard16(r[i]); });
