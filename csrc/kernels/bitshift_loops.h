@@ -228,7 +228,7 @@ static int64_t decode_piece(const Trellis& t, const uint8_t* in, int64_t n, cons
 
 void decode(const TrellisPayload& p, const uint8_t* in, float* out, bool accumulate, float gain, float beta) {
   const Trellis& t = p.trellis;
-  const Sink sink{accumulate ? Delivery::ADD : Delivery::WRITE, gain, beta};
+  const Sink sink{delivery_of(accumulate, false, beta), gain, beta};
   Aligned z;
   trellis_pieces(t, p.numel, [&](int64_t first, int64_t n) {
     if (n < SMALLEST_PIECE) {

@@ -53,7 +53,7 @@ void encode(const Payload& p, const float* x, float gain, uint8_t* out) {
 
 void decode(const Payload& p, const uint8_t* in, float* out, bool accumulate, float gain, float beta) {
   const bool stream = !accumulate && p.numel >= STREAM_NUMEL && reinterpret_cast<uintptr_t>(out) % 64 == 0;
-  const Sink sink{accumulate ? Delivery::ADD : stream ? Delivery::STREAM : Delivery::WRITE, gain, beta};
+  const Sink sink{delivery_of(accumulate, stream, beta), gain, beta};
   for (int64_t i = 0; i < p.numel; i += BLOCK) {
     const int64_t n = p.numel - i < BLOCK ? p.numel - i : BLOCK;
     const uint64_t index = static_cast<uint64_t>(p.offset + i);

@@ -133,7 +133,7 @@ static void ecsq_dither(const Key& key, int64_t index, int64_t n, int32_t* w) {
   alignas(64) uint32_t rows[ECSQ_BLOCK];
   for (int v = 0; 64 * v < n; v += 2) {
     Ints words[2];
-    random(static_cast<uint32_t>(index / 16) + 8 * (v / 2), words[0], words[1]);
+    random.fill<1>(static_cast<uint32_t>(index / 16) + 8 * (v / 2), words);
     for (int half = 0; half < 2; ++half)
       each<4>([&](auto q) __attribute__((always_inline)) {
         store(rows + 16 * (4 * (v + half) + q), rotate_bytes(words[half], q));

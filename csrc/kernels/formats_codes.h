@@ -135,9 +135,10 @@ struct SignCoder {
 template <class Coder, class Out>
 static COMMPRESS_INLINE void code_group(const Coder& coder, const float* x, const float* multiplier,
                                         const Philox& random, uint32_t counter, Out out) {
+  Ints every[8] = {};
+  if constexpr (Coder::RANDOM) random.fill<4>(counter, every);
   for (unsigned quarter = 0; quarter < 4; ++quarter) {
-    Ints words[2] = {all(0u), all(0u)};
-    if constexpr (Coder::RANDOM) random(counter + 8 * quarter, words[0], words[1]);
+    const Ints* const words = every + 2 * quarter;
     each<8>([&](auto i) __attribute__((always_inline)) {
       const unsigned row = 8 * quarter + i;
       prefetch_line(x + 16 * row + BLOCK);  // the next block's statistic comes first

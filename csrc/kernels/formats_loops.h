@@ -473,7 +473,7 @@ static const uint8_t* decode_block(const Format& f, const uint8_t* in, int64_t n
 void decode(const Format& f, const uint8_t* in, float* out, int64_t numel, bool accumulate, float gain, float beta) {
   constexpr int64_t STREAM_NUMEL = 1 << 20;
   const bool stream = !accumulate && numel >= STREAM_NUMEL && reinterpret_cast<uintptr_t>(out) % 64 == 0;
-  const Sink sink{accumulate ? Delivery::ADD : stream ? Delivery::STREAM : Delivery::WRITE, gain, beta};
+  const Sink sink{delivery_of(accumulate, stream, beta), gain, beta};
   for (int64_t i = 0; i < numel; i += BLOCK)
     in = decode_block(f, in, numel - i < BLOCK ? numel - i : BLOCK, out + i, sink);
   if (stream) finish_stores();

@@ -7,16 +7,17 @@
 namespace commpress {
 namespace COMMPRESS_ISA {
 
-// Rows 1, 2, 4 and 8 apart.
+// Rows FIRST (1 unless nearer ones are done), ..., 4 and 8 apart.
+template <int FIRST = 1>
 static COMMPRESS_INLINE void butterflies16(Floats (&r)[16]) {
 #pragma GCC unroll 4
-  for (int stride = 1; stride < 16; stride *= 2) {
+  for (int stride = FIRST; stride < 16; stride *= 2) {
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i + stride < 16; ++i) {
       if (i & stride) continue;
       const Floats a = r[i], b = r[i + stride];
       r[i] = a + b;
-      r[i + stride] = a - b;
+      r[i + stride] = minus(a, b);
     }
   }
 }
@@ -26,8 +27,11 @@ struct Signs {
   Ints words[8];
   Signs(const Key& key, uint32_t purpose, uint64_t start, int64_t n) {
     const Philox random(key, purpose);
-    for (int pair = 0; pair < (n + 1023) / 1024; ++pair)
-      random(static_cast<uint32_t>(start / 128) + 8 * pair, words[2 * pair], words[2 * pair + 1]);
+    const uint32_t index = static_cast<uint32_t>(start / 128);
+    if (n == BLOCK)
+      random.fill<4>(index, words);
+    else
+      for (int pair = 0; pair < (n + 1023) / 1024; ++pair) random.fill<1>(index + 8 * pair, words + 2 * pair);
   }
 };
 
@@ -48,6 +52,7 @@ constexpr int FAR_LINES = 96;
 template <Measure MEASURE>
 static void rotate_far(const float* x, int rows, const Signs& signs, float* y, Squares& squares) {
   if (rows == 256) {
+    Squares local = squares;  // so that it can live in registers
     for (int j = 0; j < 16; ++j) {
       Floats r[16];
       if constexpr (MEASURE == Measure::YES)
@@ -58,14 +63,15 @@ static void rotate_far(const float* x, int rows, const Signs& signs, float* y, S
         const Floats v = load(p);
         if constexpr (MEASURE == Measure::YES) {
           const Floats square = v * v;
-          squares.sum[k % 4] = squares.sum[k % 4] + square;
-          squares.most = larger(square, squares.most);
+          local.sum[k % 4] = local.sum[k % 4] + square;
+          local.most = larger_square(square, local.most);
         }
         r[k] = flip(v, signs.words[k / 2], k % 2 ? odd : even);
       });
       butterflies16(r);
       each<16>([&](auto k) __attribute__((always_inline)) { store(y + 16 * (16 * k + j), r[k]); });
     }
+    squares = local;
     return;
   }
   for (int j = 0; j < 16; ++j)
@@ -75,7 +81,7 @@ static void rotate_far(const float* x, int rows, const Signs& signs, float* y, S
       if constexpr (MEASURE == Measure::YES) {
         const Floats square = v * v;
         squares.sum[k % 4] = squares.sum[k % 4] + square;
-        squares.most = larger(square, squares.most);
+        squares.most = larger_square(square, squares.most);
       }
       store(y + 16 * row, flip(v, signs.words[row / 32], count_of(31 - row % 32)));
     }

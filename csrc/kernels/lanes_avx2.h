@@ -43,8 +43,10 @@ static inline Ints all(uint32_t x) {
 
 static inline Floats operator+(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 static inline Floats operator-(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+static inline Floats minus(Floats x, Floats y) { return x - y; }
 static inline Floats operator*(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 static inline Floats larger(Floats x, Floats y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+static inline Floats larger_square(Floats a, Floats b) { return larger(a, b); }  // of what is not negative
 static inline Floats operator/(Floats x, Floats y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 static inline Ints operator+(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 static inline Ints operator|(Ints x, Ints y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
@@ -139,6 +141,10 @@ static inline Ints kept(Ints x) {
   __asm__("" : "+x"(x.a), "+x"(x.b));
   return x;
 }
+static inline Floats kept(Floats x) {
+  __asm__("" : "+x"(x.a), "+x"(x.b));
+  return x;
+}
 
 struct Philox {
   __m256i c1, c2, c3;
@@ -169,11 +175,16 @@ struct Philox {
     first = _mm256_blend_epi32(a, _mm256_slli_epi64(b, 32), 0xAA);
     second = _mm256_blend_epi32(c, _mm256_slli_epi64(d, 32), 0xAA);
   }
-  void operator()(uint32_t index, Ints& first, Ints& second) const {
-    four(index, first.a, second.a);
-    four(index + 4, first.b, second.b);
+  template <int N>
+  void fill(uint32_t index, Ints* words) const {
+    for (int i = 0; i < N; ++i, index += 8, words += 2) {
+      four(index, words[0].a, words[1].a);
+      four(index + 4, words[0].b, words[1].b);
+    }
   }
 };
+
+constexpr int TABLE_BITS = 3;  // the longest index of a look-up that is one instruction
 
 template <int N>
 struct Table {

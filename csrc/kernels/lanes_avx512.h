@@ -29,9 +29,16 @@ static inline Ints all(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(
 
 static inline Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
+// a - b out of the multipliers (the product with 1 is exact): half of a butterfly there and half in the adders keeps
+// both busy, where they are different ports.
+static inline Floats minus(Floats a, Floats b) { return {_mm512_fnmadd_ps(b.v, _mm512_set1_ps(1.0f), a.v)}; }
 static inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
 static inline Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
 static inline Floats larger(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+// Of what is not negative, whose order is that of integers: those have more ports to compare on where floats have two.
+static inline Floats larger_square(Floats a, Floats b) {
+  return {_mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
 static inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline Ints operator|(Ints a, Ints b) { return {_mm512_or_si512(a.v, b.v)}; }
 static inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
@@ -127,6 +134,10 @@ static inline Ints kept(Ints a) {
   __asm__("" : "+v"(a.v));
   return a;
 }
+static inline Floats kept(Floats a) {
+  __asm__("" : "+v"(a.v));
+  return a;
+}
 
 struct Philox {
   __m512i c1, c2, c3;
@@ -138,27 +149,43 @@ struct Philox {
         keys(key.seed) {}
 
   // One 32-bit word of each of eight counters lies in the low half of a 64-bit lane; the high halves hold leftovers
-  // that vpmuludq ignores.
-  void operator()(uint32_t index, Ints& first, Ints& second) const {
+  // that vpmuludq ignores. Ten rounds are one long chain, so several counters go through them side by side.
+  template <int N>
+  void fill(uint32_t index, Ints* words) const {
     const __m512i m0 = _mm512_set1_epi64(PHILOX_M0), m1 = _mm512_set1_epi64(PHILOX_M1);
-    __m512i a = _mm512_cvtepu32_epi64(
-        _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(index)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
-    __m512i b = c1, c = c2, d = c3;
+    const __m256i first =
+        _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(index)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    __m512i a[N], b[N], c[N], d[N];
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      a[i] = _mm512_cvtepu32_epi64(_mm256_add_epi32(first, _mm256_set1_epi32(8 * i)));
+      b[i] = c1;
+      c[i] = c2;
+      d[i] = c3;
+    }
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
-      const __m512i p0 = _mm512_mul_epu32(a, m0), p1 = _mm512_mul_epu32(c, m1);
-      // The high words come down by a shuffle: shifts would crowd the one port that also multiplies.
-      a = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p1, _MM_PERM_DDBB), b, _mm512_set1_epi64(keys.first[round]),
-                                    0x96);
-      c = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p0, _MM_PERM_DDBB), d, _mm512_set1_epi64(keys.second[round]),
-                                    0x96);
-      b = p1;
-      d = p0;
+      const __m512i first_key = _mm512_set1_epi64(keys.first[round]),
+                    second_key = _mm512_set1_epi64(keys.second[round]);
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) {
+        const __m512i p0 = _mm512_mul_epu32(a[i], m0), p1 = _mm512_mul_epu32(c[i], m1);
+        // The high words come down by a shuffle: shifts would crowd the one port that also multiplies.
+        a[i] = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p1, _MM_PERM_DDBB), b[i], first_key, 0x96);
+        c[i] = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p0, _MM_PERM_DDBB), d[i], second_key, 0x96);
+        b[i] = p1;
+        d[i] = p0;
+      }
     }
-    first.v = _mm512_mask_shuffle_epi32(a, 0xAAAA, b, _MM_PERM_CCAA);
-    second.v = _mm512_mask_shuffle_epi32(c, 0xAAAA, d, _MM_PERM_CCAA);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      words[2 * i].v = _mm512_mask_shuffle_epi32(a[i], 0xAAAA, b[i], _MM_PERM_CCAA);
+      words[2 * i + 1].v = _mm512_mask_shuffle_epi32(c[i], 0xAAAA, d[i], _MM_PERM_CCAA);
+    }
   }
 };
+
+constexpr int TABLE_BITS = 4;  // the longest index of a look-up that is one instruction
 
 template <int N>
 struct Table {
@@ -243,23 +270,62 @@ struct Search {
         _mm512_mask_add_epi32(low, _mm512_cmp_ps_mask(v.v, threshold[cell].v, _CMP_GE_OQ), low, _mm512_set1_epi32(1))};
   }
 };
-template <>
-struct Search<1> {
-  Ints operator()(Floats v) const {
-    return {_mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_GE_OQ), 1)};
+// One bit and two: a quantiser is symmetric, so one comparison gives the sign and another the size, and each sets its
+// bit in place. See lloyd_rows.h.
+template <int B>
+struct Quantiser;
+// Bit i of every lane, out of memory: made of immediates, the constants would cost as much as the work.
+struct Bits {
+  static constexpr uint32_t BIT[32] = {1u << 0,  1u << 1,  1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,
+                                       1u << 8,  1u << 9,  1u << 10, 1u << 11, 1u << 12, 1u << 13, 1u << 14, 1u << 15,
+                                       1u << 16, 1u << 17, 1u << 18, 1u << 19, 1u << 20, 1u << 21, 1u << 22, 1u << 23,
+                                       1u << 24, 1u << 25, 1u << 26, 1u << 27, 1u << 28, 1u << 29, 1u << 30, 1u << 31};
+  static inline __attribute__((always_inline)) void set(Ints& word, __mmask16 where, int i) {
+    __asm__("vpord %2%{1to16%}, %0, %0%{%1%}" : "+v"(word.v) : "Yk"(where), "m"(BIT[i]));
   }
 };
 template <>
-struct Search<2> {
+struct Quantiser<1> {
+  using L = LloydMax<1>;
+  const Floats level = all(L::LEVEL[1]), product_level = all(L::PRODUCT_LEVEL[1]);
+  Ints word = all(0u);
+
+  template <bool CENTROID>
+  inline __attribute__((always_inline)) void row(int row, Floats v, Floats& p, Floats& q) {
+    p = kept(p + absolute(v) * product_level);
+    if constexpr (CENTROID) q = kept(q + level * level);
+    const __mmask16 sign = _mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_GE_OQ);
+    Bits::set(word, sign, row);
+  }
+  inline __attribute__((always_inline)) void finish(uint8_t* out) { store(out, word); }
+};
+template <>
+struct Quantiser<2> {
   using L = LloydMax<2>;
-  // A comparison that holds adds one.
-  Ints operator()(Floats v) const {
-    const __m512i one = _mm512_set1_epi32(1);
-    __m512i code = _mm512_maskz_mov_epi32(
-        _mm512_cmp_ps_mask(v.v, _mm512_set1_ps(-L::CELL_THRESHOLD[L::CELLS + 7]), _CMP_GT_OQ), one);
-    code = _mm512_mask_add_epi32(code, _mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_GE_OQ), code, one);
-    return {_mm512_mask_add_epi32(
-        code, _mm512_cmp_ps_mask(v.v, _mm512_set1_ps(L::CELL_THRESHOLD[L::CELLS + 7]), _CMP_GE_OQ), code, one)};
+  const Floats threshold = all(L::CELL_THRESHOLD[L::CELLS + 7]), zero = all(0.0f);
+  Ints words[2] = {all(0u), all(0u)};
+
+  template <bool CENTROID>
+  inline __attribute__((always_inline)) void row(int row, Floats v, Floats& p, Floats& q) {
+    const Floats size = absolute(v);
+    const __mmask16 large = _mm512_cmp_ps_mask(size.v, threshold.v, _CMP_GE_OQ),
+                    sign = _mm512_cmp_ps_mask(v.v, zero.v, _CMP_GE_OQ);
+    const auto choose = [large](const float* level) {
+      return Floats{_mm512_mask_blend_ps(large, _mm512_set1_ps(level[2]), _mm512_set1_ps(level[3]))};
+    };
+    p = kept(p + size * choose(L::PRODUCT_LEVEL));
+    if constexpr (CENTROID) {
+      const Floats l = choose(L::LEVEL);
+      q = kept(q + l * l);
+    }
+    Bits::set(words[row / 16], large, row % 16 * 2);
+    Bits::set(words[row / 16], sign, row % 16 * 2 + 1);
+  }
+  // Below zero the lower bit is the other way round. 0xD2 is ~(b ^ a) where c is set, else a, of (a, b, c).
+  inline __attribute__((always_inline)) void finish(uint8_t* out) {
+    for (int k = 0; k < 2; ++k)
+      store(out + 64 * k, Ints{_mm512_ternarylogic_epi32(words[k].v, shift_right(words[k], 1).v,
+                                                         _mm512_set1_epi32(0x55555555), 0xD2)});
   }
 };
 

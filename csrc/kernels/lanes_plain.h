@@ -59,6 +59,7 @@ static inline Ints all(uint32_t x) {
   }
 COMMPRESS_BINARY(Floats, operator+, a.v[q] + b.v[q])
 COMMPRESS_BINARY(Floats, operator-, a.v[q] - b.v[q])
+COMMPRESS_BINARY(Floats, minus, a.v[q] - b.v[q])
 COMMPRESS_BINARY(Floats, operator*, a.v[q] * b.v[q])
 COMMPRESS_BINARY(Floats, operator/, a.v[q] / b.v[q])
 COMMPRESS_BINARY(Ints, operator+, a.v[q] + b.v[q])
@@ -70,6 +71,9 @@ COMMPRESS_BINARY(Ints, operator^, a.v[q] ^ b.v[q])
 static inline Floats larger(const Floats& a, const Floats& b) {  // b where either is NaN
   return quarters<Floats>([&](int q) { return a.v[q] > b.v[q] ? a.v[q] : b.v[q]; });
 }
+static inline Floats larger_square(const Floats& a, const Floats& b) {
+  return larger(a, b);
+}  // of what is not negative
 static inline Ints larger(const Ints& a, const Ints& b) {
   return quarters<Ints>([&](int q) { return a.v[q] > b.v[q] ? a.v[q] : b.v[q]; });
 }
@@ -159,25 +163,31 @@ static inline Ints largest_lanes(const Ints (&a)[16]) {
 }
 
 static inline const Ints& kept(const Ints& a) { return a; }
+static inline const Floats& kept(const Floats& a) { return a; }
 
-// Two vectors of random words from the counters index .. index + 7; see lane_word() in philox.h.
+// 2 N vectors of random words from the counters index .. index + 8 N - 1; see lane_word() in philox.h.
 struct Philox {
   Key key;
   uint32_t purpose;
   Philox(const Key& k, uint32_t p) : key(k), purpose(p) {}
-  void operator()(uint32_t index, Ints& first, Ints& second) const {
-    uint32_t a[16], b[16];
-    for (uint32_t t = 0; t < 8; ++t) {
-      const Words4 out = philox(key, purpose, index + t);
-      a[2 * t] = out.w[0];
-      a[2 * t + 1] = out.w[1];
-      b[2 * t] = out.w[2];
-      b[2 * t + 1] = out.w[3];
+  template <int N>
+  void fill(uint32_t index, Ints* words) const {
+    for (int i = 0; i < N; ++i, words += 2) {
+      uint32_t a[16], b[16];
+      for (uint32_t t = 0; t < 8; ++t) {
+        const Words4 out = philox(key, purpose, index++);
+        a[2 * t] = out.w[0];
+        a[2 * t + 1] = out.w[1];
+        b[2 * t] = out.w[2];
+        b[2 * t + 1] = out.w[3];
+      }
+      words[0] = load(a);
+      words[1] = load(b);
     }
-    first = load(a);
-    second = load(b);
   }
 };
+
+constexpr int TABLE_BITS = 0;  // the longest index of a look-up that is one instruction or none
 
 // N floats (a power of two), looked up by the low log2(N) bits of an index.
 template <int N>

@@ -1,6 +1,7 @@
 // The `lloyd` and `hadamard+lloyd` families: statistics, rotation, Lloyd-Max codes, packing; and back.
 #pragma once
 #include "hadamard.h"
+#include "lloyd_rows.h"
 #include "uniform.h"
 
 namespace commpress {
@@ -18,11 +19,8 @@ enum class Rotate { NO, YES };
 // in registers. `ahead` is input that will be wanted soon: twenty lines of it are fetched along the way.
 template <int B, Rotate ROTATE, bool CENTROID>
 static void lloyd_encode_group(const float* y, const float* ahead, float inverse, Products& products, uint8_t* out) {
-  using L = LloydMax<B>;
-  const Search<B> search;
-  const Table<(1 << B)> level(L::LEVEL), product_level(L::PRODUCT_LEVEL);
-  const Floats scale = all(L::PER_SIGMA * inverse);
-  Ints words[B];
+  const Floats scale = all(LloydMax<B>::PER_SIGMA * inverse);
+  Quantiser<B> quantiser;
   Products sums = products;  // local, so that it can live in registers
   each<2>([&](auto half) __attribute__((always_inline)) {
     Floats r[16];
@@ -33,18 +31,11 @@ static void lloyd_encode_group(const float* y, const float* ahead, float inverse
     }
     each<16>([&](auto i) __attribute__((always_inline)) {
       if (i < 10) prefetch_line(ahead + 160 * half + 16 * i);
-      const Floats v = r[i] * scale;
-      const Ints code = search(v);
-      sums.p[i % 4] = sums.p[i % 4] + v * product_level[code];
-      if constexpr (CENTROID) {
-        const Floats l = level[code];
-        sums.q[i % 4] = sums.q[i % 4] + l * l;
-      }
-      put<B>(words, 16 * half + i, code);
+      quantiser.template row<CENTROID>(16 * half + i, r[i] * scale, sums.p[i % 4], sums.q[i % 4]);
     });
   });
   products = sums;
-  for (int k = 0; k < B; ++k) store(out + 64 * k, words[k]);
+  quantiser.finish(out);
 }
 
 // A run of fewer than 512 coordinates, already rotated.
@@ -204,12 +195,21 @@ template <int B, Rotate ROTATE>
 static void lloyd_decode_group(const uint8_t* in, float* z, const float* out) {
   Ints words[B];
   for (int k = 0; k < B; ++k) words[k] = load_bytes(in + 64 * k);
-  const Table<(1 << B)> level(LloydMax<B>::LEVEL);
+  // As many rows at a time as one look-up takes: it does their butterflies as well.
+  constexpr int ROWS = ROTATE == Rotate::NO ? 1 : 4 * B <= TABLE_BITS ? 4 : 2 * B <= TABLE_BITS ? 2 : 1;
+  const LevelTables<B, ROWS> level{std::make_integer_sequence<int, ROWS>()};
   each<2>([&](auto half) __attribute__((always_inline)) {
     Floats r[16];
-    each<16>([&](auto i) __attribute__((always_inline)) { r[i] = level[get<B>(words, 16 * half + i)]; });
+    if constexpr (ROWS == 1) {  // written out: GCC makes the general form a tenth slower in AVX2
+      each<16>([&](auto i) __attribute__((always_inline)) { r[i] = level.row[0][get<B>(words, 16 * half + i)]; });
+    } else {
+      each<16 / ROWS>([&](auto i) __attribute__((always_inline)) {
+        const Ints codes = get<B>(words, 16 * half + ROWS * i);
+        each<ROWS>([&](auto j) __attribute__((always_inline)) { r[ROWS * i + j] = level.row[j][codes]; });
+      });
+    }
     if constexpr (ROTATE == Rotate::YES) {
-      butterflies16(r);
+      butterflies16<ROWS>(r);
       each<16>([&](auto i) __attribute__((always_inline)) { r[i] = hadamard16(r[i]); });
     }
     each<16>([&](auto i) __attribute__((always_inline)) {

@@ -35,7 +35,7 @@ static COMMPRESS_INLINE void prefetch_line_to_write(const float* p) { __builtin_
 template <int B>
 static COMMPRESS_INLINE void put(Ints (&words)[B], int row, Ints code) {
   const int k = row * B / 32, shift = row * B % 32;
-  words[k] = shift == 0 ? code : words[k] | shift_left(code, shift);
+  words[k] = shift == 0 ? code : kept(words[k] | shift_left(code, shift));
   if (shift + B > 32) words[k + 1] = shift_right(code, 32 - shift);
 }
 
@@ -111,17 +111,23 @@ static COMMPRESS_INLINE void with_bits(int bits, F&& f) {
 }
 
 // What a decoder does with a value: write it, write it past the caches (it is so much that it would drive out
-// everything else), or add it to beta times what is there.
-enum class Delivery { WRITE, STREAM, ADD };
+// everything else), add it to what is there, or add it to beta times what is there.
+enum class Delivery { WRITE, STREAM, ADD, BLEND };
 struct Sink {
   Delivery delivery;
   float gain, beta;
 };
 
+static COMMPRESS_INLINE Delivery delivery_of(bool accumulate, bool stream, float beta) {
+  return accumulate ? beta == 1.0f ? Delivery::ADD : Delivery::BLEND : stream ? Delivery::STREAM : Delivery::WRITE;
+}
+
 template <Delivery DELIVERY>
 static COMMPRESS_INLINE void deliver(float* out, Floats value, Floats beta) {
-  if constexpr (DELIVERY == Delivery::ADD)
+  if constexpr (DELIVERY == Delivery::BLEND)
     store(out, load(out) * beta + value);
+  else if constexpr (DELIVERY == Delivery::ADD)
+    store(out, load(out) + value);
   else if constexpr (DELIVERY == Delivery::STREAM)
     store_past_caches(out, value);
   else
@@ -136,13 +142,17 @@ static COMMPRESS_INLINE void with_delivery(Delivery delivery, F&& f) {
       return f(std::integral_constant<Delivery, Delivery::WRITE>{});
     case Delivery::STREAM:
       return f(std::integral_constant<Delivery, Delivery::STREAM>{});
-    default:
+    case Delivery::ADD:
       return f(std::integral_constant<Delivery, Delivery::ADD>{});
+    default:
+      return f(std::integral_constant<Delivery, Delivery::BLEND>{});
   }
 }
 
 static COMMPRESS_INLINE void deliver(float* out, float value, const Sink& sink) {
-  *out = sink.delivery == Delivery::ADD ? *out * sink.beta + value : value;
+  *out = sink.delivery == Delivery::ADD     ? *out + value
+         : sink.delivery == Delivery::BLEND ? *out * sink.beta + value
+                                            : value;
 }
 
 [[maybe_unused]] static void deliver_constant(float* out, int64_t n, float value, const Sink& sink) {

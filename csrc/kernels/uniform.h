@@ -33,16 +33,13 @@ static void uniform_encode_group(const float* x, const Philox& random, uint32_t 
   const Floats m = all(multiplier);
   const Ints mask = kept(all(uniform_noise_mask(B)));
   Ints words[B];
-  each<4>([&](auto quarter) __attribute__((always_inline)) {
-    Ints random_words[2];
-    random(counter + 8 * quarter, random_words[0], random_words[1]);
-    each<8>([&](auto i) __attribute__((always_inline)) {
-      const int row = 8 * quarter + i;
-      prefetch_line(x + 16 * row + 4 * GROUP);
-      Ints sum = rounded(load(x + 16 * row) * m) + (rotate_bytes(random_words[i / 4], i) & mask);
-      if constexpr (B == 1) sum = sum + all(uniform_half(1));
-      put_top<B>(words, row, sum);
-    });
+  Ints noise[8];
+  random.fill<4>(counter, noise);
+  each<32>([&](auto row) __attribute__((always_inline)) {
+    prefetch_line(x + 16 * row + 4 * GROUP);
+    Ints sum = rounded(load(x + 16 * row) * m) + (rotate_bytes(noise[row / 4], row) & mask);
+    if constexpr (B == 1) sum = sum + all(uniform_half(1));
+    put_top<B>(words, row, sum);
   });
   for (int k = 0; k < B; ++k) store(out + 64 * k, B == 1 ? words[k] : words[k] ^ all(top_bits(B, k)));
 }
@@ -125,10 +122,10 @@ static int64_t uniform_encode_run(const float* x, int64_t n, int bits, const Key
     const uint64_t place = index % GROUP;  // of the first coordinate in its group
     for (uint32_t quarter = 0; quarter < 4; ++quarter) {
       if (128 * (quarter + 1) <= place || 128 * quarter >= place + n) continue;
-      Ints first, second;
-      random(static_cast<uint32_t>((index - place) / 16) + 8 * quarter, first, second);
-      store(words + 32 * quarter, first);
-      store(words + 32 * quarter + 16, second);
+      Ints both[2];
+      random.fill<1>(static_cast<uint32_t>((index - place) / 16) + 8 * quarter, both);
+      store(words + 32 * quarter, both[0]);
+      store(words + 32 * quarter + 16, both[1]);
     }
     for (int64_t i = 0; i < n; ++i) {
       const uint64_t p = place + i, row = p / 16;
