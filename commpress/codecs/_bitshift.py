@@ -1,4 +1,4 @@
-"""The bitshift trellis codec (kernels: csrc/kernels/bitshift*.h, bytes: docs/wire-format.md 4.7)."""
+"""The bitshift trellis codec (kernels: csrc/kernels/bitshift*.h, bytes: docs/wire-format.md 4.9)."""
 
 from __future__ import annotations
 

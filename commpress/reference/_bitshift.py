@@ -1,4 +1,4 @@
-"""The bitshift trellis (docs/wire-format.md, section 4.7)."""
+"""The bitshift trellis (docs/wire-format.md, section 4.9)."""
 
 from __future__ import annotations
 

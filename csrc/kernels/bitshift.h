@@ -1,4 +1,4 @@
-// The bitshift trellis: rates, byte layout, codebook and the value of a codeword. docs/wire-format.md section 4.7 is
+// The bitshift trellis: rates, byte layout, codebook and the value of a codeword. docs/wire-format.md section 4.9 is
 // the prose form. Host and device; the vector loops (bitshift_loops.h) compute the same.
 //
 // A chain of codewords is a circle of bits, k new ones for each codeword of V coordinates; the codeword's state is the
@@ -97,7 +97,7 @@ COMMPRESS_HD uint32_t codebook_word(int values, uint32_t row, int v) {
 // not matter whether a machine fuses it with the sum.
 COMMPRESS_HD float trellis_target(float v) { return float_of((bits_of(v) + 0x400u) & ~0x7FFu); }
 
-// The bits of a scale, from E, P, Q of docs/wire-format.md 4.7. factor: v = y * factor; gram: c.
+// The bits of a scale, from E, P, Q of docs/wire-format.md 4.9. factor: v = y * factor; gram: c.
 COMMPRESS_HD uint32_t trellis_scale(float energy, float factor, float product, float square, float gram, bool centroid,
                                     int exponent, float gain) {
   if (!(product > 0.0f)) return 0;
