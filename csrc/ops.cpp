@@ -1,6 +1,6 @@
 // The fixed-rate quantisers and the casts: schemas, argument checks, dispatch.
 #include "kernels/kernels.h"
-#include "kernels/parallel.h"
+#include "kernels/reduce.h"
 #include "ops_common.h"
 
 namespace {
@@ -66,35 +66,17 @@ int64_t reduce_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_phas
   check(values, out, result);
   STD_TORCH_CHECK(payloads.size() == sender_phases.size() && !payloads.empty(),
                   "commpress: as many senders as payloads, and at least one, got ", payloads.size(), " payloads");
-  std::vector<Payload> parts;
+  std::vector<Key> senders(payloads.size(), result.key);
   std::vector<const uint8_t*> from;
   for (size_t i = 0; i < payloads.size(); ++i) {
-    parts.push_back(result);
-    parts.back().key.sender_phase = static_cast<uint32_t>(sender_phases[i]);
-    check(values, payloads[i], parts.back());
+    senders[i].sender_phase = static_cast<uint32_t>(sender_phases[i]);
+    check(values, payloads[i], result);
     from.push_back(payloads[i].const_data_ptr<uint8_t>());
-    if (inspect(parts.back(), from.back()).invalid_block >= 0) return static_cast<int64_t>(i);
+    if (inspect(result, from.back()).invalid_block >= 0) return static_cast<int64_t>(i);
   }
-  const Isa path = isa_of(isa);
-  float* const x = values.mutable_data_ptr<float>();
   uint8_t* const to = out.mutable_data_ptr<uint8_t>();
-  for_pieces(result, torch_parallel, [&](const Payload& piece, int64_t first, int64_t) {
-    // Block by block: what one pass writes the next finds in the first-level cache.
-    for (int64_t begin = 0; begin < piece.numel; begin += BLOCK) {
-      Payload some = piece;
-      some.offset += begin;
-      some.numel = piece.numel - begin < BLOCK ? piece.numel - begin : BLOCK;
-      const int64_t byte = payload_nbytes(result.codec, result.offset, first + begin);
-      float* const here = x + first + begin;
-      for (size_t i = 0; i < parts.size(); ++i) {
-        some.key = parts[i].key;
-        decode(some, from[i] + byte, here, true, 1.0f, i == 0 ? static_cast<float>(beta) : 1.0f, path);
-      }
-      some.key = result.key;
-      encode(some, here, 1.0f, to + byte, path);
-      decode(some, to + byte, here, false, 1.0f, 1.0f, path);
-    }
-  });
+  reduce_payloads(result, senders, from, values.mutable_data_ptr<float>(), static_cast<float>(beta), to, isa_of(isa),
+                  torch_parallel);
   return inspect(result, to).non_finite ? -2 : -1;
 }
 

@@ -10,7 +10,7 @@ from _reducers import World, inputs, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commpress.codecs import BLOCK, Key, LayeredCodec, codec
+from commpress.codecs import BLOCK, Codec, Key, LayeredCodec, codec
 from commpress.errors import MismatchError, SpecError, WireError
 
 SPECS = ("hadamard+lloyd:1", "hadamard+lloyd:2.37", "uniform:4", "hadamard+lloyd:0.4", "none", "lloyd:3")
@@ -33,6 +33,54 @@ def test_each_layer_is_coded_as_if_alone_under_its_own_key():
         assert torch.equal(own.decode(alone, inner, out=torch.empty(n)), out[start : start + n])
         start, byte = start + n, byte + alone.numel()
     assert byte == payload.numel() == layered.payload_nbytes(layered.numel)
+
+
+@pytest.mark.parametrize("specs", [SPECS, (*SPECS, "cast:bf16", "cast:fp16"), (*SPECS, "topk:0.1", "mxfp4")])
+def test_one_call_for_all_layers_does_what_single_calls_do(specs):
+    """With families that have operators of their own (the last case) the layers go one by one."""
+    layered = LayeredCodec([(4096 * (i % 3) + 37 * i, codec(spec)) for i, spec in enumerate((*specs, *specs))])
+    generator = torch.Generator().manual_seed(9)
+    x, base = torch.randn(2, layered.numel, generator=generator)
+    keys = [Key(3, 4, sender, 6, 1) for sender in (1, 2)]
+    payloads = [layered.encode(x * (i + 1), key, gain=0.5) for i, key in enumerate(keys)]
+    out, expected = base.clone(), base.clone()
+    layered.decode(payloads[0], keys[0], out=out, accumulate=True, gain=0.75, beta=0.3)
+    start = byte = 0
+    for i, (n, own) in enumerate(layered.layers):
+        inner = keys[0].replace(tensor=6 + 65536 * (i + 1))
+        alone = own.encode(x[start : start + n], inner, gain=0.5)
+        assert torch.equal(alone, payloads[0][byte : byte + alone.numel()])
+        own.decode(alone, inner, out=expected[start : start + n], accumulate=True, gain=0.75, beta=0.3)
+        start, byte = start + n, byte + alone.numel()
+    assert torch.equal(out, expected)
+    after = Key(3, 4, 0, 6, 2)
+    one, two, by_one, by_two = (
+        base.clone(),
+        base.clone(),
+        torch.full_like(payloads[0], 77),
+        torch.full_like(payloads[0], 99),
+    )
+    assert layered.reduce(payloads, keys, after, values=one, out=by_one, beta=0.5)
+    assert Codec.reduce(layered, payloads, keys, after, values=two, out=by_two, beta=0.5)
+    assert torch.equal(one, two) and torch.equal(by_one, by_two)
+    one[5] = float("inf")
+    assert not layered.reduce(payloads, keys, after, values=one, out=by_one, beta=0.5)
+
+
+def test_an_invalid_layer_is_refused_before_anything_is_written():
+    layered, key = sample(), Key(1)
+    payload, out = layered.encode(torch.randn(layered.numel), key), torch.full((layered.numel,), 7.0)
+    nbytes = layered.payload_nbytes(layered.layers[0][0])
+    payload[nbytes - 1 : nbytes + 1] = 255  # nothing but codes
+    layered.decode(payload, key, out=torch.empty_like(out))
+    last = sum(n for n, _ in layered.layers[:3])
+    where = layered.payload_nbytes(last)
+    payload[where : where + 4] = torch.tensor([1, 0, 255, 255], dtype=torch.uint8)  # a scale that is NaN
+    with pytest.raises(WireError, match="layer"):
+        layered.decode(payload, key, out=out)
+    with pytest.raises(WireError, match="rank 0"):
+        layered.reduce([payload], [key], key, values=out, out=torch.empty_like(payload))
+    assert bool((out == 7).all())
 
 
 sizes = st.lists(st.sampled_from([0, 1, 100, 4095, 4096, 4097, 10_000]), min_size=1, max_size=6)

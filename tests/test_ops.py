@@ -29,6 +29,45 @@ def test_opcheck():
     torch.library.opcheck(decode, (payload, x.clone(), *common, True, 1.0, 0.5, -1), test_utils=checks)
 
 
+ROWS = [[0, 0, 0, 65536, 0, 100], [3, 4_000_000, 0, 131072, 4096, 900]]  # 400 bytes and 2 + 256 + 2 + 194
+
+
+def test_opcheck_of_layers():
+    x, table, key = normal(1000, 0), torch.tensor(ROWS), (1, 2, 3, 4)
+    payload, checks = torch.zeros(854, dtype=torch.uint8), ("test_schema", "test_faketensor")
+    ops = torch.ops.commpress
+    torch.library.opcheck(ops.encode_layers.default, (x, payload, table, *key, 1.0, -1), test_utils=checks)
+    ops.encode_layers(x, payload, table, *key, 1.0, -1)
+    decode = (payload, x.clone(), table, *key, True, 1.0, 0.5, -1)
+    torch.library.opcheck(ops.decode_layers.default, decode, test_utils=checks)
+    reduce = ([payload], [3], x.clone(), torch.zeros_like(payload), table, *key, 0.5, -1)
+    torch.library.opcheck(ops.reduce_layers.default, reduce, test_utils=checks)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "message"),
+    [
+        (0, 0, 6, "family"),
+        (0, 0, -1, "family"),
+        (1, 1, 0, "rate"),
+        (1, 4, 512, "offset"),
+        (1, 5, 901, "size"),
+        (0, 5, -1, "size"),
+        (1, 5, 899, "coordinates"),
+    ],
+)
+def test_a_table_of_layers_is_checked(row, column, value, message):
+    x, payload, rows = normal(1000, 0), torch.zeros(854, dtype=torch.uint8), [list(r) for r in ROWS]
+    rows[row][column] = value
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.commpress.encode_layers(x, payload, torch.tensor(rows), 1, 2, 3, 4, 1.0, -1)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.commpress.decode_layers(payload, x, torch.tensor(rows), 1, 2, 3, 4, False, 1.0, 1.0, -1)
+    assert not payload.any() and torch.equal(x, normal(1000, 0))
+    with pytest.raises(RuntimeError, match="table"):
+        torch.ops.commpress.encode_layers(x, payload, torch.tensor(ROWS).float(), 1, 2, 3, 4, 1.0, -1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

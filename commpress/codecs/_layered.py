@@ -9,9 +9,12 @@ from typing import final
 
 import torch
 
+from commpress import ops
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
-from commpress.errors import SpecError
+from commpress.codecs._none import NoneCodec
+from commpress.codecs._quantisers import QuantisingCodec
+from commpress.errors import SpecError, WireError
 
 _Part = tuple[int, Codec, slice, int, slice]  # layer, codec, coordinates, offset in the layer, bytes
 _TENSOR_STEP = 1 << 16  # between the keys of two layers, whatever the tensor's own number (below this)
@@ -23,7 +26,8 @@ class LayeredCodec(Codec):
 
     A payload is the layers' payloads one after the other; it may begin and be cut at every block of every layer. Layer i draws its randomness from the key whose `tensor`
     is larger by ``(i + 1) * 65536``. Neighbours that are sent exactly are one layer to this class.
-    A decoder that meets an invalid layer has already written those before it.
+    Where all layers are `none`, casts, `uniform`, `lloyd` or `hadamard+lloyd` they go through one operator with a table of layers; else one by one, and then a decoder that
+    meets an invalid layer has already written those before it.
 
     Args:
         layers: number of coordinates and codec of each layer, in order.
@@ -49,6 +53,8 @@ class LayeredCodec(Codec):
             self._starts.append(self._starts[-1] + numel)
         text = ";".join(f"{numel} {codec}" for numel, codec in merged)
         self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        self._tables: dict[tuple[int, int], torch.Tensor] = {}
+        self._uniform = all(isinstance(codec, (QuantisingCodec, NoneCodec)) for _, codec in merged)
         self._cuts: dict[tuple[int, int, int], list[int]] = {}
         self._sizes: dict[tuple[int, int, torch.dtype], int] = {}
         self._plans: dict[tuple[int, int, torch.dtype], list[_Part]] = {}
@@ -166,7 +172,24 @@ class LayeredCodec(Codec):
             self._plans[place] = found
         return found
 
+    def _table(self, offset: int, numel: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """For the operators that take all layers at once; None unless every layer is sent in fp32 or by a quantiser of these, and values are fp32."""
+        place = (offset, numel)
+        if dtype != torch.float32 or not self._uniform:
+            return None
+        if place not in self._tables:
+            rows = []
+            for i, codec, values, inner, _ in self._bytes(offset, numel, dtype):
+                kind = (codec.family, codec.rate, codec.centroid) if isinstance(codec, QuantisingCodec) else (0, 0, 0)
+                rows.append([*map(int, kind), (i + 1) * _TENSOR_STEP, inner, values.stop - values.start])
+            self._tables[place] = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 6)
+        return self._tables[place]
+
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        table = self._table(offset, x.numel(), x.dtype)
+        if table is not None:
+            ops.encode_layers(x, out, table, seed=key.seed, words=key.words(), gain=gain)
+            return
         for i, codec, values, inner, part in self._bytes(offset, x.numel(), x.dtype):
             codec._encode(x[values], self._key(key, i), out[part], inner, gain)
 
@@ -180,6 +203,14 @@ class LayeredCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
+        table = self._table(offset, out.numel(), out.dtype)
+        if table is not None:
+            words = key.words()
+            if not ops.decode_layers(
+                payload, out, table, seed=key.seed, words=words, accumulate=accumulate, gain=gain, beta=beta
+            ):
+                raise self._corrupt("a layer")
+            return
         for i, codec, values, inner, part in self._bytes(offset, out.numel(), out.dtype):
             codec._decode(payload[part], self._key(key, i), out[values], accumulate, inner, gain, beta)
 
@@ -194,6 +225,15 @@ class LayeredCodec(Codec):
         offset: int = 0,
         beta: float = 1.0,
     ) -> bool:
+        table = self._table(offset, values.numel(), values.dtype)
+        if table is not None and all((k.seed, k.step, k.tensor) == (key.seed, key.step, key.tensor) for k in keys):
+            senders = [k.words()[1] for k in keys]
+            status = ops.reduce_layers(
+                list(payloads), values, out, table, seed=key.seed, senders=senders, words=key.words(), beta=beta
+            )
+            if status >= 0:
+                raise self._corrupt(f"a layer in the payload of rank {keys[status].sender}")
+            return status == -1
         finite = True
         for i, codec, mine, inner, part in self._bytes(offset, values.numel(), values.dtype):
             finite &= codec.reduce(
@@ -206,6 +246,11 @@ class LayeredCodec(Codec):
                 beta=beta,
             )
         return finite
+
+    def _corrupt(self, what: str) -> WireError:
+        return WireError(
+            f"{what} has a scale that no encoder writes: the bytes are corrupt, or of another plan ({self})"
+        )
 
 
 def _bytes_before(codec: Codec, start: int) -> Callable[[int], int]:

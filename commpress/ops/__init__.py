@@ -3,6 +3,7 @@
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
 from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes
 from commpress.ops._formats import Format, FormatFlag, Scheme, format_decode, format_encode, format_nbytes
+from commpress.ops._layers import decode_layers, encode_layers, reduce_layers
 from commpress.ops._library import Isa, isa_available
 from commpress.ops._quantisers import decode, encode, payload_nbytes, payload_nbytes_each, reduce
 from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_nbytes
@@ -17,10 +18,12 @@ __all__ = [
     "bitshift_nbytes",
     "Scheme",
     "decode",
+    "decode_layers",
     "ecsq_decode",
     "ecsq_encode",
     "ecsq_payload_nbytes",
     "encode",
+    "encode_layers",
     "format_decode",
     "format_encode",
     "format_nbytes",
@@ -28,6 +31,7 @@ __all__ = [
     "payload_nbytes",
     "payload_nbytes_each",
     "reduce",
+    "reduce_layers",
     "sparse_decode",
     "sparse_encode",
     "sparse_payload_nbytes",

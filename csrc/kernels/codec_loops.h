@@ -30,6 +30,26 @@ static void cast_decode(const Codec& codec, const uint8_t* in, int64_t n, float*
     for (int64_t i = 0; i < n; ++i) deliver(out + i, from_bf16(chunk[i]) * sink.gain, sink);
 }
 
+static void raw_encode(const float* x, int64_t n, float gain, uint8_t* out) {
+  if (gain == 1.0f) {
+    memcpy(out, x, 4 * n);
+    return;
+  }
+  float chunk[BLOCK];
+  for (int64_t i = 0; i < n; ++i) chunk[i] = x[i] * gain;
+  memcpy(out, chunk, 4 * n);
+}
+
+static void raw_decode(const uint8_t* in, int64_t n, float* out, const Sink& sink) {
+  if (sink.gain == 1.0f && (sink.delivery == Delivery::WRITE || sink.delivery == Delivery::STREAM)) {
+    memcpy(out, in, 4 * n);  // to the bit, whatever kind of NaN it is
+    return;
+  }
+  float chunk[BLOCK];
+  memcpy(chunk, in, 4 * n);
+  for (int64_t i = 0; i < n; ++i) deliver(out + i, chunk[i] * sink.gain, sink);
+}
+
 void encode(const Payload& p, const float* x, float gain, uint8_t* out) {
   for (int64_t i = 0; i < p.numel; i += BLOCK) {
     const int64_t n = p.numel - i < BLOCK ? p.numel - i : BLOCK;
@@ -43,6 +63,10 @@ void encode(const Payload& p, const float* x, float gain, uint8_t* out) {
         break;
       case HADAMARD_LLOYD:
         out += rotated_encode_any(x + i, n, {p.codec.rate, p.codec.centroid}, p.key, index, gain, out);
+        break;
+      case RAW:
+        raw_encode(x + i, n, gain, out);
+        out += 4 * n;
         break;
       default:
         cast_encode(p.codec, x + i, n, gain, out);
@@ -66,6 +90,10 @@ void decode(const Payload& p, const uint8_t* in, float* out, bool accumulate, fl
         break;
       case HADAMARD_LLOYD:
         in += rotated_decode_any(in, n, {p.codec.rate, p.codec.centroid}, p.key, index, out + i, sink);
+        break;
+      case RAW:
+        raw_decode(in, n, out + i, sink);
+        in += 4 * n;
         break;
       default:
         cast_decode(p.codec, in, n, out + i, sink);

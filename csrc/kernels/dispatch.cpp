@@ -103,7 +103,16 @@ struct Inspector {
     }
   }
 
+  void raw(int64_t n) {
+    for (int64_t i = 0; i < n; ++i, in += 4) {
+      uint32_t value;
+      memcpy(&value, in, 4);
+      non_finite = non_finite || (value & SCALE32_INFINITY) == SCALE32_INFINITY;
+    }
+  }
+
   void block(int64_t index, int64_t n) {
+    if (codec.family == RAW) return raw(n);
     if (codec.family <= CAST_BF16) return cast(n);
     if (codec.family == UNIFORM) return uniform(index, sent(index, n));
     if (codec.family == LLOYD) return lloyd(index, sent(index, n), false);

@@ -11,7 +11,8 @@ constexpr int64_t LANES = 16;    // coordinates of a row
 constexpr int64_t SMALLEST_ROTATION = 128;
 constexpr int64_t RATE_ONE = 1000000;  // rates are integers in millionths of a bit
 
-enum Family : int32_t { CAST_FP16 = 1, CAST_BF16 = 2, UNIFORM = 3, LLOYD = 4, HADAMARD_LLOYD = 5 };
+// RAW is binary32 as it is.
+enum Family : int32_t { RAW = 0, CAST_FP16 = 1, CAST_BF16 = 2, UNIFORM = 3, LLOYD = 4, HADAMARD_LLOYD = 5 };
 
 struct Codec {
   int32_t family;
@@ -105,6 +106,7 @@ COMMPRESS_HD int64_t blocks_nbytes(const Codec& codec, int64_t first, int64_t bl
 
 // A payload of `numel` coordinates that begins at index `offset`, a multiple of BLOCK.
 COMMPRESS_HD int64_t payload_nbytes(const Codec& codec, int64_t offset, int64_t numel) {
+  if (codec.family == RAW) return 4 * numel;
   if (codec.family == CAST_FP16 || codec.family == CAST_BF16) return 2 * numel;
   const int64_t whole = numel / BLOCK;
   return blocks_nbytes(codec, offset / BLOCK, whole) + block_nbytes(codec, offset + whole * BLOCK, numel % BLOCK);
