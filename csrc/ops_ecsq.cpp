@@ -1,4 +1,4 @@
-// The entropy-coded quantisers: schemas, argument checks, dispatch.
+// The entropy-coded quantisers, with and without a trellis: schemas, argument checks, dispatch.
 #include <memory>
 
 #include "kernels/ecsq.h"
@@ -12,14 +12,16 @@ struct Segment {
   int64_t index, numel, byte;
 };
 
-EcsqPayload payload_of(int64_t rate, bool rotate, bool dither, bool centroid, int64_t seed, int64_t step,
+EcsqPayload payload_of(int64_t rate, bool rotate, bool dither, bool centroid, bool trellis, int64_t seed, int64_t step,
                        int64_t sender_phase, int64_t tensor, int64_t offset, int64_t numel) {
   STD_TORCH_CHECK(rate >= ECSQ_LEAST_RATE && rate <= 8 * RATE_ONE, "commpress: rate must be in [0.05, 8] bits");
   STD_TORCH_CHECK(offset >= 0 && offset % BLOCK == 0, "commpress: offset must be a multiple of ", BLOCK, ", got ",
                   offset);
   STD_TORCH_CHECK(numel >= 0, "commpress: negative number of coordinates");
-  return {
-      {static_cast<int32_t>(rate), rotate, dither, centroid}, key_of(seed, step, sender_phase, tensor), offset, numel};
+  return {{static_cast<int32_t>(rate), rotate, dither, centroid, trellis},
+          key_of(seed, step, sender_phase, tensor),
+          offset,
+          numel};
 }
 
 std::vector<Segment> segments_of(const Tensor& values, const Tensor& payload, const EcsqPayload& p) {
@@ -39,25 +41,20 @@ void for_segments(const std::vector<Segment>& segments, const F& f) {
   });
 }
 
-void encode_op(Tensor x, Tensor payload, int64_t rate, bool rotate, bool dither, bool centroid, int64_t seed,
-               int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, double gain, int64_t isa) {
-  const EcsqPayload p = payload_of(rate, rotate, dither, centroid, seed, step, sender_phase, tensor, offset, x.numel());
+void encode(const Tensor& x, Tensor& payload, const EcsqPayload& p, double gain, int64_t isa) {
   const std::vector<Segment> segments = segments_of(x, payload, p);
   const Isa path = isa_of(isa);
   const float* const from = x.const_data_ptr<float>();
   uint8_t* const to = payload.mutable_data_ptr<uint8_t>();
   for_segments(segments, [&](int64_t, const Segment& s) {
-    ecsq_encode(p.codec, p.key, s.index, from + (s.index - offset), s.numel, static_cast<float>(gain), to + s.byte,
+    ecsq_encode(p.codec, p.key, s.index, from + (s.index - p.offset), s.numel, static_cast<float>(gain), to + s.byte,
                 path);
   });
 }
 
 // First invalid segment, or -1 when the payload was decoded. Nothing is written for an invalid one.
-int64_t decode_op(Tensor payload, Tensor out, int64_t rate, bool rotate, bool dither, bool centroid, int64_t seed,
-                  int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, bool accumulate, double gain,
-                  double beta, int64_t isa) {
-  const EcsqPayload p =
-      payload_of(rate, rotate, dither, centroid, seed, step, sender_phase, tensor, offset, out.numel());
+int64_t decode(const Tensor& payload, Tensor& out, const EcsqPayload& p, bool accumulate, double gain, double beta,
+               int64_t isa) {
   const std::vector<Segment> segments = segments_of(out, payload, p);
   const Isa path = isa_of(isa);
   const uint8_t* const from = payload.const_data_ptr<uint8_t>();
@@ -68,14 +65,45 @@ int64_t decode_op(Tensor payload, Tensor out, int64_t rate, bool rotate, bool di
   }
   float* const to = out.mutable_data_ptr<float>();
   for_segments(segments, [&](int64_t i, const Segment& s) {
-    ecsq_decode(*headers[i], p.key, s.index, to + (s.index - offset), accumulate, static_cast<float>(gain),
+    ecsq_decode(*headers[i], p.key, s.index, to + (s.index - p.offset), accumulate, static_cast<float>(gain),
                 static_cast<float>(beta), path);
   });
   return -1;
 }
 
+void encode_op(Tensor x, Tensor payload, int64_t rate, bool rotate, bool dither, bool centroid, int64_t seed,
+               int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, double gain, int64_t isa) {
+  encode(x, payload,
+         payload_of(rate, rotate, dither, centroid, false, seed, step, sender_phase, tensor, offset, x.numel()), gain,
+         isa);
+}
+
+int64_t decode_op(Tensor payload, Tensor out, int64_t rate, bool rotate, bool dither, bool centroid, int64_t seed,
+                  int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, bool accumulate, double gain,
+                  double beta, int64_t isa) {
+  return decode(
+      payload, out,
+      payload_of(rate, rotate, dither, centroid, false, seed, step, sender_phase, tensor, offset, out.numel()),
+      accumulate, gain, beta, isa);
+}
+
+void trellis_encode_op(Tensor x, Tensor payload, int64_t rate, bool rotate, bool centroid, int64_t seed, int64_t step,
+                       int64_t sender_phase, int64_t tensor, int64_t offset, double gain, int64_t isa) {
+  encode(x, payload,
+         payload_of(rate, rotate, false, centroid, true, seed, step, sender_phase, tensor, offset, x.numel()), gain,
+         isa);
+}
+
+int64_t trellis_decode_op(Tensor payload, Tensor out, int64_t rate, bool rotate, bool centroid, int64_t seed,
+                          int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, bool accumulate,
+                          double gain, double beta, int64_t isa) {
+  return decode(payload, out,
+                payload_of(rate, rotate, false, centroid, true, seed, step, sender_phase, tensor, offset, out.numel()),
+                accumulate, gain, beta, isa);
+}
+
 int64_t payload_nbytes_op(int64_t rate, int64_t offset, int64_t numel) {
-  return ecsq_payload_nbytes(payload_of(rate, false, false, false, 0, 0, 0, 0, offset, numel));
+  return ecsq_payload_nbytes(payload_of(rate, false, false, false, false, 0, 0, 0, 0, offset, numel));
 }
 
 }  // namespace
@@ -87,12 +115,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
   m.def(
       "ecsq_decode(Tensor payload, Tensor(a!) out, int rate, bool rotate, bool dither, bool centroid, int seed, int "
       "step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) -> int");
+  m.def(
+      "trellis_encode(Tensor x, Tensor(a!) payload, int rate, bool rotate, bool centroid, int seed, int step, int "
+      "sender_phase, int tensor, int offset, float gain, int isa) -> ()");
+  m.def(
+      "trellis_decode(Tensor payload, Tensor(a!) out, int rate, bool rotate, bool centroid, int seed, int step, int "
+      "sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) -> int");
   m.def("ecsq_payload_nbytes(int rate, int offset, int numel) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
   m.impl("ecsq_encode", TORCH_BOX(&encode_op));
   m.impl("ecsq_decode", TORCH_BOX(&decode_op));
+  m.impl("trellis_encode", TORCH_BOX(&trellis_encode_op));
+  m.impl("trellis_decode", TORCH_BOX(&trellis_decode_op));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) {

@@ -28,6 +28,7 @@
 | ``ecsq:b`` | no | entropy-coded uniform quantiser with a dead zone, one step for the whole payload, found so that its bits just fit; b from 0.05 on (``scale=centroid`` as above) |
 | ``ecdq:b`` | yes | the same with subtractive dither instead of a dead zone |
 | ``hadamard+ecsq:b``, ``hadamard+ecdq:b`` | no, yes | both after a random rotation |
+| ``trellis:b``, ``hadamard+trellis:b`` | no | `ecsq` with a trellis code of 8 states for its quantiser (ECTCQ): nearer to the limit, slower to encode; ``scale=centroid`` as above |
 
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
@@ -46,6 +47,7 @@ from commpress.codecs._none import parse_none
 from commpress.codecs._quantisers import FAMILIES, parse_cast, parse_quantiser
 from commpress.codecs._sparse import parse_sparse
 from commpress.codecs._spec import Spec, parse
+from commpress.codecs._trellis import TRELLIS_FAMILIES, parse_trellis
 from commpress.errors import SpecError
 
 __all__ = ["BLOCK", "Codec", "Key", "LayeredCodec", "codec"]
@@ -59,6 +61,7 @@ _PARSERS: dict[str, Callable[[Spec], Codec]] = {
     **dict.fromkeys(BITSHIFT_FAMILIES, parse_bitshift),
     **dict.fromkeys(FORMAT_FAMILIES, parse_format),
     **dict.fromkeys(ENTROPY_FAMILIES, parse_entropy),
+    **dict.fromkeys(TRELLIS_FAMILIES, parse_trellis),
 }
 
 

@@ -18,6 +18,18 @@ _LEAST_RATE = 50_000
 _SEGMENT = 1 << 23  # csrc/kernels/ecsq.h
 
 
+def segment_seams(start: int, stop: int) -> list[int]:
+    """Where [start, stop) of a tensor is cut into segments."""
+    return [start, *range((start // _SEGMENT + 1) * _SEGMENT, stop, _SEGMENT), stop]
+
+
+def wrong_segment(segment: int, codec: Codec) -> WireError:
+    """The error for a segment that a decoder refuses."""
+    return WireError(
+        f"segment {segment} has a {codec} header that no encoder writes: the bytes are corrupt, or of another codec"
+    )
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class EntropyCodec(Codec):
@@ -60,8 +72,7 @@ class EntropyCodec(Codec):
         return ops.ecsq_payload_nbytes(self.rate, offset, numel)
 
     def seams(self, start: int, stop: int, parts: int) -> list[int]:
-        inner = range((start // _SEGMENT + 1) * _SEGMENT, stop, _SEGMENT)
-        return [start, *inner, stop]
+        return segment_seams(start, stop)
 
     def arguments(self, key: Key, offset: int, gain: float) -> dict[str, Any]:
         """What the operators take beside tensors."""
@@ -92,9 +103,7 @@ class EntropyCodec(Codec):
         work = out.to(torch.float32)
         segment = ops.ecsq_decode(payload, work, accumulate=accumulate, beta=beta, **self.arguments(key, offset, gain))
         if segment >= 0:
-            raise WireError(
-                f"segment {segment} has a {self} header that no encoder writes: the bytes are corrupt, or of another codec"
-            )
+            raise wrong_segment(segment, self)
         if work is not out:
             out.copy_(work)
 

@@ -1,7 +1,7 @@
 """Typed wrappers of the C++ operators, and their fake kernels. Everything about a codec's meaning is in :mod:`commpress.codecs`."""
 
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
-from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes
+from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes, trellis_decode, trellis_encode
 from commpress.ops._formats import Format, FormatFlag, Scheme, format_decode, format_encode, format_nbytes
 from commpress.ops._layers import decode_layers, encode_layers, reduce_layers
 from commpress.ops._library import Isa, isa_available
@@ -37,4 +37,6 @@ __all__ = [
     "sparse_payload_nbytes",
     "tcq_dequantise",
     "tcq_quantise",
+    "trellis_decode",
+    "trellis_encode",
 ]

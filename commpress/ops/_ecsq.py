@@ -1,4 +1,4 @@
-"""The entropy-coded quantisers: `csrc/ops_ecsq.cpp`."""
+"""The entropy-coded quantisers, with and without a trellis: `csrc/ops_ecsq.cpp`."""
 
 from __future__ import annotations
 
@@ -52,9 +52,49 @@ def ecsq_decode(
     )
 
 
+def trellis_encode(
+    x: torch.Tensor,
+    payload: torch.Tensor,
+    *,
+    rate: int,
+    rotate: bool,
+    centroid: bool,
+    seed: int,
+    words: tuple[int, int, int],
+    offset: int,
+    gain: float,
+    isa: Isa = Isa.BEST,
+) -> None:
+    """As :func:`ecsq_encode`, of the same size, with a trellis of eight states where that pays."""
+    library.trellis_encode(x, payload, rate, rotate, centroid, signed(seed), *words, offset, gain, int(isa))
+
+
+def trellis_decode(
+    payload: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    rate: int,
+    rotate: bool,
+    centroid: bool,
+    seed: int,
+    words: tuple[int, int, int],
+    offset: int,
+    accumulate: bool,
+    gain: float,
+    beta: float,
+    isa: Isa = Isa.BEST,
+) -> int:
+    """As :func:`ecsq_decode`."""
+    return library.trellis_decode(
+        payload, out, rate, rotate, centroid, signed(seed), *words, offset, accumulate, gain, beta, int(isa)
+    )
+
+
 def _reported_success(*_: object) -> int:
     return -1
 
 
 torch.library.register_fake("commpress::ecsq_encode")(wrote_argument)
 torch.library.register_fake("commpress::ecsq_decode")(_reported_success)
+torch.library.register_fake("commpress::trellis_encode")(wrote_argument)
+torch.library.register_fake("commpress::trellis_decode")(_reported_success)

@@ -8,6 +8,7 @@ namespace commpress {
 struct EcsqCodec {
   int32_t rate;  // millionths of a bit per coordinate, at least ECSQ_LEAST_RATE
   bool rotate, dither, centroid;
+  bool trellis = false;  // long segments of `trellis` are coded as ectcq.h says; without dither
 };
 
 constexpr int32_t ECSQ_LEAST_RATE = 50000;

@@ -3,29 +3,10 @@
 #include "lanes_avx512.h"
 // The lanes come first.
 #include "ecsq_loops.h"
+#include "entropy_avx512.h"
 
 namespace commpress {
 namespace COMMPRESS_ISA {
-
-// A table of 64 words, looked up by the low six bits, or by the low five if all indices lie in 16 .. 47.
-struct WideTable {
-  __m512i t[4];
-  explicit WideTable(const void* p) {
-    for (int i = 0; i < 4; ++i) t[i] = _mm512_loadu_si512(static_cast<const char*>(p) + 64 * i);
-  }
-  __m512i operator[](__m512i i) const {
-    const __m512i low = _mm512_permutex2var_epi32(t[0], i, t[1]), high = _mm512_permutex2var_epi32(t[2], i, t[3]);
-    return _mm512_mask_blend_epi32(_mm512_test_epi32_mask(i, _mm512_set1_epi32(32)), low, high);
-  }
-};
-struct NarrowTable {
-  __m512i t[2];  // entries 32 .. 47, then 16 .. 31; entry 0, the escape, in place of 16
-  explicit NarrowTable(const void* p) {
-    t[0] = _mm512_loadu_si512(static_cast<const char*>(p) + 128);
-    t[1] = _mm512_mask_set1_epi32(_mm512_loadu_si512(static_cast<const char*>(p) + 64), 1, *static_cast<const int*>(p));
-  }
-  __m512i operator[](__m512i i) const { return _mm512_permutex2var_epi32(t[0], i, t[1]); }
-};
 
 // Magnitudes in steps, plus the dead zone's offset.
 static COMMPRESS_INLINE __m512 offset_magnitude(__m512 v, __m512 offset) {
@@ -86,20 +67,6 @@ static void count_vector(const EcsqQuantiser& c, const float* x, const int32_t* 
     if (m[i] >= KNOWN) ++counts.of[0][32 + static_cast<int32_t>(m[i])];
 }
 
-// x / f, x % f for x < f 2^20: the quotient in binary32 is off by one at most.
-static COMMPRESS_INLINE __m512i put_state(__m512i x, __m512i f, __m512i start) {
-  const __m512 quotient = _mm512_div_ps(_mm512_cvtepu32_ps(x), _mm512_cvtepi32_ps(f));
-  __m512i q = _mm512_cvttps_epi32(quotient);
-  __m512i r = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, f));
-  const __mmask16 below = _mm512_movepi32_mask(r);
-  q = _mm512_mask_sub_epi32(q, below, q, _mm512_set1_epi32(1));
-  r = _mm512_mask_add_epi32(r, below, r, f);
-  const __mmask16 above = _mm512_cmpge_epi32_mask(r, f);
-  q = _mm512_mask_add_epi32(q, above, q, _mm512_set1_epi32(1));
-  r = _mm512_mask_sub_epi32(r, above, r, f);
-  return _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(q, entropy::PRECISION), r), start);
-}
-
 template <class Table>
 static uint8_t* encode_whole(EcsqClassCoder& c, const float* x, int64_t index, uint32_t* states, uint8_t* out,
                              std::vector<EcsqEscape>& escapes) {
@@ -154,12 +121,7 @@ static uint8_t* encode_whole(EcsqClassCoder& c, const float* x, int64_t index, u
     const __m512i entry = table[symbol];
     const __m512i frequency = _mm512_and_si512(entry, low), start = _mm512_srli_epi32(entry, 16);
     __m512i& s = state[i / 16 % 2];
-    const __mmask16 full = _mm512_cmpge_epu32_mask(_mm512_srli_epi32(s, 20), frequency);
-    const int count = __builtin_popcount(full);
-    const __m256i words = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, s));
-    out -= 2 * count;
-    _mm256_mask_storeu_epi16(out, static_cast<__mmask16>((1u << count) - 1), words);
-    s = put_state(_mm512_mask_srli_epi32(s, full, s, 16), frequency, start);
+    s = put_symbols(s, frequency, start, out);
   }
   _mm512_storeu_si512(states, state[0]);
   _mm512_storeu_si512(states + 16, state[1]);
@@ -189,24 +151,17 @@ static uint8_t* encode_vector(EcsqClassCoder& c, const float* x, const int32_t* 
 template <class Table>
 static void decode_whole(const EcsqClassDecoder& c, EcsqStream& stream, float* z, std::vector<int32_t>& escapes) {
   const Table values(c.values);
-  const __m512i slot_mask = _mm512_set1_epi32(entropy::TOTAL - 1),
-                low = _mm512_set1_epi32(static_cast<int>(entropy::RANS_LOW));
+  const __m512i slot_mask = _mm512_set1_epi32(entropy::TOTAL - 1);
   const uint32_t* const slots = c.slots.data();
   __m512i state[2] = {_mm512_loadu_si512(stream.states), _mm512_loadu_si512(stream.states + 16)};
   const uint8_t* in = stream.in;
 #pragma GCC unroll 2
   for (int i = 0; i < ECSQ_BLOCK; i += 16) {
-    __m512i s = state[i / 16 % 2];
+    const __m512i s = state[i / 16 % 2];
     const __m512i slot = _mm512_i32gather_epi32(_mm512_and_si512(s, slot_mask), slots, 4);
     const __m512i symbol = _mm512_srli_epi32(slot, 24);
     const __mmask16 escaped = _mm512_testn_epi32_mask(symbol, symbol);
-    s = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_and_si512(slot, slot_mask), _mm512_srli_epi32(s, 12)),
-                         _mm512_and_si512(_mm512_srli_epi32(slot, 12), slot_mask));
-    const __mmask16 hungry = _mm512_cmplt_epu32_mask(s, low);
-    const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
-    s = _mm512_mask_or_epi32(s, hungry, _mm512_slli_epi32(s, 16), _mm512_maskz_expand_epi32(hungry, words));
-    in += 2 * __builtin_popcount(hungry);
-    state[i / 16 % 2] = s;
+    state[i / 16 % 2] = advance_states(s, slot, in);
     _mm512_storeu_ps(z + i, _mm512_castsi512_ps(values[symbol]));
     if (__builtin_expect(escaped, 0))
       for (int lane = 0; lane < 16; ++lane)

@@ -6,6 +6,7 @@
 #include "ecsq.h"
 #include "ecsq_format.h"
 #include "ecsq_kernels.h"
+#include "ectcq.h"
 #include "entropy_coders.h"
 
 namespace commpress {
@@ -20,10 +21,19 @@ struct EcsqHeader {
   std::vector<int16_t> kinds;
   std::vector<entropy::Model> models;
   std::vector<bool> present;
-  std::vector<int8_t> places;  // three for each class
+  std::vector<int8_t> places;            // three for each class
+  std::vector<EctcqModel> with_trellis;  // one for each class, where the mode is ECSQ_TRELLIS
   int64_t low_at, escapes_at, escapes, stream_at;
 
-  int64_t relative_of(int kind) const { return relative + kind * ECSQ_CLASS_WIDTH * 128; }
+  bool coded() const { return mode == ECSQ_CODED || mode == ECSQ_TRELLIS; }
+  int lanes() const { return mode == ECSQ_TRELLIS ? ECTCQ_LANES : ecsq_lanes(nbytes); }
+  int64_t level_of(int kind) const { return relative + kind * ECSQ_CLASS_WIDTH * 128; }
+  bool in_trellis(int kind) const { return mode == ECSQ_TRELLIS && level_of(kind) <= ECTCQ_MOST_LEVEL; }
+  // How much coarser than the common one the step of a class is, in 1/2048 octave.
+  int64_t coarser(int kind) const { return mode == ECSQ_TRELLIS && !in_trellis(kind) ? ECTCQ_COARSER : 0; }
+  // Level in its own steps.
+  int64_t relative_of(int kind) const { return level_of(kind) - coarser(kind); }
+  int raw_bits(int kind) const { return in_trellis(kind) ? 0 : entropy::raw_bits(relative_of(kind)); }
 };
 
 void EcsqHeaderDeleter::operator()(EcsqHeader* header) const { delete header; }
@@ -40,12 +50,25 @@ int64_t signed24_at(const uint8_t* in) {
   return value >= 1 << 23 ? value - (1 << 24) : value;
 }
 
+bool parse_trellis_class(const EcsqHeader& h, int64_t& at, EctcqModel& m) {
+  if (at >= h.nbytes) return false;
+  m.largest = h.in[at] & 127;
+  m.escape = h.in[at] >> 7;
+  if (m.largest >= ECTCQ_INDICES || at + m.nbytes() > h.nbytes) return false;
+  memcpy(m.places, h.in + at + 1, 6);
+  for (int q = 0; q < 2; ++q) memcpy(m.codes[q] + 1, h.in + at + 7 + q * m.largest, m.largest);
+  at += m.nbytes();
+  int32_t f[2][entropy::SYMBOLS];
+  return ectcq_frequencies(m, f);
+}
+
 bool parse(EcsqHeader& h) {
   const uint8_t* const in = h.in;
   h.mode = in[0];
   if (h.mode == ECSQ_ZERO || h.mode == ECSQ_NAN) return true;
   if (h.mode == ECSQ_RAW) return h.nbytes >= 1 + 4 * h.n;
-  if (h.mode != ECSQ_CODED) return false;
+  if (h.mode == ECSQ_TRELLIS && !(h.codec.trellis && h.nbytes >= ECTCQ_LEAST_NBYTES)) return false;
+  if (!h.coded()) return false;
   h.j = signed24_at(in + 1);
   h.relative = signed24_at(in + 4);
   const int count = in[7];
@@ -61,7 +84,7 @@ bool parse(EcsqHeader& h) {
   }
   const auto beyond = [](int64_t value, int64_t limit) { return value < -limit || value > limit; };
   if (count < 1 || count > ECSQ_MOST_CLASSES || beyond(h.j, 2048 * 400) || beyond(h.relative, 1 << 17) ||
-      beyond(h.relative_of(count - 1), 1 << 17) || entropy::raw_bits(h.relative_of(count - 1)) > 17)
+      beyond(h.level_of(count - 1), 1 << 17) || entropy::raw_bits(h.level_of(count - 1)) > 17)
     return false;
   const uint8_t* const mask = in + at;
   at += (count + 7) / 8;
@@ -74,12 +97,18 @@ bool parse(EcsqHeader& h) {
     h.present[k] = true;
     ++there;
   }
-  if (at + there * ecsq_class_nbytes(h.codec) + class_nbytes > h.nbytes) return false;
+  if (h.mode == ECSQ_CODED && at + there * ecsq_class_nbytes(h.codec) + class_nbytes > h.nbytes) return false;
   h.models.assign(count, {});
   h.places.assign(3 * count, 0);
+  h.with_trellis.assign(h.mode == ECSQ_TRELLIS ? count : 0, {});
   entropy::Frequencies f;
   for (int k = 0; k < count; ++k) {
     if (!h.present[k]) continue;
+    if (h.in_trellis(k)) {
+      if (!parse_trellis_class(h, at, h.with_trellis[k])) return false;
+      continue;
+    }
+    if (at + ecsq_class_nbytes(h.codec) > h.nbytes) return false;
     entropy::Model& m = h.models[k];
     m.shift = (in[at] & 127) - 64;
     m.escape = in[at] >> 7;
@@ -89,6 +118,7 @@ bool parse(EcsqHeader& h) {
     if (!h.codec.dither) memcpy(&h.places[3 * k], in + at + 2, 3);
     at += ecsq_class_nbytes(h.codec);
   }
+  if (at + class_nbytes > h.nbytes) return false;
   h.kinds.resize((h.n + ECSQ_BLOCK - 1) / ECSQ_BLOCK);
   if (!entropy::decode_classes(in + at, class_nbytes, count, h.kinds)) return false;
   at += class_nbytes;
@@ -97,10 +127,10 @@ bool parse(EcsqHeader& h) {
     if (h.kinds[b] < 0) continue;
     if (!h.present[h.kinds[b]]) return false;
     const int64_t size = std::min<int64_t>(ECSQ_BLOCK, h.n - static_cast<int64_t>(b) * ECSQ_BLOCK);
-    at += (size * entropy::raw_bits(h.relative_of(h.kinds[b])) + 7) / 8;
+    at += (size * h.raw_bits(h.kinds[b]) + 7) / 8;
   }
   h.escapes_at = at;
-  if (at + 4 * h.escapes > h.stream_at || h.stream_at + 4 * ecsq_lanes(h.nbytes) > h.nbytes) return false;
+  if (at + 4 * h.escapes > h.stream_at || h.stream_at + 4 * h.lanes() > h.nbytes) return false;
   for (int64_t e = 0; e < h.escapes; ++e) {
     float value;
     memcpy(&value, in + at + 4 * e, 4);
@@ -121,7 +151,9 @@ class Decoder {
         gain_(gain),
         beta_(beta),
         kernels_(ecsq_kernels(isa)),
-        scale_(h.mode == ECSQ_CODED ? entropy::step_of(h.j) * (h.codec.rotate ? 1.0 : gain) : 0.0),
+        trellis_(ectcq_kernels(isa)),
+        scale_(h.coded() ? entropy::step_of(h.j) * (h.codec.rotate ? 1.0 : gain) : 0.0),
+        coarse_scale_(h.coded() ? entropy::step_of(h.j + ECTCQ_COARSER) * (h.codec.rotate ? 1.0 : gain) : 0.0),
         low_(h.in + h.low_at) {}
 
   void run(float* out) {
@@ -132,11 +164,11 @@ class Decoder {
 
  private:
   void write(float* out) {
-    if (h_.mode != ECSQ_CODED) return simple(out);
+    if (!h_.coded()) return simple(out);
     ready();
     stream_.in = h_.in + h_.stream_at;
     stream_.end = h_.in + h_.nbytes;
-    stream_.lanes = ecsq_lanes(h_.nbytes);
+    stream_.lanes = h_.lanes();
     memcpy(stream_.states, stream_.in, 4 * stream_.lanes);
     stream_.in += 4 * stream_.lanes;
     for (int64_t i = 0; i < h_.n; i += BLOCK) {
@@ -166,8 +198,13 @@ class Decoder {
 
   void ready() {
     classes_.resize(h_.models.size());
+    with_trellis_.resize(h_.with_trellis.size());
     for (size_t k = 0; k < classes_.size(); ++k) {
       if (!h_.present[k]) continue;
+      if (h_.in_trellis(static_cast<int>(k))) {
+        ready_trellis(static_cast<int>(k));
+        continue;
+      }
       EcsqClassDecoder& c = classes_[k];
       const int64_t relative = h_.relative_of(static_cast<int>(k));
       entropy::Frequencies f;
@@ -179,15 +216,39 @@ class Decoder {
       c.dither = h_.codec.dither;
       if (!c.empty) {
         c.slots.resize(static_cast<size_t>(f.rows) * entropy::TOTAL);
-        uint32_t* slot = c.slots.data();
-        for (int row = 0; row < f.rows; ++row)
-          for (uint32_t s = 0; s < entropy::SYMBOLS; ++s)
-            for (uint32_t r = 0, count = static_cast<uint32_t>(f.of[row][s]); r < count; ++r)
-              *slot++ = count | r << 12 | s << 24;
+        for (int row = 0; row < f.rows; ++row) fill_slots(f.of[row], c.slots.data() + row * entropy::TOTAL);
       }
       for (int q = -entropy::LARGEST; q <= entropy::LARGEST; ++q) c.values[32 + q] = value(static_cast<int>(k), q);
       c.values[0] = 0.0f;
     }
+  }
+
+  void ready_trellis(int k) {
+    const EctcqModel& m = h_.with_trellis[k];
+    EctcqClassDecoder& c = with_trellis_[k];
+    c.largest = m.largest;
+    c.empty = m.empty();
+    int32_t f[2][entropy::SYMBOLS];
+    ectcq_frequencies(m, f);
+    if (!c.empty) c.slots.resize(2 * entropy::TOTAL);
+    for (int q = 0; q < 2; ++q) {
+      if (!c.empty) fill_slots(f[q], c.slots.data() + q * entropy::TOTAL);
+      c.values[q][0] = 0.0f;
+      for (int i = -entropy::LARGEST; i <= entropy::LARGEST; ++i) {
+        const double level = static_cast<double>(ectcq_level(m, q, i < 0 ? -i : i)) * h_.rho / 4096;
+        c.values[q][32 + i] = valued(i < 0 ? -level : level, scale_);
+      }
+    }
+  }
+
+  static void fill_slots(const int32_t (&f)[entropy::SYMBOLS], uint32_t* slot) {
+    for (uint32_t s = 0; s < entropy::SYMBOLS; ++s)
+      for (uint32_t r = 0, count = static_cast<uint32_t>(f[s]); r < count; ++r) *slot++ = count | r << 12 | s << 24;
+  }
+
+  // Steps stay steps until they are rotated.
+  float valued(double v, double scale) const {
+    return h_.codec.rotate ? static_cast<float>(v) : ecsq_bounded(v * scale);
   }
 
   // Of a symbol without dither and raw bits; in steps if it is to be rotated.
@@ -197,7 +258,7 @@ class Decoder {
     int64_t level = a < 2 ? a * (4096 + 16 * place[0]) : 4096 * a + 16 * place[1] + (a - 2) * place[2];
     if (q < 0) level = -level;
     const double v = static_cast<double>(level) * h_.rho / 4096;
-    return h_.codec.rotate ? static_cast<float>(v) : ecsq_bounded(v * scale_);
+    return valued(v, scale_);
   }
 
   void block(int64_t i, int64_t n, float* z) {
@@ -206,19 +267,40 @@ class Decoder {
       std::fill(z, z + n, kind == entropy::KIND_NAN ? float_of(0x7FC00000u) : 0.0f);
       return;
     }
+    positions_.clear();
+    if (h_.in_trellis(kind)) return trellis_block(with_trellis_[kind], n, z);
     const EcsqClassDecoder& c = classes_[kind];
     if (c.dither) kernels_.dither(key_, index_ + i, n, w_);
-    positions_.clear();
     kernels_.decode(c, stream_, w_, low_, n, z, positions_);
     low_ += (n * c.raw + 7) / 8;
+    if (h_.coarser(kind)) {
+      const double scale = h_.codec.rotate ? entropy::step_of(ECTCQ_COARSER) : coarse_scale_;
+      for (int64_t k = 0; k < n; ++k) z[k] = ecsq_bounded(static_cast<double>(z[k]) * scale);
+      place_escapes(z, n, scale);
+      return;
+    }
     if ((c.dither || c.raw) && !h_.codec.rotate)
       for (int64_t k = 0; k < n; ++k) z[k] = ecsq_bounded(static_cast<double>(z[k]) * scale_);
+    place_escapes(z, n, h_.codec.rotate ? 1.0 : scale_);
+  }
+
+  void place_escapes(float* z, int64_t n, double scale) {
     for (const int32_t position : positions_) {
       float v = 0.0f;
       if (met_ < h_.escapes) memcpy(&v, h_.in + h_.escapes_at + 4 * met_, 4);
       ++met_;
-      z[position] = h_.codec.rotate ? v : ecsq_bounded(static_cast<double>(v) * scale_);
+      if (position < n) z[position] = ecsq_bounded(static_cast<double>(v) * scale);
     }
+  }
+
+  void trellis_block(const EctcqClassDecoder& c, int64_t n, float* z) {
+    if (spanned_++ % ECTCQ_SPAN == 0) std::fill(chains_, chains_ + ECTCQ_LANES, 0u);
+    float* const whole = n == ECSQ_BLOCK ? z : tail_;
+    const int64_t left = h_.escapes - met_;
+    const uint8_t* const parity = h_.in + h_.escapes_at + 4 * std::min(met_, h_.escapes);
+    trellis_.decode(c, stream_, chains_, parity, left, whole, positions_);
+    if (whole != z) memcpy(z, whole, 4 * n);
+    place_escapes(z, n, h_.codec.rotate ? 1.0 : scale_);
   }
 
   void deliver(float* out, int64_t n) const {
@@ -237,12 +319,16 @@ class Decoder {
   bool streams_ = false;
   const float gain_, beta_;
   const EcsqKernels& kernels_;
-  const double scale_;
+  const EctcqKernels& trellis_;
+  const double scale_, coarse_scale_;
   const uint8_t* low_;
   EcsqStream stream_;
   std::vector<EcsqClassDecoder> classes_;
   std::vector<int32_t> positions_;
-  int64_t met_ = 0;
+  std::vector<EctcqClassDecoder> with_trellis_;
+  int64_t met_ = 0, spanned_ = 0;
+  uint32_t chains_[ECTCQ_LANES];
+  float tail_[ECSQ_BLOCK];
   alignas(64) float z_[BLOCK];
   int32_t w_[ECSQ_BLOCK];
 };

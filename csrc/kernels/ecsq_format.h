@@ -5,7 +5,7 @@
 
 namespace commpress {
 
-enum EcsqMode : uint8_t { ECSQ_ZERO = 0, ECSQ_CODED = 1, ECSQ_RAW = 2, ECSQ_NAN = 255 };
+enum EcsqMode : uint8_t { ECSQ_ZERO = 0, ECSQ_CODED = 1, ECSQ_RAW = 2, ECSQ_TRELLIS = 3, ECSQ_NAN = 255 };
 
 constexpr int64_t ECSQ_CLASS_WIDTH = 6;  // in 1/16 octave
 constexpr int64_t ECSQ_MOST_CLASSES = 56;
@@ -35,6 +35,13 @@ void ecsq_rotations(int64_t n, F&& f) {
       f(at, size);
       at += size;
     }
+}
+
+// To nearest, within a signed byte.
+inline int64_t ecsq_mean(int64_t total, int64_t count) {
+  if (count == 0) return 0;
+  const int64_t a = 2 * total + count, b = 2 * count, mean = a >= 0 ? a / b : -((b - 1 - a) / b);
+  return mean < -127 ? -127 : mean > 127 ? 127 : mean;
 }
 
 inline float ecsq_bounded(double x) {

@@ -97,7 +97,8 @@ struct Lengths {
   }
 };
 
-// Fewest symbols where giving up a magnitude's two costs less in escapes than it saves.
+}  // namespace
+
 int largest_symbol(const int64_t (&magnitudes)[LARGEST + 1], int64_t escapes) {
   int64_t total = escapes, left = escapes, rare = 0, least = 0;
   int top = 0, best = 0;
@@ -119,8 +120,6 @@ int largest_symbol(const int64_t (&magnitudes)[LARGEST + 1], int64_t escapes) {
   }
   return best;
 }
-
-}  // namespace
 
 double step_of(int64_t j) {
   const int64_t f = j & 2047;

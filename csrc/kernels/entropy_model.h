@@ -45,6 +45,9 @@ struct Counts {
   int64_t of[CELLS][SYMBOLS] = {{0}};
 };
 
+// Of counts of magnitudes: the fewest symbols where giving up a magnitude's two costs less in escapes than it saves.
+int largest_symbol(const int64_t (&magnitudes)[LARGEST + 1], int64_t escapes);
+
 // The cheapest model that the descent over level and shape finds, and its cost in 2^-16 bit, escaped values included.
 Model fit(const Counts& counts, int64_t relative, bool dithered, int64_t& cost);
 

@@ -1,0 +1,180 @@
+// Classes of a segment's blocks: all that does not depend on the step.
+#include "ecsq_classes.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "entropy_coders.h"
+#include "quantise.h"
+
+namespace commpress {
+
+namespace {
+
+constexpr int64_t CLASS_WIDTH = ECSQ_CLASS_WIDTH, FLOOR_LEVEL = -48;  // in 1/16 octave
+constexpr int64_t FINEST = 36800;  // a class is at most so many 1/2048 octaves above the step: at most 16 raw bits
+
+}  // namespace
+
+EcsqClasses::EcsqClasses(const EcsqCodec& codec, const Key& key, int64_t index, const float* x, int64_t n, float gain,
+                         Isa isa)
+    : codec_(codec),
+      key_(key),
+      index_(index),
+      x_(x),
+      n_(n),
+      gain_(gain),
+      nbytes_(ecsq_segment_nbytes(codec, n)),
+      blocks_((n + ECSQ_BLOCK - 1) / ECSQ_BLOCK),
+      kernels_(ecsq_kernels(isa)) {}
+
+bool EcsqClasses::only_zeros() const {
+  return std::all_of(kinds_.begin(), kinds_.end(), [](int k) { return k == entropy::KIND_ZERO; });
+}
+
+bool EcsqClasses::any_nan() const {
+  return std::any_of(kinds_.begin(), kinds_.end(), [](int k) { return k == entropy::KIND_NAN; });
+}
+
+// Largest finite magnitude, as bits.
+uint32_t EcsqClasses::largest_finite() const {
+  uint32_t most = 0;
+  for (int64_t b = 0; b < blocks_; ++b) {
+    float sum;
+    uint32_t here;
+    kernels_.statistics(x_ + b * ECSQ_BLOCK, size_of(b), sum, here);
+    if (here >= SCALE32_INFINITY) {
+      here = 0;
+      for (int64_t i = 0; i < size_of(b); ++i) {
+        const uint32_t a = bits_of(x_[b * ECSQ_BLOCK + i]) & 0x7FFFFFFFu;
+        if (a < SCALE32_INFINITY) here = std::max(here, a);
+      }
+    }
+    most = std::max(most, here);
+  }
+  return most;
+}
+
+void EcsqClasses::own_copy() {
+  if (copy_) return;
+  copy_.reset(new float[n_]);
+  memcpy(copy_.get(), x_, 4 * n_);
+  x_ = copy_.get();
+}
+
+bool EcsqClasses::prepare() {
+  const float most = float_of(codec_.rotate || !ordinary_in_one_pass() ? largest_finite() : bits_of(1.0f));
+  const int e = most > 0 ? exponent_of(most) : 0, eg = exponent_of(gain_);
+  if (e < -60 || e > 60 || eg < -60 || eg > 60) {
+    own_copy();
+    for (int64_t i = 0; i < n_; ++i) copy_[i] = scale_by_power(copy_[i], -e);
+    gain_ = scale_by_power(gain_, -eg);
+    shift_ = e + eg;
+    sums_.clear();
+  }
+  if (codec_.rotate) {
+    own_copy();
+    ecsq_rotations(n_, [&](int64_t at, int64_t size) { kernels_.rotate(copy_.get() + at, size, key_, index_ + at); });
+    sums_.clear();
+  }
+  if (sums_.empty()) gather();
+  kinds_.resize(blocks_);
+  std::vector<int64_t> levels(blocks_);
+  bool normal = false;
+  for (int64_t b = 0; b < blocks_; ++b) {
+    kinds_[b] = mosts_[b] >= SCALE32_INFINITY ? entropy::KIND_NAN : mosts_[b] == 0 ? entropy::KIND_ZERO : 0;
+    if (kinds_[b] < 0) continue;
+    levels[b] = ecsq_level(divide(sums_[b], static_cast<float>(size_of(b))) * gain_);
+    normal = true;
+  }
+  if (normal) classify(levels);
+  return normal;
+}
+
+void EcsqClasses::gather() {
+  sums_.resize(blocks_);
+  mosts_.resize(blocks_);
+  for (int64_t b = 0; b < blocks_; ++b) kernels_.statistics(x_ + b * ECSQ_BLOCK, size_of(b), sums_[b], mosts_[b]);
+}
+
+// Gathers; true if all magnitudes are finite and none of them extreme, as nearly always.
+bool EcsqClasses::ordinary_in_one_pass() {
+  gather();
+  uint32_t most = 0;
+  for (const uint32_t m : mosts_) most = std::max(most, m);
+  return most >= bits_of(0x1p-60f) && most < bits_of(0x1p60f);
+}
+
+void EcsqClasses::classify(const std::vector<int64_t>& levels) {
+  int64_t least = INT64_MAX, greatest = INT64_MIN;
+  for (int64_t b = 0; b < blocks_; ++b)
+    if (kinds_[b] >= 0) {
+      least = std::min(least, levels[b]);
+      greatest = std::max(greatest, levels[b]);
+    }
+  std::vector<int64_t> met(greatest - least + 1), weight(greatest - least + 1);
+  for (int64_t b = 0; b < blocks_; ++b)
+    if (kinds_[b] >= 0) {
+      ++met[levels[b] - least];
+      weight[levels[b] - least] += size_of(b);
+    }
+  find_first_step(weight, least, greatest);
+  // Of the places where classes may begin, that which gathers most.
+  int64_t phase = 0, most = -1;
+  for (int64_t p = 0; p < CLASS_WIDTH; ++p) {
+    int64_t sum = 0, here = 0;
+    for (int64_t level = least; level <= greatest; ++level) {
+      here += met[level - least];
+      if (level == greatest || floor_divide(level + p, CLASS_WIDTH) != floor_divide(level + 1 + p, CLASS_WIDTH)) {
+        sum += here * here;
+        here = 0;
+      }
+    }
+    if (sum > most) {
+      most = sum;
+      phase = p;
+    }
+  }
+  const int64_t floor_class = floor_divide((first_ >> 7) + FLOOR_LEVEL + phase, CLASS_WIDTH);
+  const auto class_of = [&](int64_t level) { return std::max(floor_divide(level + phase, CLASS_WIDTH), floor_class); };
+  int64_t lowest = class_of(least), highest = std::min(class_of(greatest), lowest + ECSQ_MOST_CLASSES - 1);
+  for (int flat = 0; flat < 2; ++flat) {
+    if (flat) lowest = highest;
+    const int64_t count = highest - lowest + 1;
+    centre_ = (CLASS_WIDTH * lowest - phase + CLASS_WIDTH / 2) * 128;
+    finest_ = centre_ + (count - 1) * CLASS_WIDTH * 128 - FINEST;
+    present_.assign(count, false);
+    for (int64_t b = 0; b < blocks_; ++b) {
+      if (kinds_[b] < 0) continue;
+      const int64_t c = std::min(class_of(levels[b]), highest);
+      kinds_[b] = static_cast<int16_t>(std::max(c, lowest) - lowest);
+      present_[kinds_[b]] = true;
+    }
+    coded_kinds_ = entropy::encode_classes(kinds_);
+    header_ = ecsq_header_nbytes(codec_) + (count + 7) / 8;
+    for (const bool there : present_) header_ += there ? ecsq_class_nbytes(codec_) : 0;
+    room_ = nbytes_ - header_ - static_cast<int64_t>(coded_kinds_.size()) - 3 * ecsq_lanes(nbytes_) - 8;
+    if (static_cast<int64_t>(coded_kinds_.size()) <= nbytes_ / 2 && room_ >= nbytes_ / 4) break;
+  }
+  if (codec_.dither) {
+    dither_.reset(new int32_t[n_]);
+    for (int64_t b = 0; b < blocks_; ++b)
+      kernels_.dither(key_, index_ + b * ECSQ_BLOCK, size_of(b), dither_.get() + b * ECSQ_BLOCK);
+  }
+}
+
+// Coarsest of the steps 2^(t/16) at which a normal source in every block would have enough bits.
+void EcsqClasses::find_first_step(const std::vector<int64_t>& weight, int64_t least, int64_t greatest) {
+  const int64_t budget = nbytes_ * 8 * 4096;
+  int64_t low = least - 256, high = greatest + 64;
+  while (high - low > 1) {
+    const int64_t t = (low + high) >> 1;
+    int64_t total = 0;
+    for (int64_t level = least; level <= greatest; ++level)
+      total += weight[level - least] * entropy::rate_at(level * 128 + 64 - t * 128);
+    (total <= budget ? high : low) = t;
+  }
+  first_ = high * 128;
+}
+
+}  // namespace commpress

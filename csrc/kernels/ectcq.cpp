@@ -1,0 +1,111 @@
+// What all code paths of `trellis` share: the tables of a class, and the choice of a path.
+#include "ectcq.h"
+
+#include <algorithm>
+
+#include "ecsq_format.h"
+
+namespace commpress {
+
+namespace path_plain {
+extern const EctcqKernels ECTCQ_KERNELS;
+}
+#if defined(COMMPRESS_X86)
+namespace path_avx2 {
+extern const EctcqKernels ECTCQ_KERNELS;
+}
+namespace path_avx512 {
+extern const EctcqKernels ECTCQ_KERNELS;
+}
+#endif
+
+const EctcqKernels& ectcq_kernels(Isa isa) {
+#if defined(COMMPRESS_X86)
+  if (isa == Isa::AVX512) return path_avx512::ECTCQ_KERNELS;
+  if (isa == Isa::AVX2) return path_avx2::ECTCQ_KERNELS;
+#endif
+  (void)isa;
+  return path_plain::ECTCQ_KERNELS;
+}
+
+bool ectcq_frequencies(const EctcqModel& m, int32_t (&out)[2][entropy::SYMBOLS]) {
+  for (int q = 0; q < 2; ++q) {
+    std::fill(out[q], out[q] + entropy::SYMBOLS, 0);
+    int32_t zero = entropy::TOTAL - m.escape;
+    for (int k = 1; k <= m.largest; ++k) {
+      const int32_t f = ectcq_frequency(m.codes[q][k]);
+      if (f == 0) return false;
+      out[q][32 + k] = out[q][32 - k] = f;
+      zero -= 2 * f;
+    }
+    out[q][0] = m.escape;
+    out[q][32] = zero;
+    if (zero < 1) return false;
+  }
+  return true;
+}
+
+namespace {
+
+// The code nearest to a frequency below 4096.
+uint8_t code_of(int64_t f) {
+  if (f < 32) return static_cast<uint8_t>(f);
+  int e = 58 - __builtin_clzll(static_cast<uint64_t>(f));
+  int64_t m = (f + (int64_t{1} << e >> 1)) >> e;
+  if (m == 64) {
+    m = 32;
+    ++e;
+  }
+  return static_cast<uint8_t>((e + 1) << 5 | (m & 31));
+}
+
+}  // namespace
+
+EctcqModel ectcq_fit(const EctcqCounts& counts, int64_t& cost) {
+  EctcqModel m;
+  int64_t magnitudes[entropy::LARGEST + 1], n[2][ECTCQ_INDICES], escaped[2];
+  for (int q = 0; q < 2; ++q) {
+    for (int k = 0; k < ECTCQ_INDICES; ++k) n[q][k] = static_cast<int64_t>(counts.of[32 * q + k] >> 40);
+    escaped[q] = static_cast<int64_t>(counts.of[64 + q] >> 40);
+  }
+  for (int k = 0; k < ECTCQ_INDICES; ++k) magnitudes[k] = n[0][k] + n[1][k];
+  m.largest = entropy::largest_symbol(magnitudes, escaped[0] + escaped[1]);
+  for (int q = 0; q < 2; ++q)
+    for (int k = m.largest + 1; k < ECTCQ_INDICES; ++k) escaped[q] += n[q][k];
+  m.escape = escaped[0] + escaped[1] > 0;
+  cost = 8 * 65536 * m.nbytes();
+  if (m.empty()) return m;
+  for (int q = 0; q < 2; ++q) {
+    int64_t total = escaped[q], left = entropy::TOTAL - m.escape;
+    for (int k = 0; k <= m.largest; ++k) total += n[q][k];
+    for (int k = 1; k <= m.largest; ++k) {
+      const int64_t share = total ? (n[q][k] * entropy::TOTAL + total) / (2 * total) : 0;
+      m.codes[q][k] = code_of(std::max<int64_t>(share, 1));
+      left -= 2 * ectcq_frequency(m.codes[q][k]);
+    }
+    while (left < 1) {  // rounded up too often
+      uint8_t* const most = std::max_element(m.codes[q] + 1, m.codes[q] + m.largest + 1);
+      left += 2 * (ectcq_frequency(*most) - ectcq_frequency(*most - 1));
+      --*most;
+    }
+    int64_t wide[3] = {0, 0, 0}, met[3] = {0, 0, 0};
+    for (int k = 1; k <= m.largest; ++k) {
+      const int place = (k < 3 ? k : 3) - 1;
+      wide[place] +=
+          static_cast<int64_t>(counts.of[32 * q + k] & ((uint64_t{1} << 40) - 1)) - 256 * (2 * k - q) * n[q][k];
+      met[place] += n[q][k];
+    }
+    for (int place = 0; place < 3; ++place)
+      m.places[q][place] = static_cast<int8_t>(ecsq_mean(wide[place], 2 * met[place]));
+  }
+  int32_t f[2][entropy::SYMBOLS];
+  ectcq_frequencies(m, f);
+  const int64_t* const length = entropy::lengths();
+  for (int q = 0; q < 2; ++q) {
+    cost += escaped[q] * (length[f[q][0]] + 32 * 65536);
+    for (int k = 0; k <= m.largest; ++k) cost += n[q][k] * length[f[q][32 + k]];
+  }
+  return m;
+}
+
+}  // namespace commpress
