@@ -137,7 +137,7 @@ def all_frequencies(table: Table, relative: int, dithered: bool) -> list[I64] | 
     return found if len(found) == len(made) else None
 
 
-def _largest_symbol(counts: I64) -> int:
+def largest_symbol(counts: I64) -> int:
     """Fewest symbols where giving up a magnitude's two costs less in escapes than it saves. ``counts``: escapes, then magnitudes 0..31."""
     total = int(counts.sum())
     magnitudes = counts[1:]
@@ -167,7 +167,7 @@ def fit(counts: I64, relative: int, dithered: bool) -> tuple[Table, int]:
     folded[0] = both[0]
     folded[1:] = both[32:]
     folded[2:] += both[31:0:-1]
-    largest = _largest_symbol(folded)
+    largest = largest_symbol(folded)
     escaped = int(folded[0] + folded[2 + largest :].sum())
     base = Table(1, 0, largest, int(escaped > 0))
     if base.empty:

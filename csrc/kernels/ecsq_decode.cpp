@@ -52,9 +52,11 @@ int64_t signed24_at(const uint8_t* in) {
 
 bool parse_trellis_class(const EcsqHeader& h, int64_t& at, EctcqModel& m) {
   if (at >= h.nbytes) return false;
-  m.largest = h.in[at] & 127;
+  m.largest = h.in[at] & 31;
+  m.ample[0] = h.in[at] >> 5 & 1;
+  m.ample[1] = h.in[at] >> 6 & 1;
   m.escape = h.in[at] >> 7;
-  if (m.largest >= ECTCQ_INDICES || at + m.nbytes() > h.nbytes) return false;
+  if (at + m.nbytes() > h.nbytes) return false;
   memcpy(m.places, h.in + at + 1, 6);
   for (int q = 0; q < 2; ++q) memcpy(m.codes[q] + 1, h.in + at + 7 + q * m.largest, m.largest);
   at += m.nbytes();

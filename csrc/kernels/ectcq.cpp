@@ -31,12 +31,24 @@ const EctcqKernels& ectcq_kernels(Isa isa) {
 bool ectcq_frequencies(const EctcqModel& m, int32_t (&out)[2][entropy::SYMBOLS]) {
   for (int q = 0; q < 2; ++q) {
     std::fill(out[q], out[q] + entropy::SYMBOLS, 0);
-    int32_t zero = entropy::TOTAL - m.escape;
+    int32_t left = entropy::TOTAL - m.escape, zero = 0;
     for (int k = 1; k <= m.largest; ++k) {
       const int32_t f = ectcq_frequency(m.codes[q][k]);
       if (f == 0) return false;
-      out[q][32 + k] = out[q][32 - k] = f;
-      zero -= 2 * f;
+      if (k == 1 && m.ample[q]) {
+        zero = f;
+        left -= f;
+      } else {
+        out[q][32 + k] = out[q][32 - k] = f;
+        left -= 2 * f;
+      }
+    }
+    if (m.ample[q]) {
+      if (m.largest == 0 || left < 2) return false;
+      out[q][31] = out[q][33] = left / 2;
+      zero += left % 2;
+    } else {
+      zero = left;
     }
     out[q][0] = m.escape;
     out[q][32] = zero;
@@ -78,14 +90,17 @@ EctcqModel ectcq_fit(const EctcqCounts& counts, int64_t& cost) {
   for (int q = 0; q < 2; ++q) {
     int64_t total = escaped[q], left = entropy::TOTAL - m.escape;
     for (int k = 0; k <= m.largest; ++k) total += n[q][k];
+    m.ample[q] = m.largest > 0 && n[q][0] < n[q][1];
     for (int k = 1; k <= m.largest; ++k) {
-      const int64_t share = total ? (n[q][k] * entropy::TOTAL + total) / (2 * total) : 0;
+      const int64_t shares = k == 1 && m.ample[q] ? 1 : 2, met = k == 1 && m.ample[q] ? n[q][0] : n[q][k];
+      const int64_t share = total ? (2 * met * entropy::TOTAL + shares * total) / (2 * shares * total) : 0;
       m.codes[q][k] = code_of(std::max<int64_t>(share, 1));
-      left -= 2 * ectcq_frequency(m.codes[q][k]);
+      left -= shares * ectcq_frequency(m.codes[q][k]);
     }
-    while (left < 1) {  // rounded up too often
+    while (left < 2) {  // rounded up too often
       uint8_t* const most = std::max_element(m.codes[q] + 1, m.codes[q] + m.largest + 1);
-      left += 2 * (ectcq_frequency(*most) - ectcq_frequency(*most - 1));
+      const int64_t shares = most == m.codes[q] + 1 && m.ample[q] ? 1 : 2;
+      left += shares * (ectcq_frequency(*most) - ectcq_frequency(*most - 1));
       --*most;
     }
     int64_t wide[3] = {0, 0, 0}, met[3] = {0, 0, 0};

@@ -25,7 +25,10 @@ constexpr uint32_t ECTCQ_FARTHEST = 63 * 256;  // in 1/256 step; beyond, a value
 struct EctcqModel {
   int largest = 0, escape = 0;
   int8_t places[2][3] = {{0}};
-  uint8_t codes[2][ECTCQ_INDICES] = {{0}};  // of the frequencies of k and -k
+  // Codes of the frequencies of k and -k, 1 .. largest; what is left is zero's, or with `ample` that of 1 and -1, and
+  // then the code of 1 is zero's.
+  uint8_t codes[2][ECTCQ_INDICES] = {{0}};
+  bool ample[2] = {false, false};
   bool empty() const { return largest == 0 && !escape; }
   int64_t nbytes() const { return 7 + 2 * largest; }
 };
@@ -38,7 +41,7 @@ inline int64_t ectcq_level(const EctcqModel& m, int q, int k) {
   return k == 0 ? 0 : 4096 * (2 * k - q) + 32 * m.places[q][(k < 3 ? k : 3) - 1];
 }
 
-// False where nothing is left for zero or a code is no frequency.
+// False where nothing is left or a code is no frequency.
 bool ectcq_frequencies(const EctcqModel& m, int32_t (&out)[2][entropy::SYMBOLS]);
 
 // What was met of a class: for each 32 q + k the number << 40 | sum of magnitudes in 1/256 step, and in the last two

@@ -4,13 +4,16 @@
 
 #include "ecsq_classes.h"
 #include "ectcq.h"
+#include "ectcq_tables.h"
 #include "entropy_coders.h"
 
 namespace commpress {
 
 namespace {
 
-constexpr int64_t SAMPLED_SPANS = 8, SAMPLED_TURNS = 6;
+constexpr int SAMPLED_SPANS = 8, SAMPLED_TURNS = 6, TABLE_TURNS = 3,
+              FULL_TURNS = 6;                           // the first ones with the lengths of a table
+constexpr int32_t LEAST_RATE = 200000;                  // below, ecsq is better
 constexpr int64_t UNSEEN = 4 << 16, ESCAPE = 44 << 16;  // bits of an index beyond the largest one, in 2^-16
 
 // Squared steps that a bit is worth, in 1/4096, at 0, 1/2, 1, ... 3 bits and beyond: the best of a normal source.
@@ -38,22 +41,25 @@ class Encoder final {
   }
 
   bool run() {
-    if (room_ < nbytes_ / 2) return false;
+    if (room_ < nbytes_ / 2 || source_.codec().rate < LEAST_RATE) return false;
     const int64_t n = source_.numel(), finest = source_.finest_step();
-    int64_t j = std::max(source_.first_step() - 1024, finest);
+    int64_t j = std::max(source_.first_step() - 1536, finest);
     const int64_t spans = (source_.blocks() + ECTCQ_SPAN - 1) / ECTCQ_SPAN,
                   stride = std::max<int64_t>(spans / SAMPLED_SPANS, 1);
-    for (int64_t turn = 0; turn < SAMPLED_TURNS; ++turn) {
+    for (int turn = 0; turn < SAMPLED_TURNS; ++turn) {
+      if (turn < TABLE_TURNS)
+        for (Class& c : classes_) c.known = false;
       const int64_t move = floor_divide((pass(j, stride) - room_) * 16384, n);
       j = std::max(j + std::min<int64_t>(std::max<int64_t>(move, -1024), 1024), finest);
     }
-    const auto full = [&](int64_t at) {
-      const int64_t c = pass(at, 1);
-      if (c <= room_ && (!found_ || at < best_)) keep(at);
-      return c;
-    };
-    int64_t last = entropy::search(full, room_, j, finest, room_ >> 10, n, 6).last;
-    for (int i = 0; i < 40 && !found_; ++i) full(last += 512);
+    const int64_t slack = room_ >> 8, speed = source_.codec().rate < RATE_ONE ? 16384 : 24576;
+    for (int turn = 0; turn < 30; ++turn) {
+      const int64_t c = pass(j, 1);
+      if (c <= room_ && (!found_ || j < best_)) keep(j);
+      if (found_ && (turn >= FULL_TURNS || j == finest || (c <= room_ && c >= room_ - slack))) break;
+      j = turn < FULL_TURNS ? std::max(j + floor_divide((c - room_ + slack / 2) * speed, n), finest)
+                            : j + (int64_t{16} << std::min(turn - FULL_TURNS, 6));
+    }
     for (int i = 0; i < 40 && found_; ++i) {
       if (write()) return true;
       pass(best_ + 16, 1);  // coding took more than the sum of its logarithms
@@ -65,6 +71,7 @@ class Encoder final {
  private:
   struct Class {
     bool known = false;
+    int64_t lengths[2][ECTCQ_INDICES];  // that the search reckons with
     EctcqModel model;
     EctcqCounts counts;
     entropy::Model uniform;
@@ -95,32 +102,35 @@ class Encoder final {
       return;
     }
     c.counts = {};
-    int64_t lengths[2][ECTCQ_INDICES];
-    lengths_of(c, relative, lengths);
+    if (!c.known) begin(c, relative);
     for (int q = 0; q < 2; ++q)
       for (int k = 0; k < ECTCQ_INDICES; ++k) {
         c.tables.levels[2 * q + k % 2][k / 2] = static_cast<float>(ectcq_level(c.model, q, k)) / 4096.0f;
-        c.tables.prices[2 * q + k % 2][k / 2] = static_cast<float>(static_cast<double>(lengths[q][k]) * price_);
+        c.tables.prices[2 * q + k % 2][k / 2] = static_cast<float>(static_cast<double>(c.lengths[q][k]) * price_);
       }
   }
 
-  // Code lengths that the search reckons with: those of the last turn, or at first of a normal source with twice the
-  // step.
-  void lengths_of(const Class& c, int64_t relative, int64_t (&out)[2][ECTCQ_INDICES]) const {
+  // Code lengths in 2^-16 bit of a normal source.
+  static void begin(Class& c, int64_t relative) {
+    const int64_t row = std::min<int64_t>(std::max<int64_t>((relative + 512) >> 10, -4), 6) + 4;
+    for (int q = 0; q < 2; ++q)
+      for (int k = 0; k < ECTCQ_INDICES; ++k) c.lengths[q][k] = ECTCQ_LENGTHS[row][q][k] << 8;
+    c.model = {};
+    c.known = true;
+  }
+
+  // Half the way to those of the model: all the way would be to and fro.
+  static void learn(Class& c) {
     const int64_t* const length = entropy::lengths();
-    if (!c.known) {
-      entropy::Model normal;
-      normal.largest = entropy::LARGEST;
-      entropy::Frequencies f;
-      entropy::frequencies_of(normal, relative - 2048, false, f);
-      for (int k = 0; k < ECTCQ_INDICES; ++k) out[0][k] = out[1][k] = length[f.of[0][32 + k]];
-      return;
-    }
     int32_t f[2][entropy::SYMBOLS];
     ectcq_frequencies(c.model, f);
-    for (int q = 0; q < 2; ++q)
-      for (int k = 0; k < ECTCQ_INDICES; ++k)
-        out[q][k] = k <= c.model.largest ? length[f[q][32 + k]] : std::min(out[q][k - 1] + UNSEEN, ESCAPE);
+    for (int q = 0; q < 2; ++q) {
+      int64_t fresh = 0;
+      for (int k = 0; k < ECTCQ_INDICES; ++k) {
+        fresh = k <= c.model.largest ? length[f[q][32 + k]] : std::min(fresh + UNSEEN, ESCAPE);
+        c.lengths[q][k] = (c.lengths[q][k] + fresh) >> 1;
+      }
+    }
   }
 
   // Searches every stride-th span of blocks. Bytes of the whole; leaves models and cells.
@@ -163,7 +173,7 @@ class Encoder final {
       if (in_trellis(k, j)) {
         if (std::all_of(c.counts.of, c.counts.of + 66, [](uint64_t x) { return x == 0; })) continue;
         c.model = ectcq_fit(c.counts, here);
-        c.known = true;
+        learn(c);
         bits += here;
       } else {
         c.uniform = entropy::fit(c.symbols, source_.relative(k, j) - ECTCQ_COARSER, false, here);
@@ -296,7 +306,7 @@ class Encoder final {
         continue;
       }
       const EctcqModel& m = kept_[k].model;
-      put(m.largest | m.escape << 7, 1);
+      put(m.largest | m.ample[0] << 5 | m.ample[1] << 6 | m.escape << 7, 1);
       for (int q = 0; q < 2; ++q)
         for (const int8_t place : m.places[q]) put(place, 1);
       int64_t sum = 0;
