@@ -135,17 +135,18 @@ def test_hostile_bytes():
     spec, n, rng = "trellis:4", LONG, random.Random(4)
     good = commpress.codec(spec).encode(torch.from_numpy(mixed(n, 1)), key_of(0))
     assert good[0] == 3
-    for length in (*range(0, 200), good.numel() - 1):
-        assert refused(spec, good[:length].clone(), n)
+    for length in range(good.numel()):
+        with pytest.raises(errors.WireError):
+            commpress.codec(spec).decode(good[:length], key_of(0), out=torch.empty(n))
     refusals = flips = 0
-    for bit in (*range(8 * 200), *rng.sample(range(8 * good.numel()), 800)):
+    for bit in (*range(8 * 100), *rng.sample(range(8 * good.numel()), 200)):
         flipped = good.clone()
         flipped[bit // 8] ^= 1 << bit % 8
         refusals += refused(spec, flipped, n)
         flips += 1
     assert 0 < refusals < flips
     taken = 0
-    for _ in range(1000):
+    for _ in range(250):
         data = bytearray(rng.randbytes(good.numel()))
         keep = rng.choice((1, 8, 18, 23, 60, 200, 1000))
         data[:keep] = bytes(good[:keep].tolist())

@@ -9,12 +9,12 @@ from commpress.reference import _ecsq_decode, _random, _trellis_decode, _trellis
 from commpress.reference._ecsq_classes import Classes
 from commpress.reference._ecsq_encode import Encoder
 from commpress.reference._ecsq_format import (
+    F32,
     FLT_MAX,
     MODE_NAN,
     MODE_RAW,
     MODE_TRELLIS,
     MODE_ZERO,
-    F32,
     Spec,
     parse,
     payload_nbytes,

@@ -7,7 +7,21 @@ import numpy as np
 from commpress.codecs import _entropy_tables as tables
 from commpress.reference import _entropy_model as model
 from commpress.reference import _random, _rans, _sums
-from commpress.reference._ecsq_format import BLOCK, CLASS_WIDTH, F32, FINEST, FLOOR, I64, MOST_CLASSES, Spec, dither_of, lanes_of, level_of, rotated, segment_nbytes
+from commpress.reference._ecsq_format import (
+    BLOCK,
+    CLASS_WIDTH,
+    F32,
+    FINEST,
+    FLOOR,
+    I64,
+    MOST_CLASSES,
+    Spec,
+    dither_of,
+    lanes_of,
+    level_of,
+    rotated,
+    segment_nbytes,
+)
 from commpress.reference._rans import NAN, ZERO
 
 

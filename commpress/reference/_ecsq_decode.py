@@ -10,7 +10,22 @@ import numpy as np
 from commpress.errors import WireError
 from commpress.reference import _entropy_model as model
 from commpress.reference import _random, _rans
-from commpress.reference._ecsq_format import BLOCK, CLASS_WIDTH, F32, MODE_CODED, MODE_NAN, MODE_RAW, MODE_ZERO, MOST_CLASSES, Spec, bounded, cells_of, dither_of, lanes_of, unrotated
+from commpress.reference._ecsq_format import (
+    BLOCK,
+    CLASS_WIDTH,
+    F32,
+    MODE_CODED,
+    MODE_NAN,
+    MODE_RAW,
+    MODE_ZERO,
+    MOST_CLASSES,
+    Spec,
+    bounded,
+    cells_of,
+    dither_of,
+    lanes_of,
+    unrotated,
+)
 from commpress.reference._rans import NAN
 
 

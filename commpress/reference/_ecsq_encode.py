@@ -18,7 +18,13 @@ class Encoder:
     """One segment."""
 
     def __init__(self, source: Classes) -> None:
-        self.source, self.spec, self.n, self.nbytes, self.lanes = source, source.spec, source.n, source.nbytes, source.lanes
+        self.source, self.spec, self.n, self.nbytes, self.lanes = (
+            source,
+            source.spec,
+            source.n,
+            source.nbytes,
+            source.lanes,
+        )
 
     def payload(self) -> bytes | None:
         """The payload, None if there is no room even for a coarse step."""
@@ -72,7 +78,9 @@ class Encoder:
     def _search(self) -> tuple[int, dict[int, model.Table]] | None:
         j = self.source.j0
         if len(self.source.kinds) >= 256:
-            found = search(lambda j: self.cost(j, 8)[0], self.source.room, j, self.source.finest, self.source.room >> 11, self.n, 5)
+            found = search(
+                lambda j: self.cost(j, 8)[0], self.source.room, j, self.source.finest, self.source.room >> 11, self.n, 5
+            )
             j = found[1]
         made: dict[int, dict[int, model.Table]] = {}
 
@@ -131,7 +139,9 @@ class Encoder:
         mask = sum(1 << kind for kind in self.source.present).to_bytes((self.source.count + 7) // 8, "little")
         header = bytes([MODE_CODED]) + (j + 2048 * self.source.shift).to_bytes(3, "little", signed=True)
         header += (self.source.centre - j).to_bytes(3, "little", signed=True) + bytes([self.source.count])
-        header += struct.pack("<HI", len(self.source.coded_kinds), len(escapes)) + struct.pack("<I", self.nbytes - len(stream))
+        header += struct.pack("<HI", len(self.source.coded_kinds), len(escapes)) + struct.pack(
+            "<I", self.nbytes - len(stream)
+        )
         if not self.spec.dither and not self.spec.centroid:
             header += struct.pack("<f", rho)
         header += mask + body

@@ -98,7 +98,8 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
             z[first : first + size] = np.nan if kind == NAN else 0
             continue
         c = classes[kind]
-        out, values, found = z[first : first + size], np.zeros(BLOCK), []
+        out, values = z[first : first + size], np.zeros(BLOCK)
+        found: list[int] = []
         if c.table is not None:
             if trellises % trellis.SPAN == 0:
                 chains = [0] * trellis.LANES

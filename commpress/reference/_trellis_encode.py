@@ -16,7 +16,7 @@ from commpress.reference._ecsq_format import BLOCK, F32, I64, MILLION, MODE_TREL
 
 U8 = npt.NDArray[np.uint8]
 
-SAMPLED_SPANS, SAMPLED_TURNS, TABLE_TURNS, FULL_TURNS = 8, 6, 3, 6
+SAMPLED_SPANS, SAMPLED_TURNS, TABLE_TURNS, FULL_TURNS = 8, 6, 3, 8
 LEAST_RATE = 200_000  # below, ecsq is better
 UNSEEN, ESCAPE = 4 << 16, 44 << 16  # bits of an index beyond the largest one, in 2^-16
 # Squared steps that a bit is worth, in 1/4096, at 0, 1/2, 1, ... 3 bits and beyond.
@@ -43,15 +43,13 @@ def search(a: F32, levels: F32, prices: F32) -> U8:
     spans, rows, lanes = a.shape
     a = np.minimum(a, np.float32(60))
     costs, halves = np.empty((2, 2, *a.shape), np.float32), np.empty((2, 2, *a.shape), np.int64)
-    place = np.arange(spans)[:, None, None], np.arange(rows)[None, :, None]
+    span, row = np.arange(spans)[:, None, None], np.arange(rows)[None, :, None]
     for q in range(2):
         for p in range(2):
             near = np.rint((a + np.float32(q - 2 * p)) * np.float32(0.25)).astype(np.int64)
             less = np.maximum(near - 1, 0)
-            errors = [a - levels[(*place, q, 2 * h + p)] for h in (near, less)]
-            first, second = (
-                e * e + prices[(*place, q, 2 * h + p)] for e, h in zip(errors, (near, less), strict=True)
-            )
+            errors = [a - levels[span, row, q, 2 * h + p] for h in (near, less)]
+            first, second = (e * e + prices[span, row, q, 2 * h + p] for e, h in zip(errors, (near, less), strict=True))
             costs[q, p], halves[q, p] = np.minimum(first, second), np.where(second < first, less, near)
     origins: list[list[tuple[int, int]]] = [[] for _ in range(trellis.STATES)]
     for state in range(trellis.STATES):
@@ -62,18 +60,18 @@ def search(a: F32, levels: F32, prices: F32) -> U8:
     cost = np.full((trellis.STATES, spans, lanes), 1e30, np.float32)
     cost[0] = 0
     second_won = np.empty((rows, trellis.STATES, spans, lanes), bool)
-    for row in range(rows):
-        one = cost[froms[:, 0]] + costs[froms[:, 0] & 1, parities[:, 0], :, row]
-        two = cost[froms[:, 1]] + costs[froms[:, 1] & 1, parities[:, 1], :, row]
-        second_won[row] = two < one
+    for at in range(rows):
+        one = cost[froms[:, 0]] + costs[froms[:, 0] & 1, parities[:, 0], :, at]
+        two = cost[froms[:, 1]] + costs[froms[:, 1] & 1, parities[:, 1], :, at]
+        second_won[at] = two < one
         cost = np.where(two < one, two, one)
     state, cells = cost.argmin(0), np.empty(a.shape, np.uint8)
-    span, lane = np.arange(spans)[:, None], np.arange(lanes)[None]
-    for row in reversed(range(rows)):
-        second = second_won[row, state, span, lane].astype(np.int64)
+    chain, lane = np.arange(spans)[:, None], np.arange(lanes)[None]
+    for at in reversed(range(rows)):
+        second = second_won[at, state, chain, lane].astype(np.int64)
         state, p = froms[state, second], parities[state, second]
         q = state & 1
-        cells[:, row] = 32 * q + 2 * halves[q, p, span, row, lane] + p
+        cells[:, at] = 32 * q + 2 * halves[q, p, chain, at, lane] + p
     return cells
 
 
@@ -113,15 +111,19 @@ class _Encoder:
                     c.known = False
             move = (self.turn(j, stride) - self.room) * 16384 // n
             j = max(j + min(max(move, -1024), 1024), source.finest)
-        best, slack, speed = None, self.room >> 8, 16384 if source.spec.rate < MILLION else 24576
+        best, slack = None, self.room >> 8
+        boost, before, filled = 1, 0, 0  # faster and faster in one direction: the tables improve on the way
         for turn in range(30):
             cost = self.turn(j, 1)
-            if cost <= self.room and (best is None or j < best):
-                best = self.keep(j)
+            over = cost - self.room + slack // 2
+            if cost <= self.room and (best is None or cost > filled):
+                best, filled = self.keep(j), cost
             done = turn >= FULL_TURNS or j == source.finest or self.room - slack <= cost <= self.room
             if best is not None and done:
                 break
-            after = max(j + (cost - self.room + slack // 2) * speed // n, source.finest)
+            boost = min(2 * boost, 8) if turn and (over > 0) == (before > 0) else 1
+            before = over
+            after = max(j + over * 16384 * boost // n, source.finest)
             j = after if turn < FULL_TURNS else j + (16 << min(turn - FULL_TURNS, 6))
         for _ in range(40 if best is not None else 0):
             assert best is not None
@@ -152,7 +154,10 @@ class _Encoder:
         bits = others = raw_bytes = 0
         blocks = [b for b, kind in enumerate(source.kinds) if kind >= 0 and self.in_trellis(kind, j)]
         uniform = [b for b, kind in enumerate(source.kinds) if kind >= 0 and not self.in_trellis(kind, j)]
-        sampled, lists = uniform[::stride], [blocks[at : at + trellis.SPAN] for at in range(0, len(blocks), trellis.SPAN)]
+        sampled, lists = (
+            uniform[::stride],
+            [blocks[at : at + trellis.SPAN] for at in range(0, len(blocks), trellis.SPAN)],
+        )
         tables = np.zeros((2, source.count, 2, trellis.INDICES), np.float32)
         for kind, c in self.classes.items():
             if not self.in_trellis(kind, j):
@@ -253,7 +258,9 @@ class _Encoder:
             below = np.cumsum(made[0]) - made[0]
             frequency[at], start[at], sent[at] = made[0][symbol], below[symbol], not uniform.empty
             escapes += zip(at[escaped].tolist(), np.clip(v[escaped], -(2.0**100), 2.0**100).tolist(), strict=True)
-            heads.append(bytes([uniform.shift + 64 | uniform.escape << 7, uniform.largest | uniform.shape << 5, 0, 0, 0]))
+            heads.append(
+                bytes([uniform.shift + 64 | uniform.escape << 7, uniform.largest | uniform.shape << 5, 0, 0, 0])
+            )
             rest = np.where(escaped, 0, full) + (1 << raw >> 1) & (1 << raw) - 1
             for b in mine.tolist():
                 bits = rest[source.block_of[at] == b][:, None] >> np.arange(raw) & 1

@@ -11,7 +11,10 @@ from commpress.reference._ecsq_format import I64
 
 LANES, SPAN, INDICES = 32, 32, 32
 LEAST_NBYTES = 8192  # shorter segments are those of ecsq
-MOST_LEVEL, COARSER = 6144, 1704  # classes above that level are uniformly quantised, with a step so much coarser; 1/2048 octave
+MOST_LEVEL, COARSER = (
+    6144,
+    1704,
+)  # classes above that level are uniformly quantised, with a step so much coarser; 1/2048 octave
 FARTHEST = 63 * 256  # 1/256 step
 STATES = 8
 

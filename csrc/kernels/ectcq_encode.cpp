@@ -12,7 +12,7 @@ namespace commpress {
 namespace {
 
 constexpr int SAMPLED_SPANS = 8, SAMPLED_TURNS = 6, TABLE_TURNS = 3,
-              FULL_TURNS = 6;                           // the first ones with the lengths of a table
+              FULL_TURNS = 8;                           // the first ones with the lengths of a table
 constexpr int32_t LEAST_RATE = 200000;                  // below, ecsq is better
 constexpr int64_t UNSEEN = 4 << 16, ESCAPE = 44 << 16;  // bits of an index beyond the largest one, in 2^-16
 
@@ -52,13 +52,19 @@ class Encoder final {
       const int64_t move = floor_divide((pass(j, stride) - room_) * 16384, n);
       j = std::max(j + std::min<int64_t>(std::max<int64_t>(move, -1024), 1024), finest);
     }
-    const int64_t slack = room_ >> 8, speed = source_.codec().rate < RATE_ONE ? 16384 : 24576;
+    const int64_t slack = room_ >> 8;
+    int64_t boost = 1, before = 0, filled = 0;  // faster and faster in one direction: the tables improve on the way
     for (int turn = 0; turn < 30; ++turn) {
-      const int64_t c = pass(j, 1);
-      if (c <= room_ && (!found_ || j < best_)) keep(j);
+      const int64_t c = pass(j, 1), over = c - room_ + slack / 2;
+      if (c <= room_ && (!found_ || c > filled)) {
+        keep(j);
+        filled = c;
+      }
       if (found_ && (turn >= FULL_TURNS || j == finest || (c <= room_ && c >= room_ - slack))) break;
-      j = turn < FULL_TURNS ? std::max(j + floor_divide((c - room_ + slack / 2) * speed, n), finest)
-                            : j + (int64_t{16} << std::min(turn - FULL_TURNS, 6));
+      boost = turn && (over > 0) == (before > 0) ? std::min<int64_t>(2 * boost, 8) : 1;
+      before = over;
+      const int64_t next = std::max(j + floor_divide(over * 16384 * boost, n), finest);
+      j = turn < FULL_TURNS ? next : j + (int64_t{16} << std::min(turn - FULL_TURNS, 6));
     }
     for (int i = 0; i < 40 && found_; ++i) {
       if (write()) return true;
