@@ -16,7 +16,7 @@ from commpress.reference._ecsq_format import BLOCK, F32, I64, MILLION, MODE_TREL
 
 U8 = npt.NDArray[np.uint8]
 
-SAMPLED_SPANS, SAMPLED_TURNS, TABLE_TURNS, FULL_TURNS = 8, 6, 3, 8
+SAMPLED_SPANS, SAMPLED_TURNS, TABLE_TURNS, FULL_TURNS = 8, 10, 3, 8
 LEAST_RATE = 200_000  # below, ecsq is better
 UNSEEN, ESCAPE = 4 << 16, 44 << 16  # bits of an index beyond the largest one, in 2^-16
 # Squared steps that a bit is worth, in 1/4096, at 0, 1/2, 1, ... 3 bits and beyond.

@@ -11,7 +11,7 @@ namespace commpress {
 
 namespace {
 
-constexpr int SAMPLED_SPANS = 8, SAMPLED_TURNS = 6, TABLE_TURNS = 3,
+constexpr int SAMPLED_SPANS = 8, SAMPLED_TURNS = 10, TABLE_TURNS = 3,
               FULL_TURNS = 8;                           // the first ones with the lengths of a table
 constexpr int32_t LEAST_RATE = 200000;                  // below, ecsq is better
 constexpr int64_t UNSEEN = 4 << 16, ESCAPE = 44 << 16;  // bits of an index beyond the largest one, in 2^-16
