@@ -17,6 +17,7 @@ from commpress.reference._ecsq_format import BLOCK, F32, I64, MILLION, MODE_TREL
 U8 = npt.NDArray[np.uint8]
 
 SAMPLED_SPANS, SAMPLED_TURNS, TABLE_TURNS, FULL_TURNS = 8, 10, 3, 8
+MOST = np.nextafter(np.float32(2.0**100), np.float32(0))  # of an escape, so that its lowest bit may be set
 LEAST_RATE = 200_000  # below, ecsq is better
 UNSEEN, ESCAPE = 4 << 16, 44 << 16  # bits of an index beyond the largest one, in 2^-16
 # Squared steps that a bit is worth, in 1/4096, at 0, 1/2, 1, ... 3 bits and beyond.
@@ -116,14 +117,14 @@ class _Encoder:
         for turn in range(30):
             cost = self.turn(j, 1)
             over = cost - self.room + slack // 2
-            if cost <= self.room and (best is None or cost > filled):
+            if cost <= self.room and source.relative(0, j) >= -(1 << 17) and (best is None or cost > filled):
                 best, filled = self.keep(j), cost
             done = turn >= FULL_TURNS or j == source.finest or self.room - slack <= cost <= self.room
             if best is not None and done:
                 break
-            boost = min(2 * boost, 8) if turn and (over > 0) == (before > 0) else 1
+            boost = 2 if turn == 0 else min(2 * boost, 8) if (over > 0) == (before > 0) else 1
             before = over
-            after = max(j + over * 16384 * boost // n, source.finest)
+            after = max(j + min(max(over * 16384 * boost // n, -1024), 1024), source.finest)
             j = after if turn < FULL_TURNS else j + (16 << min(turn - FULL_TURNS, 6))
         for _ in range(40 if best is not None else 0):
             assert best is not None
@@ -241,7 +242,7 @@ class _Encoder:
                 symbol = np.where(escaped, 0, np.where(v < 0, 32 - k, 32 + k))
                 below = np.cumsum(f, axis=1) - f
                 frequency[at], start[at], sent[at] = f[q, symbol], below[q, symbol], not table.empty
-                kept = np.clip(v[escaped], np.float32(-(2.0**100)), np.float32(2.0**100)).view(np.uint32)
+                kept = np.clip(v[escaped], -MOST, MOST).view(np.uint32)
                 exact = ((kept & ~np.uint32(1)) | (k[escaped] & 1).astype(np.uint32)).view(np.float32)
                 escapes += zip(at[escaped].tolist(), exact.tolist(), strict=True)
                 heads.append(table.to_bytes())

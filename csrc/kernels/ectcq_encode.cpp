@@ -56,14 +56,15 @@ class Encoder final {
     int64_t boost = 1, before = 0, filled = 0;  // faster and faster in one direction: the tables improve on the way
     for (int turn = 0; turn < 30; ++turn) {
       const int64_t c = pass(j, 1), over = c - room_ + slack / 2;
-      if (c <= room_ && (!found_ || c > filled)) {
+      if (c <= room_ && source_.relative(0, j) >= -(1 << 17) && (!found_ || c > filled)) {
         keep(j);
         filled = c;
       }
       if (found_ && (turn >= FULL_TURNS || j == finest || (c <= room_ && c >= room_ - slack))) break;
-      boost = turn && (over > 0) == (before > 0) ? std::min<int64_t>(2 * boost, 8) : 1;
+      boost = turn == 0 ? 2 : (over > 0) == (before > 0) ? std::min<int64_t>(2 * boost, 8) : 1;
       before = over;
-      const int64_t next = std::max(j + floor_divide(over * 16384 * boost, n), finest);
+      const int64_t move = floor_divide(over * 16384 * boost, n);
+      const int64_t next = std::max(j + std::min<int64_t>(std::max<int64_t>(move, -1024), 1024), finest);
       j = turn < FULL_TURNS ? next : j + (int64_t{16} << std::min(turn - FULL_TURNS, 6));
     }
     for (int i = 0; i < 40 && found_; ++i) {

@@ -132,7 +132,8 @@ static void ectcq_count(const EctcqBlock& block, float gain, float inverse, Ectc
 
 // A value that has no symbol; its lowest bit is the parity of the index.
 static COMMPRESS_INLINE EcsqEscape ectcq_escape(int64_t index, float v, uint32_t parity) {
-  const float kept = v < -ECSQ_FARTHEST ? -ECSQ_FARTHEST : v > ECSQ_FARTHEST ? ECSQ_FARTHEST : v;
+  constexpr float MOST = 0x1.fffffep99f;  // so that it stays below ECSQ_FARTHEST with its lowest bit set
+  const float kept = v < -MOST ? -MOST : v > MOST ? MOST : v;
   return {index, float_of((bits_of(kept) & ~1u) | parity)};
 }
 
