@@ -22,7 +22,11 @@ SPECS = (
     *(f"lloyd:{b}" for b in (1, 2, 4)),
     *(f"hadamard+lloyd:{b}" for b in ("0.1", "0.25", "0.5", "1", "1.5", "2", "3", "4", "6", "8")),
     *("topk:0.001", "topk:0.01", "topk:0.1", "randk:0.01"),
+    *(f"ecsq:{b}" for b in ("0.1", "0.25", "0.5", "1", "2", "3", "4")),
+    *(f"ecdq:{b}" for b in ("1", "2", "4")),
     *(f"trellis:{b}" for b in ("0.5", "1", "2", "3")),
+    *(f"bitshift:{b}" for b in ("0.1", "0.5", "1", "2")),
+    *("float:e4m3", "mxfp8", "mxfp6", "mxfp4", "nvfp4", "natural", "int8", "qsgd:7", "ternary", "sign", "onebit"),
 )
 """What is measured unless told otherwise."""
 
