@@ -74,7 +74,7 @@ def test_captured_and_eta_of_gaussian_gradients(tmp_path, bits):
             assert found[phase]["eta"] == pytest.approx(ETA[bits], rel=0.016)
         assert found["together"]["captured"] == pytest.approx(CAPTURED[bits] ** 2, rel=0.01)
         assert bits < found["rate_payload"] < bits + 0.035 and found["rate_payload"] + 0.005 < found["rate_wire"]
-        assert found["extra_bytes"] == 88 * len(SIZES)
+        assert found["extra_bytes"] == 96 * len(SIZES)
         assert record["header_bytes"] > found["extra_bytes"]
         for layer, n in zip(found["layers"], SIZES, strict=True):
             assert layer["numel"] == n
