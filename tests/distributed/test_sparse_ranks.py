@@ -26,9 +26,7 @@ def worker(rank: int, size: int, spec: str) -> list[torch.Tensor]:
     torch.manual_seed(1)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(300, 300))
     commpress.register(model, codec=spec)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=3.0 if spec.startswith("topk") else 0.05)
-    )  # the variance of randk is 19 times that of the gradient
+    optimizer = torch.optim.SGD(model.parameters(), lr=3.0 if spec.startswith("topk") else 0.05)
     losses = []
     for step in range(80):
         x = torch.randn(32, 300, generator=torch.Generator().manual_seed(100 * step + rank))
