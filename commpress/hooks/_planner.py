@@ -51,7 +51,7 @@ class PlanSettings:
     objective: str | None = None
     every: int = 50
     pinned: Plan | str | os.PathLike[str] | None = None
-    floor: float = 0.8
+    floor: float = 0.9
     gamma: float | None = None
     predict: bool = True
     optimizer: Any = dataclasses.field(default=None, repr=False, compare=False)

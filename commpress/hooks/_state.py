@@ -70,7 +70,7 @@ class HookState:
         objective: str | None = None,
         plan: Any = None,
         plan_every: int = 50,
-        plan_floor: float = 0.8,
+        plan_floor: float = 0.9,
         gamma: float | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         predict: bool = True,
