@@ -33,6 +33,11 @@ class Codec(abc.ABC):
     def lossless(self) -> bool:
         """Whether decoding gives the input back, to the bit."""
 
+    @property
+    def even_error(self) -> bool:
+        """Whether the coordinates of a block get errors of about the same size, however different they are themselves: what noise shaping mends."""
+        return False
+
     @abc.abstractmethod
     def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
         """Exact size in bytes of every payload of ``numel`` coordinates that begins at index ``offset`` of its tensor (a multiple of ``BLOCK``)."""

@@ -44,6 +44,10 @@ class BitshiftCodec(Codec):
     def lossless(self) -> bool:
         return False
 
+    @property
+    def even_error(self) -> bool:
+        return True
+
     def for_feedback(self) -> Codec:
         return dataclasses.replace(self, centroid=True) if self.rotated else self
 

@@ -83,6 +83,10 @@ class LayeredCodec(Codec):
     def lossless(self) -> bool:
         return all(codec.lossless for _, codec in self._layers)
 
+    @property
+    def even_error(self) -> bool:
+        return any(codec.even_error for _, codec in self._layers)
+
     def for_feedback(self) -> LayeredCodec:
         return LayeredCodec([(numel, codec.for_feedback()) for numel, codec in self._layers])
 

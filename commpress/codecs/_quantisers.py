@@ -51,6 +51,10 @@ class QuantisingCodec(Codec):
     def lossless(self) -> bool:
         return False
 
+    @property
+    def even_error(self) -> bool:
+        return self.family not in _CASTS.values()
+
     def for_feedback(self) -> Codec:
         return dataclasses.replace(self, centroid=True) if self.family is Family.HADAMARD_LLOYD else self
 

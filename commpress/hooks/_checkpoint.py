@@ -17,7 +17,7 @@ from commpress.hooks._exchange import Exchange
 from commpress.hooks._handshake import library_version
 
 _log = logging.getLogger("commpress.hooks")
-_FORMAT = 3
+_FORMAT = 4
 
 
 def build_state(
@@ -29,13 +29,14 @@ def build_state(
     layouts: dict[str, Any],
     residuals: dict[str, Any] | None,
     allocator: dict[str, Any] | None,
+    shaping: dict[str, Any] | None,
     exchange: Exchange | None,
 ) -> dict[str, Any]:
     """The state to save before step number `step`.
 
     Args:
         layouts: the tracker's state.
-        residuals, allocator: those that were loaded and wait for an exchange.
+        residuals, allocator, shaping: those that were loaded and wait for an exchange.
         exchange: None if the hook is not bound.
     """
     if exchange is not None:
@@ -44,6 +45,7 @@ def build_state(
         allocator = None if exchange.planner is None else exchange.planner.state_dict()
         if allocator is not None and exchange.predictor is not None:
             allocator = {**allocator, "prediction": exchange.predictor.state_dict()}
+        shaping = None if exchange.shaper is None else exchange.shaper.state_dict()
     return {
         "format": _FORMAT,
         "version": library_version(),
@@ -56,6 +58,7 @@ def build_state(
         "layouts": layouts,
         "residuals": residuals,
         "allocator": allocator,
+        "shaping": shaping,
     }
 
 
@@ -67,8 +70,13 @@ def check_state(state: dict[str, Any], *, codec: Any, with_feedback: bool) -> No
             raise StateError(f"the saved state has {name} {state.get(name)!r}, this one {value!r}")
 
 
-def load_into(exchange: Exchange, residuals: dict[str, Any] | None, allocator: dict[str, Any] | None) -> None:
-    """Gives saved residuals and the allocator's averages to the exchange, where they are not None.
+def load_into(
+    exchange: Exchange,
+    residuals: dict[str, Any] | None,
+    allocator: dict[str, Any] | None,
+    shaping: dict[str, Any] | None,
+) -> None:
+    """Gives saved residuals, the allocator's averages and the shaper's to the exchange, where they are not None.
 
     Residuals that another number of ranks saved are dropped, with a warning.
 
@@ -80,6 +88,8 @@ def load_into(exchange: Exchange, residuals: dict[str, Any] | None, allocator: d
         planner.load_state_dict({name: value for name, value in allocator.items() if name != "prediction"})
         if exchange.predictor is not None and "prediction" in allocator:
             exchange.predictor.load_state_dict(allocator["prediction"])
+    if shaping is not None and exchange.shaper is not None:
+        exchange.shaper.load_state_dict(shaping)
     if residuals is None:
         return
     assert exchange.feedback is not None

@@ -56,6 +56,7 @@ def register(
     gamma: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     predict: bool = True,
+    shaping: float | None = None,
     feedback: bool | None = None,
     seed: int = 0,
     telemetry: str | os.PathLike[str] | Sink | None = None,
@@ -67,7 +68,7 @@ def register(
 
     Args:
         model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric.
-        codec, bits, objective, plan, plan_every, plan_floor, gamma, optimizer, predict, feedback, seed, telemetry, telemetry_every, check_every,
+        codec, bits, objective, plan, plan_every, plan_floor, gamma, optimizer, predict, shaping, feedback, seed, telemetry, telemetry_every, check_every,
             timeout: see :class:`HookState`.
 
     Returns:
@@ -93,6 +94,7 @@ def register(
         gamma=gamma,
         optimizer=optimizer,
         predict=predict,
+        shaping=shaping,
         feedback=feedback,
         seed=seed,
         telemetry=telemetry,

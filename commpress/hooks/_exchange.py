@@ -24,6 +24,7 @@ from commpress.hooks._notes import Notes
 from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs, plan_record
 from commpress.hooks._prediction import Predictor, prediction_record
 from commpress.hooks._replicas import name_difference, replica_hash
+from commpress.hooks._shaping import Shaper
 from commpress.hooks._statistics import NBYTES_PER_LAYER, LayerStatistics, Statistics
 from commpress.hooks._step import NOTE_NBYTES, BucketObserver, Step
 from commpress.hooks._sums import LayerSums
@@ -48,6 +49,7 @@ class Exchange:
         telemetry: see :class:`HookState`.
         telemetry_every, check_every: steps between two measurements of distortion and information, comparisons of replicas.
         plan: a bit budget to be shared out between the layers, or None.
+        shaping: exponent of noise shaping; 0 for none.
 
     Raises:
         MismatchError: the ranks differ.
@@ -67,6 +69,7 @@ class Exchange:
         telemetry_every: int,
         check_every: int,
         plan: PlanSettings | None = None,
+        shaping: float = 0.0,
     ) -> None:
         timeout = timeout or group_timeout(group)
         dims = layers_of(parameters)
@@ -106,6 +109,8 @@ class Exchange:
             notes = Notes(self._control, NBYTES_PER_LAYER * len(dims), timeout)
             self._statistics = Statistics(dims, notes, unbiased=codec.unbiased)
         self._predictor = Predictor(dims) if plan is not None and plan.predict and self.world_size > 1 else None
+        self._shaper = Shaper(dims, shaping) if shaping and self.world_size > 1 else None
+        self._looked = False
         self._held: tuple[dict[str, Any], tuple[float, float, float]] | None = None
         self._codecs: list[Any] = []
         self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=f"ddp hook, feedback {'on' if feedback else 'off'}")
@@ -171,6 +176,8 @@ class Exchange:
             prediction=None if self._predictor is None else self._predictor.bucket(layout),
             # What is measured in the next step needs its previous mean, and so does what this step's statistics switch on.
             keep=self._predictor is not None and (gather or self._gathers(step.number + 1)),
+            shaping=None if self._shaper is None else self._shaper.bucket(layout),
+            look=self._shaper is not None and self._shaper.due(step.number),
             check=replica_hash(layout, self.parameters) if _due(self._check_every, step.number) else None,
             diverged=lambda: self._diverged(layout, index, step.number),
             failed=self.fail,
@@ -219,6 +226,9 @@ class Exchange:
                 self._statistics.set_moments(moments)
             self._statistics.post(step.number)
 
+        if self._shaper is not None and self._shaper.due(step.number):
+            self._looked = True
+
     def _gathers(self, step: int) -> bool:
         return _due(self._information_every, step) or (self._planner is not None and self._planner.due(step))
 
@@ -233,15 +243,22 @@ class Exchange:
             raise
         self._emit_held(held, found)
         if found is not None and self._predictor is not None and found.finite:
-            plan = None if self._planner is None else self._planner.plan
-            exact = set() if plan is None else {n for n, e in zip(plan.names, plan.exact, strict=True) if e}
-            self._predictor.observe(found, exact)
+            self._predictor.observe(found, self._exact_layers())
             if not self._predictor.active and not self._gathers(found.step + 1):
                 self._predictor.forget()
+        plan = None
         if found is not None and self._planner is not None:
             plan = self._planner.observe(found)
             if plan is not None:
                 self._log_plan(plan, found.step + 1, "statistics")
+        if self._shaper is not None and (self._looked or plan is not None):
+            self._shaper.refresh(self._exact_layers())
+            self._looked = False
+
+    def _exact_layers(self) -> set[str]:
+        """Those that the plan in use sends as they are."""
+        plan = None if self._planner is None else self._planner.plan
+        return set() if plan is None else {n for n, e in zip(plan.names, plan.exact, strict=True) if e}
 
     def _emit_held(
         self, held: tuple[dict[str, Any], tuple[float, float, float]] | None, found: LayerStatistics | None
@@ -257,10 +274,16 @@ class Exchange:
                 bits = np.array([8 * self._codec.payload_nbytes(int(n)) / n for n in dims])
             predicted = self._predictor is not None and self._predictor.active
             memory = "error feedback" if self.feedback is not None else "prediction" if predicted else None
+            if memory is None and self._shaper is not None and self._shaper.active:
+                memory = "noise shaping"
             extra = self._statistics.nbytes
             told = information_record(found, names, dims, bits, rates, memory=memory, extra_bytes=extra)
             if self._predictor is not None:
                 told["prediction"] = prediction_record(self._predictor, found.table)
+            if self._shaper is not None:
+                told["shaping"] = {"exponent": self._shaper.exponent, "layers": self._shaper.ratios}
+            if self._shaper is not None:
+                told["shaping"] = {"exponent": self._shaper.exponent, "layers": self._shaper.ratios}
             record["information"] = json_values(told)
         self.sink.emit(record)
 
@@ -308,6 +331,11 @@ class Exchange:
     def predictor(self) -> Predictor | None:
         """Predictive coding, if it is allowed."""
         return self._predictor
+
+    @property
+    def shaper(self) -> Shaper | None:
+        """Noise shaping, if it is wanted."""
+        return self._shaper
 
     @property
     def planner(self) -> Planner | None:

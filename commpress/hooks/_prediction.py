@@ -133,7 +133,8 @@ class BucketPrediction:
         for name, start, stop in self._segments:
             coefficient, previous = self._predictor.coefficients[name], self._predictor.previous(name)
             if coefficient and previous is not None:
-                flat[start:stop].add_(previous, alpha=sign * coefficient)
+                # Not add_(alpha=): a fused multiply-add on some machines only would make ranks differ.
+                flat[start:stop].add_(previous * (sign * coefficient))
 
     def keep(self, flat: torch.Tensor, *, every_layer: bool) -> None:
         """Remembers the mean for the next step, of the layers that are predicted or of all."""

@@ -18,6 +18,7 @@ from commpress.hooks._futures import raise_in_backward, settle
 from commpress.hooks._handshake import library_version
 from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of
 from commpress.hooks._planner import plan_settings
+from commpress.hooks._shaping import check_exponent
 from commpress.hooks._step import Step
 from commpress.telemetry import Sink
 
@@ -46,6 +47,9 @@ class HookState:
         plan_floor: no layer gets less than this share of `bits`; 0 lets the objective alone decide.
         predict: with `bits`, code a layer as the difference from the previous mean wherever that was measured to pay.
         process_group: the group that DDP uses; None means the default group.
+        shaping: exponent a of noise shaping: a coordinate's error gets a variance proportional to the a-th power of its usual
+            square, in layers where that was measured to lessen the error (docs/shaping.md). 0, 0.25, 0.5, 0.75 or 1; None
+            (default): 0.75 if the codec is of the kind that gains (`codec.even_error`) and there is no feedback, else 0.
         feedback: error feedback; None (default) means: if the codec is neither unbiased nor lossless. With feedback the
             codec is replaced by its ``for_feedback()``.
         seed: of all randomness, equal on all ranks.
@@ -74,6 +78,7 @@ class HookState:
         gamma: float | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         predict: bool = True,
+        shaping: float | None = None,
         feedback: bool | None = None,
         seed: int = 0,
         telemetry: str | os.PathLike[str] | Sink | None = None,
@@ -95,6 +100,7 @@ class HookState:
         with_feedback = not codec.unbiased and not codec.lossless if feedback is None else bool(feedback)
         self._codec = codec.for_feedback() if with_feedback else codec
         self._with_feedback = with_feedback
+        self._shaping = _shaping(shaping, codec, with_feedback)
         self._seed = seed
         self._telemetry = telemetry
         self._telemetry_every = telemetry_every
@@ -112,6 +118,7 @@ class HookState:
         self._layouts = LayoutTracker()
         self._residuals: dict[str, Any] | None = None  # loaded before binding
         self._allocator: dict[str, Any] | None = None  # the same
+        self._shaper: dict[str, Any] | None = None  # the same
         self._names: dict[int, str] = {}
         self._parameters: dict[str, torch.Tensor] = {}
         self._repacked = 0
@@ -138,6 +145,11 @@ class HookState:
     def feedback(self) -> bool:
         """Whether error feedback is on."""
         return self._with_feedback
+
+    @property
+    def shaping(self) -> float:
+        """Exponent of noise shaping; 0: none."""
+        return self._shaping
 
     @property
     def step(self) -> int:
@@ -191,6 +203,7 @@ class HookState:
             "commpress version": library_version(),
             "codec": str(self._codec),
             "error feedback": self._with_feedback,
+            "shaping": self._shaping,
             "seed": self._seed,
             "check_every": self._check_every,
             "world size": group.size(),
@@ -212,6 +225,7 @@ class HookState:
                 telemetry_every=self._telemetry_every,
                 check_every=self._check_every,
                 plan=self._plan_settings,
+                shaping=self._shaping,
             )
         except Exception as error:
             self._error = error
@@ -351,6 +365,7 @@ class HookState:
             layouts=self._layouts.state(),
             residuals=self._residuals,
             allocator=self._allocator,
+            shaping=self._shaper,
             exchange=self._exchange,
         )
 
@@ -366,7 +381,7 @@ class HookState:
         if self._seen:
             raise StateError("a step is under way: load between backward passes")
         check_state(state, codec=self._codec, with_feedback=self._with_feedback)
-        self._residuals, self._allocator = state["residuals"], state["allocator"]
+        self._residuals, self._allocator, self._shaper = state["residuals"], state["allocator"], state["shaping"]
         self._load_into_exchange()
         self._seed, self._step = state["seed"], state["step"]
         self._layouts.load(state["layouts"])
@@ -374,14 +389,15 @@ class HookState:
     def _load_into_exchange(self) -> None:
         """What was loaded waits here until the hook is bound."""
         if self._exchange is not None:
-            load_into(self._exchange, self._residuals, self._allocator)
-            self._residuals = self._allocator = None
+            load_into(self._exchange, self._residuals, self._allocator, self._shaper)
+            self._residuals = self._allocator = self._shaper = None
 
     def __getstate__(self) -> dict[str, Any]:
         settings = self._plan_settings
         config = {
             **({"codec": self._codec} if settings is None else settings.arguments()),
             "feedback": self._with_feedback,
+            "shaping": self._shaping,
             "seed": self._seed,
             "telemetry": None if isinstance(self._telemetry, Sink) else self._telemetry,
             "telemetry_every": self._telemetry_every,
@@ -397,3 +413,13 @@ class HookState:
 
     def __repr__(self) -> str:
         return f"HookState(codec={str(self._codec)!r}, feedback={self._with_feedback}, step={self._step})"
+
+
+def _shaping(wanted: float | None, codec: Any, with_feedback: bool) -> float:
+    """The exponent to use. Raises SpecError."""
+    if wanted is None:
+        return 0.75 if codec.even_error and not with_feedback else 0.0
+    exponent = check_exponent(wanted)
+    if exponent and with_feedback:
+        raise SpecError("shaping and error feedback exclude each other: give shaping=0 or feedback=False")
+    return exponent

@@ -13,6 +13,7 @@ from commpress.collectives import Observer, wire_nbytes
 from commpress.feedback import BucketFeedback, Layout
 from commpress.hooks._notes import Notes, Pending
 from commpress.hooks._prediction import BucketPrediction
+from commpress.hooks._shaping import BucketShaping
 from commpress.hooks._statistics import Statistics
 from commpress.hooks._sums import Column, LayerSums
 from commpress.telemetry import StepRecord
@@ -97,6 +98,7 @@ class BucketObserver(Observer):
         sums: filled with what is sampled of this bucket, or None.
         statistics: where the sums go when the bucket is complete, or None.
         prediction: of the bucket's layers, or None. keep: remember the mean of all layers.
+        shaping: of the bucket's layers, or None. look: let it see the mean.
         check: hash of this rank's parameters in the bucket, 8 bytes, on steps that compare replicas; else None.
         diverged: called when the ranks' hashes differ; raises.
         failed: called with the error if the bucket could not be reduced.
@@ -120,6 +122,8 @@ class BucketObserver(Observer):
         statistics: Statistics | None,
         prediction: BucketPrediction | None,
         keep: bool,
+        shaping: BucketShaping | None,
+        look: bool,
         check: bytes | None,
         diverged: Callable[[], None],
         failed: Callable[[Exception], None],
@@ -138,6 +142,8 @@ class BucketObserver(Observer):
         self._statistics = statistics
         self._prediction = prediction
         self._keep = keep
+        self._shaping = shaping
+        self._look = look
         self._check = check
         self._diverged = diverged
         self._failed = failed
@@ -182,6 +188,8 @@ class BucketObserver(Observer):
                 self._prediction.measure(flat, self._sums)
         if self._prediction is not None:
             self._prediction.subtract(flat)
+        if self._shaping is not None:
+            self._shaping.shape(flat)
         if self._feedback is not None:
             self._feedback.add_input(flat)
 
@@ -200,6 +208,8 @@ class BucketObserver(Observer):
             self._codec.decode(payload, key, out=left_out, offset=start, gain=1.0 / gain)
             torch.sub(values, left_out, out=left_out)
         if self._sums is not None:
+            if self._shaping is not None:
+                values, left_out = self._shaping.plain(start, values), self._shaping.plain(start, left_out)
             self._sums.add_encoded(phase, start, stop, values, left_out)
 
     def reduced(self, start: int, stop: int) -> None:
@@ -211,6 +221,8 @@ class BucketObserver(Observer):
         if self._pending is not None:
             # No wait: a peer posts its note before it sends the payloads that have arrived by now.
             self._read(self._pending.collect())
+        if self._shaping is not None:
+            self._shaping.unshape(self._flat)
         if self._prediction is not None:
             self._prediction.add_back(self._flat)
         if self._feedback is not None:
@@ -222,6 +234,8 @@ class BucketObserver(Observer):
             self._statistics.add(self._layout, self._sums.table)
         if self._prediction is not None and finite:
             self._prediction.keep(self._flat, every_layer=self._keep)
+        if self._shaping is not None and self._look and finite:
+            self._shaping.look(self._flat)
         if self._target is not None:
             self._target.copy_(self._flat)
             # Only here can a finite mean leave the dtype's range; the same on every rank.

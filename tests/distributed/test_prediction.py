@@ -29,7 +29,14 @@ def run(rank, world_size, folder, predict):
     steps = 24
     ddp = DDP(Given(SIZES), bucket_cap_mb=0.2)
     path = f"{folder}/{predict}.jsonl"
-    options = {"telemetry": path, "telemetry_every": 4, "plan_every": 4, "timeout": 30, "predict": predict}
+    options = {
+        "telemetry": path,
+        "telemetry_every": 4,
+        "plan_every": 4,
+        "timeout": 30,
+        "predict": predict,
+        "shaping": 0,
+    }
     state = commpress.register(ddp, bits=2.0, **options)
     errors, sums, saved = [], [], None
     for step, mean in enumerate(true_means(steps)):
@@ -47,7 +54,7 @@ def run(rank, world_size, folder, predict):
     state.close()
     # The same from the checkpoint on.
     ddp = DDP(Given(SIZES), bucket_cap_mb=0.2)
-    state = commpress.register(ddp, bits=2.0, plan_every=4, timeout=30, predict=predict, telemetry_every=4)
+    state = commpress.register(ddp, bits=2.0, plan_every=4, timeout=30, predict=predict, telemetry_every=4, shaping=0)
     state.load_state_dict(saved)
     for step, mean in list(enumerate(true_means(steps)))[14:18]:
         noise = torch.Generator().manual_seed(31 * step + rank)
