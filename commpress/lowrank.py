@@ -7,7 +7,8 @@ With G (m, n) the mean over ranks, r the low-rank dimension, and Q (n, r) the ba
 Both products are linear in G, so ranks average their own and nobody needs G itself (PowerSGD, Vogels et al., 2019). One step is half of
 a power iteration; started warm, it follows singular directions that drift. `f = |Q+|^2 / |G|^2` is the fidelity: the part of the energy
 that is sent. When it falls under a part of its maximum since the last reset, the directions have jumped, and the next step begins with
-whole power iterations of its own.
+power iterations. A fidelity may also fall because the matrix is less of low rank (error feedback adds what was left out): a reset that
+does not help is followed by a pause, and each such pause is twice as long as the last one.
 
 What all ranks compute from what all ranks know (`orthonormal`, `product`, `squares`, `coins`) gives the same bits on every instruction set,
 matrix library and number of threads: it is made of single operations rounded by IEEE 754, and of matrix products of fixed-point numbers
@@ -27,6 +28,8 @@ from commpress.errors import StateError
 
 _DEPENDENT = 1e-10  # squared sine under which a row of fp32 numbers counts as a combination of those before it
 _BLOCK = 1 << 18  # coordinates of a product made at once: they stay in a cache
+_PAUSE, _LONGEST_PAUSE = 4, 1024  # steps
+_NUMBERS = ("peak", "lost", "before", "judging", "pause", "wait")  # of a tracker's state
 _PURPOSE = 10  # of the coins, in the Philox counter
 _MASK = 0xFFFFFFFF
 
@@ -150,8 +153,10 @@ class Tracker:
 
     Attributes:
         basis: Q, float32 of shape (r, columns) with orthonormal rows, or None before the first update.
-        peak: largest fidelity since the last reset; 0: none yet.
+        peak: largest fidelity since the last reset, that step's own apart, which the power iterations flatter; 0: none yet.
         lost: the basis says little about the matrix: begin the next step with power iterations. True at first.
+        before: the fidelity that called for the last reset. judging: whether the next update shows if it helped.
+        pause: steps without a reset after one that did not help. wait: those that are left.
     """
 
     def __init__(self, rows: int, columns: int, dimension: int, *, reset: float = 0.7) -> None:
@@ -161,6 +166,10 @@ class Tracker:
         self.basis: torch.Tensor | None = None
         self.peak = 0.0
         self.lost = True
+        self.before = 0.0
+        self.judging = False
+        self.pause = _PAUSE
+        self.wait = 0
         self._reset = reset
 
     def start(self, key: KeyLike) -> torch.Tensor:
@@ -197,14 +206,26 @@ class Tracker:
             return 0.0
         fidelity = squares(right) / energy
         self.basis = self.full(right, key)
-        self.lost = self.peak > 0 and fidelity < self._reset * self.peak
-        self.peak = 0.0 if self.lost else max(self.peak, fidelity)
+        self.wait = max(0, self.wait - 1)
+        if self.lost:
+            self.lost, self.judging, self.peak = False, True, 0.0
+            return fidelity
+        if self.judging:
+            self.judging = False
+            helped = self.before < self._reset * fidelity
+            self.pause = _PAUSE if helped else min(2 * self.pause, _LONGEST_PAUSE)
+            self.wait = 0 if helped else self.pause
+        self.lost = self.wait == 0 and fidelity < self._reset * self.peak
+        self.before = fidelity if self.lost else self.before
+        self.peak = max(self.peak, fidelity)
         return fidelity
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and a tensor."""
-        basis = None if self.basis is None else self.basis.clone()
-        return {"rows": self.rows, "columns": self.columns, "basis": basis, "peak": self.peak, "lost": self.lost}
+        found: dict[str, Any] = {"rows": self.rows, "columns": self.columns, "dimension": self.dimension}
+        found |= {name: getattr(self, name) for name in _NUMBERS}
+        found["basis"] = None if self.basis is None else self.basis.clone()
+        return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken.
@@ -212,12 +233,13 @@ class Tracker:
         Raises:
             StateError: it is of another shape or dimension.
         """
-        basis = state["basis"]
-        found = (state["rows"], state["columns"], self.dimension if basis is None else basis.shape[0])
+        found = (state["rows"], state["columns"], state["dimension"])
         if found != (self.rows, self.columns, self.dimension):
             raise StateError(
                 f"the saved basis is of a matrix of {found[0]} by {found[1]} in {found[2]} dimensions, not of "
                 f"{self.rows} by {self.columns} in {self.dimension}"
             )
+        basis = state["basis"]
         self.basis = None if basis is None else basis.clone()
-        self.peak, self.lost = float(state["peak"]), bool(state["lost"])
+        for name in _NUMBERS:
+            setattr(self, name, type(getattr(self, name))(state[name]))

@@ -93,6 +93,10 @@ class FactorPlan:
         """Coordinates of the matrices."""
         return sum(s.rows * s.columns for s in self.shapes)
 
+    def sent_numbers(self, i: int) -> int:
+        """How many stand for matrix i in a final round."""
+        return self.codec.dimension * (self.shapes[i].rows + self.shapes[i].columns) + FACTS
+
     def limit(self, i: int) -> int:
         """Most power iterations of matrix i before a step's own: with them a step sends no more than the matrix has coordinates."""
         s = self.shapes[i]

@@ -52,6 +52,7 @@ class Passage:
     Attributes:
         held: matrices for which no rank has a gradient: their result is 0, and `work` stays as it is.
         restarted: matrices that began with power iterations.
+        nmse: of each matrix, after `measure`: squared error over energy of what this rank's factors stand for.
         reports: of all submissions so far, left and right.
     """
 
@@ -75,6 +76,8 @@ class Passage:
         self.future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         self.held: list[int] = []
         self.reports: list[Report] = []
+        self.nmse: list[float] = []
+        self._measure = False
         self._trackers = trackers
         self._work = work
         self._key = key
@@ -92,6 +95,10 @@ class Passage:
         self._iterations = 0
         self.restarted = [i for i, tracker in enumerate(trackers) if tracker.lost and plan.limit(i) > 0]
         self._active: tuple[int, ...] | None = tuple(self.restarted) or None
+
+    def measure(self) -> None:
+        """Asks for `nmse`, before the final round."""
+        self._measure = True
 
     @property
     def is_final(self) -> bool:
@@ -136,6 +143,8 @@ class Passage:
         """P = orth of the averaged G Q, the same on all ranks, and G^T P from this rank's own G."""
         here = self.round
         self._orthonormal = {}
+        if self._measure and self.is_final:
+            self.nmse = [NAN] * len(self._trackers)
         for place, i in enumerate(self._indices):
             left, right = here.lefts[place], here.rights[place]
             if not bool(torch.isfinite(left).all()) or not bool(torch.isfinite(here.facts[place]).all()):
@@ -143,6 +152,8 @@ class Passage:
                 continue
             self._orthonormal[i] = orthonormal(left)
             torch.mm(self._orthonormal[i], self._matrices[i], out=right)
+            if self._measure and self.is_final and not self._left_out:
+                self.nmse[place] = self._part(i, self._norms[i] ** 2 - _norm(right) ** 2)
         if self.is_final and self._left_out:
             self._sent = here.right.clone()
 
@@ -183,9 +194,13 @@ class Passage:
             if float(here.facts[place, 1]) == 0:
                 self.held.append(place)
                 out.zero_()
+                if self._measure:
+                    self.nmse[place] = 0.0
                 continue
             if self._left_out:
                 self._matrices[place].addmm_(left.T, sent[place], alpha=-1.0)
+                if self._measure:
+                    self.nmse[place] = self._part(place, _norm(self._matrices[place]) ** 2)
             product(left, right, out)
         start = 0
         for a, b in self.plan.exact:
@@ -212,6 +227,10 @@ class Passage:
             else:
                 found.append(tracker.update(self.plan.final().rights[i] * share, self._energies[i], self._coins(i)))
         return found
+
+    def _part(self, i: int, error: float) -> float:
+        energy = self._norms[i] ** 2
+        return max(0.0, error / energy) if energy else 0.0
 
     def _sent_views(self, here: Round) -> list[torch.Tensor]:
         assert self._sent is not None

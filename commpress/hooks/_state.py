@@ -9,15 +9,18 @@ import torch
 import torch.distributed as dist
 
 from commpress.allocation import Plan
+from commpress.codecs import LowRankCodec
 from commpress.codecs import codec as make_codec
 from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
-from commpress.hooks._checkpoint import build_state, check_state, load_into
-from commpress.hooks._exchange import COUNTS, Exchange
+from commpress.hooks._checkpoint import PARTS, build_state, check_state
+from commpress.hooks._exchange import Exchange
 from commpress.hooks._futures import raise_in_backward, settle
 from commpress.hooks._handshake import library_version
 from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of
+from commpress.hooks._low_rank import LowRankReduction
 from commpress.hooks._planner import plan_settings
+from commpress.hooks._reduction import COUNTS, Reduction
 from commpress.hooks._step import Step
 from commpress.telemetry import Sink
 
@@ -105,13 +108,12 @@ class HookState:
 
     def _reset(self) -> None:
         """As if never bound."""
-        self._exchange: Exchange | None = None
+        self._exchange: Reduction | None = None
         self._error: Exception | None = None
         self._closed = False
         self._step = 0
         self._layouts = LayoutTracker()
-        self._residuals: dict[str, Any] | None = None  # loaded before binding
-        self._allocator: dict[str, Any] | None = None  # the same
+        self._loaded: dict[str, Any] = {}  # before binding
         self._names: dict[int, str] = {}
         self._parameters: dict[str, torch.Tensor] = {}
         self._repacked = 0
@@ -150,7 +152,8 @@ class HookState:
 
         steps, buckets; compressed_numel: coordinates that this rank encoded lossily, over both phases; nonfinite_steps;
         held: layers whose residual was kept because no rank had a gradient; repacked_steps: DDP's layout was not the
-        one in use; plans: how often the plan changed.
+        one in use; plans: how often the plan changed; resets: how often a matrix that
+        travels as low-rank factors began anew.
         """
         counts = dict.fromkeys(COUNTS, 0) if self._exchange is None else self._exchange.counts
         return {**counts, "repacked_steps": self._repacked}
@@ -201,18 +204,18 @@ class HookState:
         self._parameters = parameters
         self._names = {id(p): name for name, p in parameters.items()}
         try:
-            self._exchange = Exchange(
-                self._codec,
-                parameters,
-                group,
-                identity,
-                feedback=self._with_feedback,
-                timeout=self._timeout,
-                telemetry=self._telemetry,
-                telemetry_every=self._telemetry_every,
-                check_every=self._check_every,
-                plan=self._plan_settings,
-            )
+            options: dict[str, Any] = {
+                "feedback": self._with_feedback,
+                "timeout": self._timeout,
+                "telemetry": self._telemetry,
+                "telemetry_every": self._telemetry_every,
+                "check_every": self._check_every,
+            }
+            if isinstance(self._codec, LowRankCodec):
+                self._exchange = LowRankReduction(self._codec, parameters, group, identity, **options)
+            else:
+                options["plan"] = self._plan_settings
+                self._exchange = Exchange(self._codec, parameters, group, identity, **options)
         except Exception as error:
             self._error = error
             raise
@@ -349,9 +352,8 @@ class HookState:
             seed=self._seed,
             step=self._step,
             layouts=self._layouts.state(),
-            residuals=self._residuals,
-            allocator=self._allocator,
-            exchange=self._exchange,
+            loaded=self._loaded,
+            reduction=self._exchange,
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -366,7 +368,7 @@ class HookState:
         if self._seen:
             raise StateError("a step is under way: load between backward passes")
         check_state(state, codec=self._codec, with_feedback=self._with_feedback)
-        self._residuals, self._allocator = state["residuals"], state["allocator"]
+        self._loaded = {name: state.get(name) for name in PARTS}
         self._load_into_exchange()
         self._seed, self._step = state["seed"], state["step"]
         self._layouts.load(state["layouts"])
@@ -374,8 +376,8 @@ class HookState:
     def _load_into_exchange(self) -> None:
         """What was loaded waits here until the hook is bound."""
         if self._exchange is not None:
-            load_into(self._exchange, self._residuals, self._allocator)
-            self._residuals = self._allocator = None
+            loaded, self._loaded = self._loaded, {}
+            self._exchange.load(loaded)
 
     def __getstate__(self) -> dict[str, Any]:
         settings = self._plan_settings
