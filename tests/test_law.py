@@ -30,7 +30,17 @@ LEVEL = {
 # These see numbers only; they stand on the ground alone, whoever uses them.
 APART = {"telemetry", "information", "allocation"}
 USES_TELEMETRY_FROM = LEVEL["feedback"]
-NO_PROCESS_GROUPS = {"errors", "ops", "codecs", "reference", "wire", "lowrank", "telemetry", "information", "allocation"}
+NO_PROCESS_GROUPS = {
+    "errors",
+    "ops",
+    "codecs",
+    "reference",
+    "wire",
+    "lowrank",
+    "telemetry",
+    "information",
+    "allocation",
+}
 KERNEL_HEADERS = {".h", ".cuh", ".inc"}
 
 

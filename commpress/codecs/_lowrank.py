@@ -10,13 +10,14 @@ import torch
 
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
-from commpress.codecs._none import NoneCodec
+from commpress.codecs._quantisers import parse_cast
 from commpress.codecs._spec import Spec
 from commpress.errors import SpecError
 
 _LARGEST = 1024
 _ITERATIONS = 6
 _RESET = "0.7"
+_FACTORS = parse_cast(Spec("cast", "bf16"))
 
 
 @final
@@ -35,7 +36,7 @@ class LowRankCodec(Codec):
     """
 
     dimension: int
-    factors: Codec = dataclasses.field(default_factory=NoneCodec)
+    factors: Codec = _FACTORS
     iterations: int = _ITERATIONS
     reset: str = _RESET
 
@@ -56,7 +57,7 @@ class LowRankCodec(Codec):
 
     def __str__(self) -> str:
         options = []
-        if not self.factors.lossless:
+        if self.factors != _FACTORS:
             options.append(f"factors={str(self.factors).replace(',', '/')}")
         if self.iterations != _ITERATIONS:
             options.append(f"iterations={self.iterations}")
@@ -97,7 +98,7 @@ def parse_lowrank(spec: Spec) -> Codec:
             f"{str(spec)!r} needs a low-rank dimension, a whole number from 1 to {_LARGEST}, for example 'lowrank:4'"
         )
     options = dict(spec.options)
-    factors = options.pop("factors", "none")
+    factors = options.pop("factors", str(_FACTORS))
     iterations = options.pop("iterations", str(_ITERATIONS))
     reset = options.pop("reset", _RESET)
     if options:

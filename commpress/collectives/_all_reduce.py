@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 import torch.distributed as dist
 
-from commpress.collectives import _torch
 from commpress.codecs import LowRankCodec
+from commpress.collectives import _torch
 from commpress.collectives._accounting import Report
 from commpress.collectives._factor_call import reduce_by_factors
 from commpress.collectives._factor_plan import MatrixShape, matrix_shape

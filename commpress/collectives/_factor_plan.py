@@ -9,7 +9,7 @@ from typing import final
 
 import torch
 
-from commpress.codecs import Codec, LayeredCodec, LowRankCodec
+from commpress.codecs import LayeredCodec, LowRankCodec
 from commpress.codecs import codec as make_codec
 from commpress.lowrank import worth_factors
 

@@ -88,7 +88,9 @@ class Passage:
         self._norms: list[float] = []
         self._used: Sequence[bool] = ()
         self._bases: dict[int, torch.Tensor] = {}
-        self._orthonormal: dict[int, torch.Tensor] = {}  # this round's left factors; a matrix that is not finite has none
+        self._orthonormal: dict[
+            int, torch.Tensor
+        ] = {}  # this round's left factors; a matrix that is not finite has none
         self._sent: torch.Tensor | None = None
         self._captured: dict[int, float] = {}
         self._energies: list[float] = []

@@ -30,6 +30,7 @@ from commpress.telemetry import FORMAT, Sink, StepRecord, json_values
 
 _log = logging.getLogger("commpress.hooks")
 
+
 @final
 class Exchange(Reduction):
     """Made collectively: agrees with the other ranks on `identity` and makes two process groups.

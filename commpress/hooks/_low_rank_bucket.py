@@ -76,7 +76,10 @@ class LowRankBucket(PassageObserver):
             self._pending = self._notes.post(self._check.ljust(NOTE_NBYTES, b"\0"))
         if self.work is not self._buffer:
             self.work.copy_(self._buffer)
-        used = [bool(self.work[s.start : s.start + 8].any()) or bool(self.work[s.start : s.stop].any()) for s in self._plan.shapes]
+        used = [
+            bool(self.work[s.start : s.start + 8].any()) or bool(self.work[s.start : s.stop].any())
+            for s in self._plan.shapes
+        ]
         if self._feedback is not None:
             self._feedback.add_input(self.work)
         if self._sample and self.passage is not None:
