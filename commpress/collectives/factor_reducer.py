@@ -104,15 +104,14 @@ class FactorReducer:
         with self._lock:
             self._submit_left(passage)
             while self._turning is None and self._waiting:
-                self._submit_left(self._waiting.popleft())
+                self._submit_left(self._waiting[0])
+                self._waiting.popleft()
 
     def _failed(self, passage: Passage, error: Exception) -> None:
-        with self._lock:
-            ended = [passage]
-            if self._turning is not None:
-                ended += [self._turning, *self._waiting]
-                self._turning = None
-                self._waiting.clear()
+        with self._lock:  # one failure ends both reducers: nobody would come for those that wait
+            ended = [passage, *([] if self._turning is None else [self._turning]), *self._waiting]
+            self._turning = None
+            self._waiting.clear()
         for one in dict.fromkeys(ended):
             try:
                 one.observer.failed(error)

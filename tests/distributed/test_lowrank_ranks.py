@@ -35,7 +35,8 @@ class Shaped(torch.nn.Module):
         self.weights = torch.nn.ParameterList(torch.zeros(s, dtype=dtype) for s in shapes)
 
     def forward(self, gradients):
-        return sum((w * g).sum() for w, g in zip(self.weights, gradients, strict=True) if g is not None)
+        parts = [(w * g).sum() for w, g in zip(self.weights, gradients, strict=True) if g is not None]
+        return sum(part.real if part.is_complex() else part for part in parts)
 
 
 def gradients_of(rank, step, shapes=SHAPES, dtype=torch.float32):
@@ -173,9 +174,8 @@ def nonfinite(rank, world_size, folder):
         ("lowrank:2,factors=none", "inf", 5),
         ("lowrank:2,factors=hadamard+lloyd:8", "-inf", 1),
     ):
-        clean, clean_state = wrapped(spec)
         ddp, state = wrapped(spec)
-        seen, equal, held = [], [], []
+        seen, held = [], []
         for step in range(STEPS):
             poisoned = step in (2, 6)
             if poisoned:
@@ -201,7 +201,6 @@ def nonfinite(rank, world_size, folder):
             seen.append([bool(torch.isfinite(w.grad).all()) for w in ddp.module.weights])
         runs[spec] = {"seen": seen, "held": held, "place": place, "counts": dict(state.counts)}
         state.close()
-        clean_state.close()
     return runs
 
 
@@ -427,7 +426,12 @@ def powersgd(rank, world_size, folder):
         if name == "ours":
             state = commpress.register(ddp, "lowrank:2,factors=none,iterations=0,reset=0", timeout=30)
         else:
-            settings = {"start_powerSGD_iter": 2, "min_compression_rate": 1, "warm_start": True, "orthogonalization_epsilon": 0}
+            settings = {
+                "start_powerSGD_iter": 2,
+                "min_compression_rate": 1,
+                "warm_start": True,
+                "orthogonalization_epsilon": 0,
+            }
             ddp.register_comm_hook(
                 powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=2, **settings), powerSGD_hook.powerSGD_hook
             )
@@ -632,7 +636,12 @@ def one_rank(rank, world_size):
     x = matrix(0)
     commpress.all_reduce(x, "lowrank:2")
     state.close()
-    return {"exact": exact, "owed": owed, "plain": torch.equal(x, matrix(0)), "payload": sink.records[-1]["payload_bytes"]}
+    return {
+        "exact": exact,
+        "owed": owed,
+        "plain": torch.equal(x, matrix(0)),
+        "payload": sink.records[-1]["payload_bytes"],
+    }
 
 
 def test_one_rank_keeps_its_gradient():
