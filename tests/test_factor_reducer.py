@@ -205,12 +205,16 @@ def test_a_rank_that_dies_ends_the_others():
             for world in (*pair.left.worlds, *pair.right.worlds):
                 world.kill(1)
             return "dead"
-        with pytest.raises(CommpressError, match="rank 1"):
+        try:
             reducer.submit(passage(reducer, 0, trackers, codec, Watcher())).wait()
-        return "told"
+        except CommpressError as problem:
+            return str(problem)
+        return "no error"
 
     with pair as reducers:
-        assert sorted(on_all(reducers, work)) == ["dead", "told", "told"]
+        found = on_all(reducers, work)
+        assert found[1] == "dead" and "no error" not in found
+        assert any("rank 1" in text for text in (found[0], found[2])), found
 
 
 def test_nan_in_one_matrix_leaves_the_other_alone():

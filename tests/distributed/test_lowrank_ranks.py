@@ -647,3 +647,27 @@ def one_rank(rank, world_size):
 def test_one_rank_keeps_its_gradient():
     result = launch(__file__, "one_rank", 1, timeout=60)[0].ok().value
     assert result == {"exact": True, "owed": 0.0, "plain": True, "payload": 0}
+
+
+# ---- the main job
+
+
+def main_job(rank, world_size):
+    from commpress.experiments import QUICK, MainJob, RunWriter, Settings
+
+    found = {}
+    for codec in ("fp32", "lowrank:4"):
+        job = MainJob(Settings(**{**QUICK, "codec": codec, "probes": 2, "steps": 80}), writer=RunWriter(None))
+        try:
+            found[codec] = job.run()
+        finally:
+            job.close()
+    return found
+
+
+def test_the_main_job_trains():
+    for found in (r.ok().value for r in launch(__file__, "main_job", 2, timeout=150)):
+        fp32, ours = found["fp32"], found["lowrank:4"]
+        assert ours["held_out_loss"] < ours["unigram_loss"]
+        assert ours["held_out_loss"] < fp32["held_out_loss"] + 0.05
+        assert 0 < 8 * ours["payload_bytes_per_step"] < fp32["claimed_bytes_per_step_per_rank"]
