@@ -19,6 +19,7 @@ LEVEL = {
     "reference": 3,
     "wire": 3,
     "feedback": 3,
+    "lowrank": 3,
     "collectives": 4,
     "hooks": 5,
     "experiments": 6,
@@ -29,7 +30,17 @@ LEVEL = {
 # These see numbers only; they stand on the ground alone, whoever uses them.
 APART = {"telemetry", "information", "allocation"}
 USES_TELEMETRY_FROM = LEVEL["feedback"]
-NO_PROCESS_GROUPS = {"errors", "ops", "codecs", "reference", "wire", "telemetry", "information", "allocation"}
+NO_PROCESS_GROUPS = {
+    "errors",
+    "ops",
+    "codecs",
+    "reference",
+    "wire",
+    "lowrank",
+    "telemetry",
+    "information",
+    "allocation",
+}
 KERNEL_HEADERS = {".h", ".cuh", ".inc"}
 
 

@@ -29,6 +29,7 @@
 | ``ecdq:b`` | yes | the same with subtractive dither instead of a dead zone |
 | ``hadamard+ecsq:b``, ``hadamard+ecdq:b`` | no, yes | both after a random rotation |
 | ``trellis:b``, ``hadamard+trellis:b`` | no | `ecsq` with a trellis code of 8 states for its quantiser (ECTCQ): nearer to the limit, slower to encode; ``scale=centroid`` as above |
+| ``lowrank:r`` | no | matrices as two factors of r columns, averaged over the ranks: for `register` and `all_reduce`, no payload of its own (``factors=SPEC``, ``iterations=n``, ``reset=f``) |
 
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
@@ -43,6 +44,7 @@ from commpress.codecs._formats import FAMILIES as FORMAT_FAMILIES
 from commpress.codecs._formats import parse_format
 from commpress.codecs._key import Key
 from commpress.codecs._layered import LayeredCodec
+from commpress.codecs._lowrank import LowRankCodec, parse_lowrank
 from commpress.codecs._none import parse_none
 from commpress.codecs._quantisers import FAMILIES, parse_cast, parse_quantiser
 from commpress.codecs._sparse import parse_sparse
@@ -50,7 +52,7 @@ from commpress.codecs._spec import Spec, parse
 from commpress.codecs._trellis import TRELLIS_FAMILIES, parse_trellis
 from commpress.errors import SpecError
 
-__all__ = ["BLOCK", "Codec", "Key", "LayeredCodec", "codec"]
+__all__ = ["BLOCK", "Codec", "Key", "LayeredCodec", "LowRankCodec", "codec"]
 
 
 _PARSERS: dict[str, Callable[[Spec], Codec]] = {
@@ -62,6 +64,7 @@ _PARSERS: dict[str, Callable[[Spec], Codec]] = {
     **dict.fromkeys(FORMAT_FAMILIES, parse_format),
     **dict.fromkeys(ENTROPY_FAMILIES, parse_entropy),
     **dict.fromkeys(TRELLIS_FAMILIES, parse_trellis),
+    "lowrank": parse_lowrank,
 }
 
 

@@ -33,26 +33,37 @@ Own shards are never quantised in phase 1; `shard_bounds(numel, world_size, rank
 `wire_nbytes`) and the mss behind it; seconds_queue, _prepare, _header, _encode1, _wait1, _decode1, _encode2, _wait2, _decode2, _total; nonfinite (the result holds a NaN or an infinity:
 the same on all ranks); link_bytes_per_second.
 
+A `FactorReducer` does the same for matrices that travel as two low-rank factors (docs/lowrank.md): it takes a `Passage`, which says of one flat tensor which matrices
+lie where (`FactorPlan`), what follows them from step to step (`commpress.lowrank.Tracker`), and who fills it and takes the result (`PassageObserver`).
+
 World size 1: nothing is encoded or sent; `prepare` and `complete` are called, the tensor stays as it is (mean and sum).
 """
 
 from commpress.collectives._accounting import Report, wire_nbytes
 from commpress.collectives._all_reduce import all_reduce, close, group_timeout, last_report, make_channels
+from commpress.collectives._factor_plan import FactorPlan, MatrixShape, matrix_shape, worth
 from commpress.collectives._fake import FakeCommunicator, FakeWorld
 from commpress.collectives._framing import Sent, mss_of, mtu_of, read_counters
 from commpress.collectives._layout import shard_bounds
+from commpress.collectives._passage import Passage, PassageObserver
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
+from commpress.collectives.factor_reducer import FactorReducer
 from commpress.collectives.observer import Observer
 from commpress.collectives.reducer import Reducer
 
 __all__ = [
     "ChannelError",
     "Communicator",
+    "FactorPlan",
+    "FactorReducer",
     "FakeCommunicator",
     "FakeWorld",
     "Handle",
+    "MatrixShape",
     "Observer",
+    "Passage",
+    "PassageObserver",
     "Reducer",
     "Report",
     "Sent",
@@ -62,9 +73,11 @@ __all__ = [
     "group_timeout",
     "last_report",
     "make_channels",
+    "matrix_shape",
     "mss_of",
     "mtu_of",
     "read_counters",
     "shard_bounds",
     "wire_nbytes",
+    "worth",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import final
 
 GLOO_PREAMBLE_NBYTES = 48
@@ -67,6 +68,18 @@ class Report:
     def wire_bytes(self) -> int:
         """`wire_nbytes` of what this submission sent and received."""
         return wire_nbytes(self.bytes_sent, self.messages, self.bytes_received, self.messages_received, mss=self.mss)
+
+    @staticmethod
+    def merged(reports: Sequence[Report], numel: int, codec: str) -> Report:
+        """What several submissions that carried one tensor sent and took together. `numel`, `codec`: of that tensor."""
+        total = Report(numel, reports[-1].world_size, codec, codec, reports[0].sequence, chunks=reports[-1].chunks)
+        for field in dataclasses.fields(Report):
+            if field.name.startswith(("bytes_", "messages", "seconds_")):
+                setattr(total, field.name, sum(getattr(report, field.name) for report in reports))
+        total.mss = reports[-1].mss
+        total.nonfinite = any(report.nonfinite for report in reports)
+        total.link_bytes_per_second = reports[-1].link_bytes_per_second
+        return total
 
 
 def wire_nbytes(

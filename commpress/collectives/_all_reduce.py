@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 import torch.distributed as dist
 
+from commpress.codecs import LowRankCodec
 from commpress.collectives import _torch
 from commpress.collectives._accounting import Report
+from commpress.collectives._factor_call import reduce_by_factors
+from commpress.collectives._factor_plan import MatrixShape, matrix_shape
 from commpress.collectives._torch import TorchCommunicator
+from commpress.collectives.factor_reducer import FactorReducer
 from commpress.collectives.observer import Observer
 from commpress.collectives.reducer import Reducer
 from commpress.errors import StateError, TensorError
@@ -25,14 +29,21 @@ _DEFAULT_TIMEOUT = 1800.0
 
 @final
 class _Entry:
-    """What is kept for one process group: its Reducer, the call counter, spare work buffers, the last report."""
+    """What is kept for one process group: its reducers, the call counter, spare work buffers, the last report."""
 
-    def __init__(self, reducer: Reducer) -> None:
-        self.reducer = reducer
+    def __init__(self) -> None:
+        self.reducer: Reducer | None = None
+        self.factors: FactorReducer | None = None  # for low-rank codecs
         self.calls = 0
         self.report: Report | None = None
         self._spare: collections.deque[torch.Tensor] = collections.deque(maxlen=8)
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Waits for what is in flight and gives the subgroups back."""
+        for reducer in (self.reducer, self.factors):
+            if reducer is not None:
+                reducer.close()
 
     def take(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
         with self._lock:
@@ -103,11 +114,26 @@ def _resolve(group: Any) -> Any:
 
 def _entry(group: Any) -> _Entry:
     with _entries_lock:
-        entry = _entries.get(group)
-        if entry is None:
-            timeout = group_timeout(group)
-            entry = _entries[group] = _Entry(Reducer(*make_channels(group, timeout), timeout=timeout))
-        return entry
+        return _entries.setdefault(group, _Entry())
+
+
+def _reducer_of(entry: _Entry, group: Any) -> Reducer:
+    with _entries_lock:
+        if entry.reducer is None:
+            entry.reducer = _make_reducer(group)
+        return entry.reducer
+
+
+def _factors_of(entry: _Entry, group: Any) -> FactorReducer:
+    with _entries_lock:
+        if entry.factors is None:
+            entry.factors = FactorReducer(_make_reducer(group), _make_reducer(group))
+        return entry.factors
+
+
+def _make_reducer(group: Any) -> Reducer:
+    timeout = group_timeout(group)
+    return Reducer(*make_channels(group, timeout), timeout=timeout)
 
 
 def close(group: Any = None) -> None:
@@ -117,12 +143,12 @@ def close(group: Any = None) -> None:
     """
     if not dist.is_initialized():
         for key in list(_entries):
-            _entries.pop(key).reducer.close()
+            _entries.pop(key).close()
         return
     with _entries_lock:
         entry = _entries.pop(_resolve(group), None)
     if entry is not None:
-        entry.reducer.close()
+        entry.close()
 
 
 def last_report(group: Any = None) -> Report | None:
@@ -148,7 +174,8 @@ def all_reduce(
     Args:
         tensor: CPU tensor of a floating-point or complex dtype, of any shape and strides. The work is done in fp32 (fp64 tensors with a lossless codec: fp64),
             the mean is taken before the result is narrowed to the tensor's dtype. fp32 and complex64 tensors that are contiguous need no copy.
-        codec: a codec, or a spec such as "uniform:4"; equal on all ranks.
+        codec: a codec, or a spec such as "uniform:4"; equal on all ranks. "lowrank:4" takes a matrix, (shape[0], the rest), and begins with power iterations, as it
+            knows nothing of earlier calls; it uses two more pairs of subgroups.
         op: "mean" (the default, unlike torch's sum) or "sum".
         group: process group; None is the default one. The first call for a group makes two subgroups, collectively; `close` gives them back.
         key: randomness, equal on all ranks; None: seed 0 and the number of this group's earlier calls without a key as step.
@@ -177,7 +204,8 @@ def all_reduce(
         raise TensorError(f"expected a floating-point or complex tensor, got {tensor.dtype}")
     if op not in ("mean", "sum"):
         raise TensorError(f"op must be 'mean' or 'sum', got {op!r}")
-    entry = _entry(_resolve(group))
+    group = _resolve(group)
+    entry = _entry(group)
     if key is None:
         from commpress.codecs import Key
 
@@ -200,5 +228,18 @@ def all_reduce(
         source = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
         flat.view(source.shape).copy_(source)
         call = _Call(entry, plain, flat)
-    start = entry.reducer.submit if async_op else entry.reducer.run
+    if isinstance(codec, LowRankCodec):
+        shapes = _matrix_of(plain, numel)
+        future = reduce_by_factors(_factors_of(entry, group), flat, shapes, codec, key, op, call.complete, tensor)
+        return future if async_op else future.wait()
+    reducer = _reducer_of(entry, group)
+    start = reducer.submit if async_op else reducer.run
     return start(flat, codec, codec, key, op=op, observer=call, result=tensor)
+
+
+def _matrix_of(tensor: torch.Tensor, numel: int) -> list[MatrixShape]:
+    """The whole tensor as a matrix of its first dimension and the rest, where it has more than one."""
+    if tensor.dim() < 2 or numel == 0:
+        return []
+    strides = torch.empty(tensor.shape, device="meta").stride()  # of the work buffer: in order
+    return [matrix_shape(0, tensor.shape, strides, numel)]

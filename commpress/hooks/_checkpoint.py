@@ -6,18 +6,17 @@ saves its own; :func:`commpress.hooks.merge_states` makes of all of them one for
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from commpress.errors import StateError
 from commpress.feedback import merge_residuals
-from commpress.hooks._exchange import Exchange
 from commpress.hooks._handshake import library_version
+from commpress.hooks._reduction import Reduction
 
-_log = logging.getLogger("commpress.hooks")
 _FORMAT = 4
+PARTS = ("residuals", "allocator", "shaping", "bases")
+"""What a reduction may save."""
 
 
 def build_state(
@@ -27,38 +26,28 @@ def build_state(
     seed: int,
     step: int,
     layouts: dict[str, Any],
-    residuals: dict[str, Any] | None,
-    allocator: dict[str, Any] | None,
-    shaping: dict[str, Any] | None,
-    exchange: Exchange | None,
+    loaded: dict[str, Any],
+    reduction: Reduction | None,
 ) -> dict[str, Any]:
     """The state to save before step number `step`.
 
     Args:
         layouts: the tracker's state.
-        residuals, allocator, shaping: those that were loaded and wait for an exchange.
-        exchange: None if the hook is not bound.
+        loaded: parts that were loaded and wait for a reduction.
+        reduction: None if the hook is not bound.
     """
-    if exchange is not None:
-        exchange.settle()  # the plan of the next step
-        residuals = None if exchange.feedback is None else exchange.feedback.state_dict()
-        allocator = None if exchange.planner is None else exchange.planner.state_dict()
-        if allocator is not None and exchange.predictor is not None:
-            allocator = {**allocator, "prediction": exchange.predictor.state_dict()}
-        shaping = None if exchange.shaper is None else exchange.shaper.state_dict()
+    parts = loaded if reduction is None else reduction.saved()
     return {
         "format": _FORMAT,
         "version": library_version(),
         "codec": str(codec),
         "seed": seed,
         "step": step,
-        "rank": exchange.rank if exchange is not None else None,
-        "world_size": exchange.world_size if exchange is not None else None,
+        "rank": reduction.rank if reduction is not None else None,
+        "world_size": reduction.world_size if reduction is not None else None,
         "with_feedback": with_feedback,
         "layouts": layouts,
-        "residuals": residuals,
-        "allocator": allocator,
-        "shaping": shaping,
+        **{name: parts.get(name) for name in PARTS},
     }
 
 
@@ -68,40 +57,6 @@ def check_state(state: dict[str, Any], *, codec: Any, with_feedback: bool) -> No
     for name, value in mine.items():
         if state.get(name) != value:
             raise StateError(f"the saved state has {name} {state.get(name)!r}, this one {value!r}")
-
-
-def load_into(
-    exchange: Exchange,
-    residuals: dict[str, Any] | None,
-    allocator: dict[str, Any] | None,
-    shaping: dict[str, Any] | None,
-) -> None:
-    """Gives saved residuals, the allocator's averages and the shaper's to the exchange, where they are not None.
-
-    Residuals that another number of ranks saved are dropped, with a warning.
-
-    Raises:
-        StateError: the residuals are another rank's.
-    """
-    planner = exchange.planner
-    if allocator is not None and planner is not None:
-        planner.load_state_dict({name: value for name, value in allocator.items() if name != "prediction"})
-        if exchange.predictor is not None and "prediction" in allocator:
-            exchange.predictor.load_state_dict(allocator["prediction"])
-    if shaping is not None and exchange.shaper is not None:
-        exchange.shaper.load_state_dict(shaping)
-    if residuals is None:
-        return
-    assert exchange.feedback is not None
-    if residuals["world_size"] in (0, exchange.world_size):
-        exchange.feedback.load_state_dict(residuals, None if planner is None else planner.codec)
-        return
-    text = (
-        f"the state was saved by {residuals['world_size']} ranks and is loaded by {exchange.world_size}: its "
-        "error-feedback residuals are dropped (commpress.hooks.merge_states would keep them)"
-    )
-    _log.warning(text)
-    warnings.warn(text, RuntimeWarning, stacklevel=3)  # at who called the HookState
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

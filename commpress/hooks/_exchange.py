@@ -1,11 +1,10 @@
-"""What a bound HookState works with: the reducer, the residuals, telemetry and counters of one model on one rank."""
+"""The reduction by a codec: the reducer, the residuals, plans and telemetry of one model on one rank."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any, final
@@ -15,28 +14,26 @@ import torch
 import torch.distributed as dist
 
 from commpress.codecs import Key
-from commpress.collectives import Communicator, Reducer, group_timeout, make_channels, shard_bounds, wire_nbytes
-from commpress.errors import CommpressError, PeerError
+from commpress.collectives import Communicator, Reducer, group_timeout, shard_bounds, wire_nbytes
+from commpress.errors import CommpressError
 from commpress.feedback import ErrorFeedback, Layout
-from commpress.hooks import _handshake
 from commpress.hooks._information import information_record
 from commpress.hooks._notes import Notes
 from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs, plan_record
 from commpress.hooks._prediction import Predictor, prediction_record
+from commpress.hooks._reduction import Reduction, agree, due, make_pair
 from commpress.hooks._replicas import name_difference, replica_hash
 from commpress.hooks._shaping import Shaper
 from commpress.hooks._statistics import NBYTES_PER_LAYER, LayerStatistics, Statistics
 from commpress.hooks._step import NOTE_NBYTES, BucketObserver, Step
 from commpress.hooks._sums import LayerSums
-from commpress.telemetry import FORMAT, JsonlSink, Sink, StepRecord, json_values
+from commpress.telemetry import FORMAT, Sink, StepRecord, json_values
 
 _log = logging.getLogger("commpress.hooks")
 
-COUNTS = ("steps", "buckets", "compressed_numel", "nonfinite_steps", "held", "repacked_steps", "plans")
-
 
 @final
-class Exchange:
+class Exchange(Reduction):
     """Made collectively: agrees with the other ranks on `identity` and makes two process groups.
 
     Args:
@@ -76,32 +73,20 @@ class Exchange:
         self._planner = None if plan is None else Planner(dims, plan, feedback=feedback)
         if self._planner is not None:
             identity = identity | self._planner.identity()
-        comm1, comm2 = _channels(group, timeout)
-        wanted = telemetry_every if telemetry is not None else 0
-        try:
-            said = _handshake.gather(comm1, {"identity": identity, "wanted": wanted}, timeout, "registration")
-            _handshake.compare([one["identity"] for one in said])
-        except Exception:
-            comm1.close()
-            comm2.close()
-            raise
+        (comm1, comm2), wanted = agree(group, identity, telemetry_every if telemetry is not None else 0, timeout)
+        super().__init__(parameters, group, telemetry)
         self._channels: list[Communicator] = []
-        self.rank, self.world_size = group.rank(), group.size()
-        self.parameters = parameters
-        self.counts = dict.fromkeys(COUNTS, 0)
-        self.error: Exception | None = None
-        self._lock = threading.Lock()
         self._codec = codec
         self._timeout = timeout
         self._control: Communicator | None = None
         self._notes: Notes | None = None
         # One rank that wants telemetry makes all of them gather statistics, on the same steps.
-        self._information_every = min((one["wanted"] for one in said if one["wanted"]), default=0)
+        self._information_every = min((every for every in wanted if every), default=0)
         if self.world_size == 1 or codec.lossless:
             self._information_every = 0
         statistics = bool(self._information_every or (self._planner is not None and self.world_size > 1))
         if (feedback and not codec.lossless) or check_every or statistics:
-            comm3, self._control = _channels(group, timeout)
+            comm3, self._control = make_pair(group, timeout)
             self._channels = [comm3, self._control]
             self._notes = Notes(comm3, NOTE_NBYTES, timeout)
         self._statistics: Statistics | None = None
@@ -117,13 +102,6 @@ class Exchange:
         self._work: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self._telemetry_every = telemetry_every
         self._check_every = check_every
-        self._owns_sink = telemetry is not None and not isinstance(telemetry, Sink)
-        self.sink: Sink | None = None
-        if isinstance(telemetry, Sink):
-            self.sink = telemetry
-        elif telemetry is not None:
-            self.sink = JsonlSink(telemetry, rank=self.rank)
-        self.feedback: ErrorFeedback | None = None
         if feedback:
             self.feedback = ErrorFeedback(codec, rank=self.rank, world_size=self.world_size, shard=self._own)
 
@@ -131,7 +109,6 @@ class Exchange:
         return shard_bounds(numel, self.world_size, self.rank, codec)
 
     def open_step(self, number: int, layouts: Sequence[Layout]) -> Step:
-        """Begins a step whose buckets have these layouts; :meth:`submit` follows for each."""
         self.settle()
         self._codecs = plan_codecs(self._planner, self._codec, layouts)
         if self.feedback is not None:
@@ -150,7 +127,6 @@ class Exchange:
     def submit(
         self, step: Step, index: int, layout: Layout, buffer: torch.Tensor, seed: int
     ) -> torch.futures.Future[Any]:
-        """Starts the reduction of a bucket, in place; returns at once."""
         feedback = self.feedback.bucket(index) if self.feedback is not None and self.feedback.active else None
         flat, target = buffer, None
         if buffer.dtype != torch.float32 and (buffer.dtype != torch.float64 or feedback is not None):
@@ -158,7 +134,7 @@ class Exchange:
             flat.copy_(buffer)
         codec = self._codecs[index]
         gather = self._statistics is not None and self._gathers(step.number)
-        sample = gather or (step.record is not None and _due(self._telemetry_every, step.number))
+        sample = gather or (step.record is not None and due(self._telemetry_every, step.number))
         observer = BucketObserver(
             step,
             index,
@@ -178,7 +154,7 @@ class Exchange:
             keep=self._predictor is not None and (gather or self._gathers(step.number + 1)),
             shaping=None if self._shaper is None else self._shaper.bucket(layout),
             look=self._shaper is not None and self._shaper.due(step.number),
-            check=replica_hash(layout, self.parameters) if _due(self._check_every, step.number) else None,
+            check=replica_hash(layout, self.parameters) if due(self._check_every, step.number) else None,
             diverged=lambda: self._diverged(layout, index, step.number),
             failed=self.fail,
         )
@@ -215,7 +191,7 @@ class Exchange:
                 wire = wire_nbytes(nbytes, messages, nbytes, messages)
                 step.record.add_overhead(nbytes, wire, messages)
             record = step.record.as_dict(feedback=outcome, dropped=self.sink.dropped)
-            if gathers and _due(self._information_every, step.number):
+            if gathers and due(self._information_every, step.number):
                 self._held = record, step.sent.rates()  # until the others' statistics are here
             else:
                 self.sink.emit(record)
@@ -230,7 +206,7 @@ class Exchange:
             self._looked = True
 
     def _gathers(self, step: int) -> bool:
-        return _due(self._information_every, step) or (self._planner is not None and self._planner.due(step))
+        return due(self._information_every, step) or (self._planner is not None and self._planner.due(step))
 
     def settle(self) -> None:
         """Takes in the statistics of the step before: the record that waited for them goes out, and the plan may change. Raises PeerError."""
@@ -303,20 +279,7 @@ class Exchange:
                 json_values({"format": FORMAT, "time": time.time()} | plan_record(plan, step, self.rank, reason))
             )
 
-    def fail(self, error: Exception) -> None:
-        """Remembers the first failure of an exchange."""
-        with self._lock:
-            first = self.error is None
-            if first:
-                self.error = error
-        if first:
-            _log.error("rank %d: %s: %s", self.rank, type(error).__name__, error)
-
     def give_up(self, error: Exception) -> None:
-        """The hook itself failed on this rank: tells the others, so that they do not wait for the timeout.
-
-        They are about to exchange a bucket. What they meet instead is a header that differs from theirs and says why.
-        """
         self.fail(error)
         with contextlib.suppress(CommpressError):  # the reducer failed before, and they know
             self._reducer.submit(
@@ -342,29 +305,32 @@ class Exchange:
         """What shares out the bit budget, if there is one."""
         return self._planner
 
+    def saved(self) -> dict[str, Any]:
+        self.settle()  # the plan of the next step
+        allocator = None if self._planner is None else self._planner.state_dict()
+        if allocator is not None and self._predictor is not None:
+            allocator = {**allocator, "prediction": self._predictor.state_dict()}
+        return {
+            "residuals": None if self.feedback is None else self.feedback.state_dict(),
+            "allocator": allocator,
+            "shaping": None if self._shaper is None else self._shaper.state_dict(),
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        allocator = saved.get("allocator")
+        if allocator is not None and self._planner is not None:
+            self._planner.load_state_dict({name: value for name, value in allocator.items() if name != "prediction"})
+            if self._predictor is not None and "prediction" in allocator:
+                self._predictor.load_state_dict(allocator["prediction"])
+        shaping = saved.get("shaping")
+        if shaping is not None and self._shaper is not None:
+            self._shaper.load_state_dict(shaping)
+        self._load_residuals(saved.get("residuals"), None if self._planner is None else self._planner.codec)
+
     def close(self) -> None:
-        """Ends threads, process groups and the telemetry that came as a path."""
         with contextlib.suppress(CommpressError):  # a peer may be gone already: the record goes out without
             self.settle()
         self._reducer.close()
         for channel in self._channels:
             channel.close()
-        if self._owns_sink and self.sink is not None:
-            self.sink.close()
-
-
-def _channels(group: dist.ProcessGroup, timeout: float) -> tuple[Communicator, Communicator]:
-    try:
-        return make_channels(group, timeout)
-    except RuntimeError as error:
-        if isinstance(error, CommpressError):
-            raise
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PeerError(
-            f"rank {group.rank()} could not reach all {group.size()} ranks of the group within {timeout:g} s during "
-            f"registration, which every rank must call: {why}"
-        ) from error
-
-
-def _due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
+        self._close_sink()

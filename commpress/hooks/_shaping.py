@@ -22,11 +22,12 @@ from typing import Any, final
 
 import torch
 
-from commpress.codecs import BLOCK
+from commpress.codecs import BLOCK, Codec
 from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_DEFAULT = 0.75
 _EVERY = 6  # steps between two looks at the means; at first every second one
 _MEMORY = 12  # looks that the running second moments go back
 _NEW = 0.25  # weight of the newest look in the running ratio
@@ -42,6 +43,16 @@ def check_exponent(exponent: float) -> float:
     if isinstance(exponent, bool) or exponent not in EXPONENTS:
         raise SpecError(f"shaping must be one of {', '.join(f'{e:g}' for e in EXPONENTS)}, got {exponent!r}")
     return float(exponent)
+
+
+def exponent_of(wanted: float | None, codec: Codec, with_feedback: bool) -> float:
+    """What a HookState uses. Raises SpecError."""
+    if wanted is None:
+        return _DEFAULT if codec.even_error and not with_feedback else 0.0
+    exponent = check_exponent(wanted)
+    if exponent and with_feedback:
+        raise SpecError("shaping and error feedback exclude each other: give shaping=0 or feedback=False")
+    return exponent
 
 
 @final

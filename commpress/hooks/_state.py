@@ -9,16 +9,19 @@ import torch
 import torch.distributed as dist
 
 from commpress.allocation import Plan
+from commpress.codecs import LowRankCodec
 from commpress.codecs import codec as make_codec
 from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
-from commpress.hooks._checkpoint import build_state, check_state, load_into
-from commpress.hooks._exchange import COUNTS, Exchange
+from commpress.hooks._checkpoint import PARTS, build_state, check_state
+from commpress.hooks._exchange import Exchange
 from commpress.hooks._futures import raise_in_backward, settle
 from commpress.hooks._handshake import library_version
 from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of
+from commpress.hooks._low_rank import LowRankReduction
 from commpress.hooks._planner import plan_settings
-from commpress.hooks._shaping import check_exponent
+from commpress.hooks._reduction import COUNTS, Reduction
+from commpress.hooks._shaping import exponent_of
 from commpress.hooks._step import Step
 from commpress.telemetry import Sink
 
@@ -47,9 +50,9 @@ class HookState:
         plan_floor: no layer gets less than this share of `bits`; 0 lets the objective alone decide.
         predict: with `bits`, code a layer as the difference from the previous mean wherever that was measured to pay.
         process_group: the group that DDP uses; None means the default group.
-        shaping: exponent a of noise shaping: a coordinate's error gets a variance proportional to the a-th power of its usual
-            square, in layers where that was measured to lessen the error (docs/shaping.md). 0, 0.25, 0.5, 0.75 or 1; None
-            (default): 0.75 if the codec is of the kind that gains (`codec.even_error`) and there is no feedback, else 0.
+        shaping: 0, 0.25, 0.5, 0.75 or 1: where that was measured to pay a coordinate's error gets a variance proportional
+            to this power of its usual square (docs/shaping.md). None (default): 0.75, for codecs that gain and without
+            feedback, else 0.
         feedback: error feedback; None (default) means: if the codec is neither unbiased nor lossless. With feedback the
             codec is replaced by its ``for_feedback()``.
         seed: of all randomness, equal on all ranks.
@@ -59,7 +62,7 @@ class HookState:
         timeout: seconds that a wait for a peer may take; None means the process group's own timeout.
 
     Memory for N coordinates, beside the exchange's: with feedback 8 (N + N / ranks) bytes; 4 N if not fp32; 4 N with
-    `predict`; as much as the gradients in the few steps that are repacked (`counts`).
+    `predict`; up to 8 N with `shaping`; as much as the gradients in the few steps that are repacked (`counts`).
 
     Raises:
         SpecError: the codec's spec or an option is malformed.
@@ -100,7 +103,7 @@ class HookState:
         with_feedback = not codec.unbiased and not codec.lossless if feedback is None else bool(feedback)
         self._codec = codec.for_feedback() if with_feedback else codec
         self._with_feedback = with_feedback
-        self._shaping = _shaping(shaping, codec, with_feedback)
+        self._shaping = exponent_of(shaping, codec, with_feedback)
         self._seed = seed
         self._telemetry = telemetry
         self._telemetry_every = telemetry_every
@@ -111,14 +114,12 @@ class HookState:
 
     def _reset(self) -> None:
         """As if never bound."""
-        self._exchange: Exchange | None = None
+        self._exchange: Reduction | None = None
         self._error: Exception | None = None
         self._closed = False
         self._step = 0
         self._layouts = LayoutTracker()
-        self._residuals: dict[str, Any] | None = None  # loaded before binding
-        self._allocator: dict[str, Any] | None = None  # the same
-        self._shaper: dict[str, Any] | None = None  # the same
+        self._loaded: dict[str, Any] = {}  # before binding
         self._names: dict[int, str] = {}
         self._parameters: dict[str, torch.Tensor] = {}
         self._repacked = 0
@@ -162,7 +163,8 @@ class HookState:
 
         steps, buckets; compressed_numel: coordinates that this rank encoded lossily, over both phases; nonfinite_steps;
         held: layers whose residual was kept because no rank had a gradient; repacked_steps: DDP's layout was not the
-        one in use; plans: how often the plan changed.
+        one in use; plans: how often the plan changed; resets: how often a matrix that
+        travels as low-rank factors began anew.
         """
         counts = dict.fromkeys(COUNTS, 0) if self._exchange is None else self._exchange.counts
         return {**counts, "repacked_steps": self._repacked}
@@ -214,19 +216,18 @@ class HookState:
         self._parameters = parameters
         self._names = {id(p): name for name, p in parameters.items()}
         try:
-            self._exchange = Exchange(
-                self._codec,
-                parameters,
-                group,
-                identity,
-                feedback=self._with_feedback,
-                timeout=self._timeout,
-                telemetry=self._telemetry,
-                telemetry_every=self._telemetry_every,
-                check_every=self._check_every,
-                plan=self._plan_settings,
-                shaping=self._shaping,
-            )
+            options: dict[str, Any] = {
+                "feedback": self._with_feedback,
+                "timeout": self._timeout,
+                "telemetry": self._telemetry,
+                "telemetry_every": self._telemetry_every,
+                "check_every": self._check_every,
+            }
+            if isinstance(self._codec, LowRankCodec):
+                self._exchange = LowRankReduction(self._codec, parameters, group, identity, **options)
+            else:
+                options |= {"plan": self._plan_settings, "shaping": self._shaping}
+                self._exchange = Exchange(self._codec, parameters, group, identity, **options)
         except Exception as error:
             self._error = error
             raise
@@ -363,10 +364,8 @@ class HookState:
             seed=self._seed,
             step=self._step,
             layouts=self._layouts.state(),
-            residuals=self._residuals,
-            allocator=self._allocator,
-            shaping=self._shaper,
-            exchange=self._exchange,
+            loaded=self._loaded,
+            reduction=self._exchange,
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -381,7 +380,7 @@ class HookState:
         if self._seen:
             raise StateError("a step is under way: load between backward passes")
         check_state(state, codec=self._codec, with_feedback=self._with_feedback)
-        self._residuals, self._allocator, self._shaper = state["residuals"], state["allocator"], state["shaping"]
+        self._loaded = {name: state.get(name) for name in PARTS}
         self._load_into_exchange()
         self._seed, self._step = state["seed"], state["step"]
         self._layouts.load(state["layouts"])
@@ -389,8 +388,8 @@ class HookState:
     def _load_into_exchange(self) -> None:
         """What was loaded waits here until the hook is bound."""
         if self._exchange is not None:
-            load_into(self._exchange, self._residuals, self._allocator, self._shaper)
-            self._residuals = self._allocator = self._shaper = None
+            loaded, self._loaded = self._loaded, {}
+            self._exchange.load(loaded)
 
     def __getstate__(self) -> dict[str, Any]:
         settings = self._plan_settings
@@ -413,13 +412,3 @@ class HookState:
 
     def __repr__(self) -> str:
         return f"HookState(codec={str(self._codec)!r}, feedback={self._with_feedback}, step={self._step})"
-
-
-def _shaping(wanted: float | None, codec: Any, with_feedback: bool) -> float:
-    """The exponent to use. Raises SpecError."""
-    if wanted is None:
-        return 0.75 if codec.even_error and not with_feedback else 0.0
-    exponent = check_exponent(wanted)
-    if exponent and with_feedback:
-        raise SpecError("shaping and error feedback exclude each other: give shaping=0 or feedback=False")
-    return exponent

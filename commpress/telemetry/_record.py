@@ -22,10 +22,12 @@ class StepRecord:
     * ``payload_bytes``, ``header_bytes``, ``wire_bytes`` (with the transport's framing), ``messages``;
       ``compressed_numel``: coordinates that went through a lossy codec
     * ``layers``: a list of ``{"name", "numel", "payload_bytes"}``, and ``"nmse"`` on sampled steps: squared error over
-      energy of what this rank sent in phase 1. A payload spans layers; its bytes are shared out by coordinates
+      energy of what this rank sent in phase 1. A payload spans layers; its bytes are shared out by coordinates (with
+      low-rank factors: by the numbers that each layer sends)
     * ``buckets``: a list of ``{"bucket", "numel", "payload_bytes", "times"}``
     * ``times``: sums over buckets (which overlap); ``step_time``: from the first hook to the last result
     * ``information``: on sampled steps, what the bits carried against the Gaussian limit (docs/information.md)
+    * ``low_rank``: with low-rank factors a list of ``{"name", "fidelity", "restarted"}`` by matrix (docs/lowrank.md)
     * ``finite``: false if some gradient was not; ``feedback``: "off", "kept" (residuals held back) or "updated"
     * ``dropped_records``: records lost before this one
 
@@ -55,6 +57,7 @@ class StepRecord:
         times: Mapping[str, float],
         finite: bool,
         nmse: Sequence[float] | None = None,
+        weights: Sequence[int] | None = None,
     ) -> None:
         """Adds one bucket.
 
@@ -66,13 +69,16 @@ class StepRecord:
             times: seconds of each phase.
             finite: whether the result was.
             nmse: for each layer, on sampled steps.
+            weights: for each layer, by which the payload is shared out; by default the coordinates.
         """
         numel = sum(n for _, n in layers)
+        weights = [n for _, n in layers] if weights is None else weights
+        total = sum(weights)
         payload = int(counts.get("payload_bytes", 0))
         done = given = 0
         for i, (name, n) in enumerate(layers):
-            done += n
-            upto = payload * done // numel if numel else 0
+            done += weights[i]
+            upto = payload * done // total if total else 0
             entry: dict[str, Any] = {"name": name, "numel": n, "payload_bytes": upto - given}
             if nmse is not None:
                 entry["nmse"] = nmse[i]

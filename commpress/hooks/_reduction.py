@@ -1,0 +1,159 @@
+"""What a bound HookState works with: the way in which one model's buckets are reduced on one rank."""
+
+from __future__ import annotations
+
+import abc
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from commpress.collectives import Communicator, make_channels
+from commpress.errors import CommpressError, PeerError
+from commpress.feedback import ErrorFeedback, Layout
+from commpress.hooks import _handshake
+from commpress.hooks._step import Step
+from commpress.telemetry import JsonlSink, Sink
+
+_log = logging.getLogger("commpress.hooks")
+
+COUNTS = ("steps", "buckets", "compressed_numel", "nonfinite_steps", "held", "repacked_steps", "plans", "resets")
+
+
+class Reduction(abc.ABC):
+    """Made collectively. Keeps counters, the first error and the telemetry; how gradients travel is for the subclass.
+
+    Args:
+        parameters: name to tensor, all that DDP reduces.
+        group: DDP's process group.
+        telemetry: see :class:`HookState`.
+
+    Attributes:
+        feedback: the residuals, or None without error feedback.
+        sink: where records go, or None.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, torch.Tensor],
+        group: dist.ProcessGroup,
+        telemetry: str | os.PathLike[str] | Sink | None,
+    ) -> None:
+        self.rank, self.world_size = group.rank(), group.size()
+        self.parameters = parameters
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.error: Exception | None = None
+        self.feedback: ErrorFeedback | None = None
+        self._lock = threading.Lock()
+        self._owns_sink = telemetry is not None and not isinstance(telemetry, Sink)
+        self.sink: Sink | None = None
+        if isinstance(telemetry, Sink):
+            self.sink = telemetry
+        elif telemetry is not None:
+            self.sink = JsonlSink(telemetry, rank=self.rank)
+
+    @abc.abstractmethod
+    def open_step(self, number: int, layouts: Sequence[Layout]) -> Step:
+        """Begins a step whose buckets have these layouts; :meth:`submit` follows for each."""
+
+    @abc.abstractmethod
+    def submit(
+        self, step: Step, index: int, layout: Layout, buffer: torch.Tensor, seed: int
+    ) -> torch.futures.Future[Any]:
+        """Starts the reduction of a bucket, in place; returns at once."""
+
+    @abc.abstractmethod
+    def give_up(self, error: Exception) -> None:
+        """The hook itself failed on this rank: tells the others, so that they do not wait for the timeout.
+
+        They are about to exchange a bucket. What they meet instead is a header that differs from theirs and says why.
+        """
+
+    @abc.abstractmethod
+    def saved(self) -> dict[str, Any]:
+        """The parts of a checkpoint that are this reduction's, each None if there is nothing: "residuals", and more."""
+
+    @abc.abstractmethod
+    def load(self, saved: dict[str, Any]) -> None:
+        """Goes on from what :meth:`saved` gave. Raises StateError."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends threads, process groups and the telemetry that came as a path."""
+
+    @property
+    def planner(self) -> Any:
+        """What shares out the bit budget, or None."""
+        return None
+
+    def fail(self, error: Exception) -> None:
+        """Remembers the first failure of an exchange."""
+        with self._lock:
+            first = self.error is None
+            if first:
+                self.error = error
+        if first:
+            _log.error("rank %d: %s: %s", self.rank, type(error).__name__, error)
+
+    def _close_sink(self) -> None:
+        if self._owns_sink and self.sink is not None:
+            self.sink.close()
+
+    def _load_residuals(self, residuals: dict[str, Any] | None, codec_of: Callable[[Layout], Any] | None) -> None:
+        """Those that another number of ranks saved are dropped, with a warning. Raises StateError: they are another rank's."""
+        if residuals is None:
+            return
+        assert self.feedback is not None
+        if residuals["world_size"] in (0, self.world_size):
+            self.feedback.load_state_dict(residuals, codec_of)
+            return
+        text = (
+            f"the state was saved by {residuals['world_size']} ranks and is loaded by {self.world_size}: its "
+            "error-feedback residuals are dropped (commpress.hooks.merge_states would keep them)"
+        )
+        _log.warning(text)
+        warnings.warn(text, RuntimeWarning, stacklevel=5)  # at who called the HookState
+
+
+def agree(
+    group: dist.ProcessGroup, identity: dict[str, Any], wanted: int, timeout: float
+) -> tuple[tuple[Communicator, Communicator], list[int]]:
+    """A pair of channels on which all ranks found that they have the same `identity`, and what each of them `wanted`. Collective.
+
+    Raises:
+        MismatchError: the ranks differ.
+        PeerError: a rank did not take part within the timeout.
+    """
+    pair = make_pair(group, timeout)
+    try:
+        said = _handshake.gather(pair[0], {"identity": identity, "wanted": wanted}, timeout, "registration")
+        _handshake.compare([one["identity"] for one in said])
+    except Exception:
+        for channel in pair:
+            channel.close()
+        raise
+    return pair, [one["wanted"] for one in said]
+
+
+def make_pair(group: dist.ProcessGroup, timeout: float) -> tuple[Communicator, Communicator]:
+    """Two channels between the ranks of a group. Collective. Raises PeerError."""
+    try:
+        return make_channels(group, timeout)
+    except RuntimeError as error:
+        if isinstance(error, CommpressError):
+            raise
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PeerError(
+            f"rank {group.rank()} could not reach all {group.size()} ranks of the group within {timeout:g} s during "
+            f"registration, which every rank must call: {why}"
+        ) from error
+
+
+def due(every: int, step: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens in this one."""
+    return every > 0 and step % every == 0

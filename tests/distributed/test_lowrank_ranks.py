@@ -1,0 +1,673 @@
+"""Low-rank factors on real gloo ranks: replicas equal to the bit, nothing lost, nothing counted twice, any number of buckets in flight."""
+
+import time
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+from _launch import launch
+from _scenarios import STEPS, Scenarios, flat, net, of, same, train
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import commpress
+from commpress import errors
+from commpress.collectives import last_report
+from commpress.telemetry import MemorySink
+
+scenarios = Scenarios(
+    __file__,
+    three=("training", "conservation", "nonfinite", "unused", "plain", "restart"),
+)
+run_all = scenarios.run_all
+two, three, ranks = scenarios.fixtures()
+
+SPECS = ["lowrank:2", "lowrank:2,factors=none", "lowrank:2,factors=hadamard+lloyd:8", "lowrank:3,iterations=0,reset=0"]
+SHAPES = [(60, 50), (300,), (40, 5, 20), (5, 3), (), (120, 70), (64, 64)]
+
+
+class Shaped(torch.nn.Module):
+    """Its gradients are the inputs; those whose input is None are unused."""
+
+    def __init__(self, shapes=SHAPES, dtype=torch.float32):
+        super().__init__()
+        self.weights = torch.nn.ParameterList(torch.zeros(s, dtype=dtype) for s in shapes)
+
+    def forward(self, gradients):
+        parts = [(w * g).sum() for w, g in zip(self.weights, gradients, strict=True) if g is not None]
+        return sum(part.real if part.is_complex() else part for part in parts)
+
+
+def gradients_of(rank, step, shapes=SHAPES, dtype=torch.float32):
+    """A common part of rank 2 that stays, a part of each rank's own, and noise."""
+    common, own = torch.Generator().manual_seed(5), torch.Generator().manual_seed(1000 * step + rank + 1)
+    found = []
+    for shape in shapes:
+        x = torch.randn(shape, generator=own) * 0.1
+        if len(shape) > 1:
+            n = x.numel() // shape[0]
+            base = torch.randn(shape[0], 2, generator=common) @ torch.randn(2, n, generator=common)
+            x += base.view(shape)
+        found.append(x.to(dtype))
+    return found
+
+
+def mean_of(step, world_size, **options):
+    every = [gradients_of(r, step, **options) for r in range(world_size)]
+    return [sum(g.double() for g in gradients) / world_size for gradients in zip(*every, strict=True)]
+
+
+def wrapped(spec, shapes=SHAPES, dtype=torch.float32, cap=0.01, **options):
+    ddp = DDP(Shaped(shapes, dtype), bucket_cap_mb=cap, find_unused_parameters=options.pop("unused", False))
+    return ddp, commpress.register(ddp, spec, **{"timeout": 30, **options})
+
+
+def backward(ddp, gradients):
+    for w in ddp.module.weights:
+        w.grad = None
+    ddp(gradients).backward()
+
+
+# ---- training
+
+
+@scenarios.add
+def training(rank, world_size, folder):
+    runs = {"fp32": train(rank, None, hook=None, steps=20)}
+    for spec in SPECS:
+        runs[spec] = train(rank, spec, steps=20, check_every=3)
+    runs["explicit"] = train(rank, SPECS[0], steps=20, check_every=3, hook="explicit")
+    views = {"gradient_as_bucket_view": True}
+    runs["views"] = train(rank, SPECS[0], steps=20, check_every=3, ddp_options=views)
+    runs["no feedback"] = train(rank, SPECS[0], steps=20, feedback=False)
+    return {"runs": runs}
+
+
+def test_replicas_agree_to_the_bit_with_several_buckets_in_flight(ranks):
+    results = of(ranks, "training")
+    start = flat(net())
+    for spec in (*SPECS, "no feedback"):
+        runs = [r["runs"][spec] for r in results]
+        assert same(runs, "parameters"), spec
+        for run in runs:
+            counts = run["counts"]
+            assert counts["steps"] == 20 and counts["nonfinite_steps"] == 0 and counts["compressed_numel"] > 0
+            assert run["buckets"] >= 3
+            assert run["feedback"] == (spec != "no feedback")
+        fp32 = results[0]["runs"]["fp32"]["parameters"]
+        off = float((runs[0]["parameters"] - fp32).norm() / (fp32 - start).norm())
+        assert 1e-6 < off < (1.0 if spec == "no feedback" else 0.6), (spec, off)
+
+
+def test_the_explicit_form_and_bucket_views_are_bit_identical(ranks):
+    for result in of(ranks, "training"):
+        for other in ("explicit", "views"):
+            assert torch.equal(result["runs"][other]["parameters"], result["runs"][SPECS[0]]["parameters"])
+
+
+# ---- conservation, exactness
+
+
+@scenarios.add
+def conservation(rank, world_size, folder):
+    out = {}
+    for spec in SPECS:
+        ddp, state = wrapped(spec)
+        got = [torch.zeros(s, dtype=torch.float64) for s in SHAPES]
+        true = [torch.zeros(s, dtype=torch.float64) for s in SHAPES]
+        exact, layouts = 0.0, set()
+        for step in range(STEPS):
+            backward(ddp, gradients_of(rank, step))
+            means = mean_of(step, world_size)
+            for i, w in enumerate(ddp.module.weights):
+                got[i] += w.grad.double()
+                true[i] += means[i]
+                if f"weights.{i}" not in state._exchange.trackers:
+                    exact = max(exact, float((w.grad - means[i]).abs().max()))
+            layouts.add(len(state.state_dict()["layouts"]["current"]))
+        owed = state._exchange.feedback.owed()
+        out[spec] = {
+            "got": torch.cat([x.flatten() for x in got]),
+            "true": torch.cat([x.flatten() for x in true]),
+            "owed": torch.cat([owed[f"weights.{i}"] for i in range(len(SHAPES))]).double(),
+            "exact": exact,
+            "matrices": sorted(state._exchange.trackers),
+            "layouts": len(layouts),
+            "exact_owed": max(
+                float(owed[f"weights.{i}"].abs().max())
+                for i in range(len(SHAPES))
+                if f"weights.{i}" not in state._exchange.trackers
+            ),
+        }
+        state.close()
+    return out
+
+
+def test_everything_that_was_a_gradient_arrives_or_is_owed_across_the_bucket_rebuild(ranks):
+    results = of(ranks, "conservation")
+    for spec in SPECS:
+        runs = [r[spec] for r in results]
+        assert runs[0]["matrices"] == [f"weights.{i}" for i in (0, 2, 5, 6)]
+        assert runs[0]["layouts"] > 1, "the layout never changed: nothing was tested"
+        assert same(runs, "got")
+        owed = sum(r["owed"] for r in runs) / len(runs)
+        assert float((runs[0]["got"] + owed - runs[0]["true"]).abs().max()) < 1e-3, spec
+        assert float((runs[0]["got"] - runs[0]["true"]).abs().max()) > 0.05, "nothing was left out: nothing was tested"
+
+
+def test_vectors_and_small_layers_go_exactly_and_owe_nothing(ranks):
+    for result in of(ranks, "conservation"):
+        for spec in SPECS:
+            assert result[spec]["exact"] < 1e-6
+            assert result[spec]["exact_owed"] == 0.0
+
+
+# ---- what must leave no trace
+
+
+@scenarios.add
+def nonfinite(rank, world_size, folder):
+    runs = {}
+    for spec, bad, place in (
+        ("lowrank:2", "nan", 0),
+        ("lowrank:2,factors=none", "inf", 5),
+        ("lowrank:2,factors=hadamard+lloyd:8", "-inf", 1),
+    ):
+        ddp, state = wrapped(spec)
+        seen, held = [], []
+        for step in range(STEPS):
+            poisoned = step in (2, 6)
+            if poisoned:
+                gradients = gradients_of(rank, 50)
+                if rank == world_size - 1:
+                    gradients[place].view(-1)[17] = float(bad)
+                before = state.state_dict()
+                backward(ddp, gradients)
+                after = state.state_dict()
+                seen.append([bool(torch.isfinite(w.grad).all()) for w in ddp.module.weights])
+                held.append(
+                    all(
+                        torch.equal(a["basis"], after["bases"][n]["basis"]) and a["peak"] == after["bases"][n]["peak"]
+                        for n, a in before["bases"].items()
+                    )
+                    and all(
+                        torch.equal(a["sent"], after["residuals"]["residuals"][n]["sent"])
+                        for n, a in before["residuals"]["residuals"].items()
+                    )
+                )
+                continue
+            backward(ddp, gradients_of(rank, step))
+            seen.append([bool(torch.isfinite(w.grad).all()) for w in ddp.module.weights])
+        runs[spec] = {"seen": seen, "held": held, "place": place, "counts": dict(state.counts)}
+        state.close()
+    return runs
+
+
+def test_a_gradient_that_is_not_finite_reaches_all_ranks_and_leaves_no_trace(ranks):
+    for result in of(ranks, "nonfinite"):
+        for spec, run in result.items():
+            for step, finite in enumerate(run["seen"]):
+                assert finite[run["place"]] == (step not in (2, 6)), (spec, step)
+                if step not in (2, 6):
+                    assert all(finite), (spec, step)
+            assert run["held"] == [True, True]
+            assert run["counts"]["nonfinite_steps"] == 2
+
+
+@scenarios.add
+def unused(rank, world_size, folder):
+    """Matrix 0 is unused everywhere and matrix 5 on rank 0, from step 3 on."""
+    ddp, state = wrapped("lowrank:2", unused=True)
+    before = None
+    for step in range(7):
+        gradients = gradients_of(rank, step)
+        if step >= 3:
+            gradients[0] = None
+            if rank == 0:
+                gradients[5] = None
+            before = before or state.state_dict()
+        backward(ddp, gradients)
+    after = state.state_dict()
+
+    def kept(name):
+        bases = before["bases"][name]["basis"], after["bases"][name]["basis"]
+        sent = [s["residuals"]["residuals"][name]["sent"] for s in (before, after)]
+        return [torch.equal(*bases), torch.equal(*sent), float(sent[0].abs().max()) > 0]
+
+    out = {
+        "none": ddp.module.weights[0].grad is None,
+        "kept": kept("weights.0"),
+        "others": kept("weights.5"),
+        "held": state.counts["held"],
+    }
+    state.close()
+    return out
+
+
+def test_a_matrix_unused_everywhere_keeps_basis_and_residual(ranks):
+    for result in of(ranks, "unused"):
+        assert result["none"] and result["kept"] == [True, True, True]
+        assert result["others"] == [False, False, True]
+        assert result["held"] == 4
+
+
+@scenarios.add
+def zeros(rank, world_size, folder):
+    out = {}
+    for spec in SPECS:
+        ddp, state = wrapped(spec)
+        for _ in range(3):
+            backward(ddp, [torch.zeros(s) for s in SHAPES])
+        out[spec] = max(float(w.grad.abs().max()) for w in ddp.module.weights)
+        backward(ddp, gradients_of(rank, 0))
+        out[spec + " after"] = max(float(w.grad.abs().max()) for w in ddp.module.weights)
+        state.close()
+    return out
+
+
+def test_zero_gradients_give_exact_zeros(two):
+    for result in of(two, "zeros"):
+        for spec in SPECS:
+            assert result[spec] == 0.0 and result[spec + " after"] > 0.1
+
+
+@scenarios.add
+def dtypes(rank, world_size, folder):
+    out = {}
+    for name in ("float16", "bfloat16", "float64", "complex64"):
+        dtype = getattr(torch, name)
+        ddp, state = wrapped("lowrank:2,factors=none", dtype=dtype)
+        backward(ddp, gradients_of(rank, 0, dtype=dtype))
+        errors_of = []
+        for w in ddp.module.weights:
+            want = torch.stack([gradients_of(r, 0, dtype=dtype)[len(errors_of)] for r in range(world_size)]).to(
+                torch.complex128 if dtype.is_complex else torch.float64
+            )
+            want = want.mean(0)
+            errors_of.append(float((w.grad.to(want.dtype) - want).abs().max() / want.abs().max()))
+        out[name] = {"dtype": all(w.grad.dtype == dtype for w in ddp.module.weights), "off": max(errors_of)}
+        state.close()
+    return out
+
+
+def test_dtypes_come_out_as_they_went_in(two):
+    for result in of(two, "dtypes"):
+        for name, run in result.items():
+            assert run["dtype"] and run["off"] < 0.3, (name, run)
+
+
+# ---- restart
+
+
+@scenarios.add
+def restart(rank, world_size, folder):
+    def run(steps, state_of=None, start=0):
+        torch.manual_seed(0)
+        ddp = DDP(net(), bucket_cap_mb=0.01)
+        state = commpress.register(ddp, "lowrank:2", timeout=30)
+        if state_of is not None:
+            ddp.load_state_dict(state_of["model"])
+            state.load_state_dict(state_of["communication"])
+        for step in range(start, steps):
+            x = torch.randn(8, 24, generator=torch.Generator().manual_seed(31 * step + rank))
+            ddp.zero_grad()
+            (ddp(x) - x[:, :9].sin()).square().mean().backward()
+            with torch.no_grad():
+                for p in ddp.parameters():
+                    p -= 0.05 * p.grad
+        saved = {"model": {k: v.clone() for k, v in ddp.state_dict().items()}, "communication": state.state_dict()}
+        state.close()
+        return saved
+
+    whole = run(12)
+    out = {"parameters": torch.cat([v.flatten() for v in whole["model"].values()])}
+    for cut in (1, 4, 8):
+        torch.save(run(cut), f"{folder}/{rank}-{cut}.pt")
+        saved = torch.load(f"{folder}/{rank}-{cut}.pt", weights_only=True)
+        again = run(12, saved, cut)
+        out[f"cut {cut}"] = torch.cat([v.flatten() for v in again["model"].values()])
+        bases, others = whole["communication"]["bases"], again["communication"]["bases"]
+        out[f"bases {cut}"] = all(torch.equal(bases[n]["basis"], others[n]["basis"]) for n in bases)
+    # Another rank's residuals are refused; all ranks' merged ones are taken by anybody.
+    states: list = [None] * world_size
+    dist.all_gather_object(states, saved["communication"])
+    out["merged"] = len(commpress.hooks.merge_states(states)["bases"])
+    try:
+        run(8, {**saved, "communication": states[(rank + 1) % world_size]}, 8)
+        out["refused"] = "no"
+    except errors.StateError as problem:
+        out["refused"] = str(problem)
+    dist.barrier()
+    return out
+
+
+def test_a_restart_is_bitwise_equal_to_the_run_that_was_never_interrupted(ranks):
+    for rank, result in enumerate(of(ranks, "restart")):
+        for cut in (1, 4, 8):
+            assert torch.equal(result[f"cut {cut}"], result["parameters"]), cut
+            assert result[f"bases {cut}"]
+        assert result["merged"] == 4
+        assert f"not {rank}" in result["refused"]
+
+
+# ---- plain tensors
+
+
+def matrix(rank, m=60, n=90):
+    base = torch.randn(m, 3, generator=torch.Generator().manual_seed(5)) @ torch.randn(
+        3, n, generator=torch.Generator().manual_seed(6)
+    )
+    return base + 0.01 * torch.randn(m, n, generator=torch.Generator().manual_seed(rank))
+
+
+@scenarios.add
+def plain(rank, world_size, folder):
+    want = sum(matrix(r) for r in range(world_size)) / world_size
+    out = {"want": want}
+    for spec in ("lowrank:3", "lowrank:3,factors=none", "lowrank:2,iterations=0"):
+        x = matrix(rank)
+        assert commpress.all_reduce(x, spec) is x
+        out[spec] = x
+    x = matrix(rank).T.double()
+    commpress.all_reduce(x, "lowrank:3,factors=none", op="sum")
+    out["strided sum"] = x.clone()
+    x = matrix(rank).view(60, 9, 10)
+    futures = [commpress.all_reduce(x.clone() + i, "lowrank:4", async_op=True) for i in range(5)]
+    out["async"] = torch.stack([f.wait() - i for i, f in enumerate(futures)])
+    for key in (0, 1):
+        x = matrix(rank)
+        commpress.all_reduce(x, "lowrank:1,iterations=0", key=commpress.Key(seed=key))
+        out[f"key {key}"] = x
+    vector = torch.arange(5.0) + rank
+    commpress.all_reduce(vector, "lowrank:2", op="sum")
+    out["vector"] = vector
+    for shape in ((0,), (0, 5), (1,), ()):
+        commpress.all_reduce(torch.ones(shape), "lowrank:2")
+    x = matrix(rank)
+    if rank == 1:
+        x[3, 4] = float("nan")
+    commpress.all_reduce(x, "lowrank:3")
+    out["nonfinite"] = bool(torch.isfinite(x).any())
+    out["report"] = last_report().nonfinite
+    x = matrix(rank)
+    commpress.all_reduce(x, "uniform:8")  # the plain reducer beside it
+    out["plain"] = float((x - want).norm() / want.norm())
+    commpress.collectives.close()
+    return out
+
+
+def test_all_reduce_of_a_matrix(ranks):
+    results = of(ranks, "plain")
+    n, want = len(results), results[0]["want"]
+    for name in ("lowrank:3", "lowrank:3,factors=none", "strided sum", "async", "vector", "key 0"):
+        assert same(results, name), name
+    for r in results:
+        assert float((r["lowrank:3"] - want).norm() / want.norm()) < 0.01
+        assert float((r["lowrank:3,factors=none"] - want).norm() / want.norm()) < 0.006
+        assert 0.05 < float((r["lowrank:2,iterations=0"] - want).norm() / want.norm()) < 1
+        assert float((r["strided sum"].T / n - want).norm() / want.norm()) < 0.006
+        assert float((r["async"].view(5, 60, 90) - want).norm(dim=(1, 2)).max() / want.norm()) < 0.01
+        assert torch.equal(r["vector"], n * torch.arange(5.0) + n * (n - 1) / 2)
+        assert not torch.equal(r["key 0"], r["key 1"]), "the key makes no difference"
+        assert not r["nonfinite"] and r["report"]
+        assert r["plain"] < 0.02
+
+
+# ---- against torch's own hook
+
+
+@scenarios.add
+def powersgd(rank, world_size, folder):
+    """One bucket, where torch's hook runs: the same data, dimension, and error feedback."""
+    shapes, out = [(96, 80)], {}
+    for name in ("ours", "torch"):
+        ddp = DDP(Shaped(shapes))
+        if name == "ours":
+            state = commpress.register(ddp, "lowrank:2,factors=none,iterations=0,reset=0", timeout=30)
+        else:
+            settings = {
+                "start_powerSGD_iter": 2,
+                "min_compression_rate": 1,
+                "warm_start": True,
+                "orthogonalization_epsilon": 0,
+            }
+            ddp.register_comm_hook(
+                powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=2, **settings), powerSGD_hook.powerSGD_hook
+            )
+        error = []
+        for step in range(12):
+            backward(ddp, gradients_of(rank, step, shapes))
+            want = mean_of(step, world_size, shapes=shapes)[0]
+            error.append(float((ddp.module.weights[0].grad - want).norm() / want.norm()))
+        out[name] = error
+        if name == "ours":
+            state.close()
+    return out
+
+
+def test_as_near_the_mean_as_torchs_powersgd(two):
+    for result in of(two, "powersgd"):
+        ours, torchs = sum(result["ours"][6:]), sum(result["torch"][6:])
+        assert 0 < ours <= 1.05 * torchs, (result["ours"], result["torch"])
+
+
+# ---- telemetry
+
+
+@scenarios.add
+def telemetry(rank, world_size, folder):
+    out = {}
+    for spec in SPECS:
+        sink = MemorySink()
+        ddp, state = wrapped(spec, telemetry=sink, telemetry_every=2, check_every=4)
+        for step in range(STEPS):
+            backward(ddp, gradients_of(rank, step))
+        state.close()
+        out[spec] = [dict(record) for record in sink.records]
+    return out
+
+
+def test_every_number_that_is_sent_is_counted(two):
+    """Without iterations a step's payload is known: r (m + n) + 2 for each matrix, the rest as it is, each number sent twice over two ranks."""
+    results = of(two, "telemetry")
+    matrices = [(60, 50), (40, 100), (120, 70), (64, 64)]
+    exact = 300 + 15 + 1
+    for spec, each in (("lowrank:2,factors=none", 4), ("lowrank:2", 2), ("lowrank:2,factors=hadamard+lloyd:8", 1)):
+        factors = sum(2 * (m + n) for m, n in matrices)
+        steady = [r for r in results[0][spec] if not any(m["restarted"] for m in r["low_rank"])]
+        assert steady, "every step was a reset"
+        step = steady[-1]["step"]
+        sent = [result[spec][step] for result in results]
+        total = sum(r["payload_bytes"] for r in sent)
+        wanted = 2 * (4 * (exact + 8) + each * factors)
+        assert total == wanted if each > 1 else wanted <= total < 1.3 * wanted, (spec, total, wanted)
+        for r in sent:
+            assert sum(layer["payload_bytes"] for layer in r["layers"]) == r["payload_bytes"]
+            assert sum(bucket["payload_bytes"] for bucket in r["buckets"]) == r["payload_bytes"]
+            assert r["header_bytes"] > 0 and r["wire_bytes"] > r["payload_bytes"] + r["header_bytes"]
+            assert r["achieved_rate"] == pytest.approx(8 * total / 2 / r["numel"], rel=0.35)
+        first = sum(result[spec][0]["payload_bytes"] for result in results)
+        assert first > total, "the power iterations of the first step were not counted"
+        assert all(m["restarted"] for m in results[0][spec][0]["low_rank"])
+
+
+def test_distortion_and_fidelity_are_recorded(two):
+    for result in of(two, "telemetry"):
+        for spec in SPECS:
+            record = result[spec][6]
+            nmse = {layer["name"]: layer["nmse"] for layer in record["layers"]}
+            fidelity = {m["name"]: m["fidelity"] for m in record["low_rank"]}
+            assert set(fidelity) == {f"weights.{i}" for i in (0, 2, 5, 6)}
+            assert all(0 < nmse[name] < 0.9 and 0.1 < fidelity[name] <= 1 for name in fidelity), (spec, nmse, fidelity)
+            assert all(nmse[name] == 0 for name in set(nmse) - set(fidelity))
+            assert "nmse" not in result[spec][7]["layers"][0]
+
+
+# ---- faults
+
+
+TIMEOUT = 15.0
+
+
+def caught(call):
+    start = time.monotonic()
+    try:
+        call()
+    except Exception as problem:
+        typed = isinstance(problem, errors.CommpressError)
+        return [type(problem).__name__ if typed else traceback.format_exc(), str(problem), time.monotonic() - start]
+    return ["none", "", time.monotonic() - start]
+
+
+def fails(rank, world_size, where):
+    """Rank 1 alone fails in step 6: in the hook, in what fills a factor, or at a passage's end."""
+    ddp, state = wrapped("lowrank:2", timeout=TIMEOUT)
+    for step in range(6):
+        backward(ddp, gradients_of(rank, step))
+    fired = []
+
+    def fault(*args, **kwargs):
+        fired.append(where)
+        raise RuntimeError("a fault on purpose")
+
+    if rank == 1:
+        if where == "hook":
+            state._names_of = fault
+        else:
+            from commpress.collectives._passage import Passage
+
+            setattr(Passage, where, fault)
+    error = caught(lambda: backward(ddp, gradients_of(rank, 6)))
+    saving, again = caught(state.state_dict), caught(lambda: backward(ddp, gradients_of(rank, 7)))
+    state.close()
+    return {"error": error, "saving": saving, "again": again, "fired": len(fired)}
+
+
+@pytest.mark.parametrize("where", ["hook", "fill_left", "fill_right", "finish", "update_trackers"])
+def test_a_failure_on_one_rank_is_an_error_on_every_rank(where):
+    results = [r.ok().value for r in launch(__file__, "fails", 3, args={"where": where}, timeout=100)]
+    for rank, r in enumerate(results):
+        kind, message, seconds = r["error"] if r["error"][0] != "none" else r["again"]
+        assert (r["fired"] > 0) == (rank == 1)
+        assert seconds < 2 * TIMEOUT
+        assert "a fault on purpose" in message or "rank 1" in message, (rank, message)
+        if rank != 1:
+            assert kind in ("PeerError", "MismatchError", "StateError"), (kind, message)
+        if where != "update_trackers":
+            assert r["error"][0] != "none" and r["saving"][0] == "StateError"
+        assert r["again"][0] != "none"
+
+
+def dies(rank, world_size, how):
+    import os
+
+    ddp, state = wrapped("lowrank:2", timeout=4.0)
+    for step in range(6):
+        backward(ddp, gradients_of(rank, step))
+    if rank == 1:
+        if how == "crash":
+            os._exit(7)
+        time.sleep(12)
+        return {}
+    return {"error": caught(lambda: backward(ddp, gradients_of(rank, 6))), "again": caught(state.state_dict)}
+
+
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_survivors_of_a_dead_or_hung_rank_name_rank_and_step(how):
+    results = launch(__file__, "dies", 3, args={"how": how}, timeout=60, destroy=False)
+    named = 0
+    for r in (results[0], results[2]):
+        kind, message, seconds = r.ok().value["error"]
+        assert kind == "PeerError" and "step 6" in message, message
+        named += "rank 1" in message
+        assert seconds < 11
+        assert r.value["again"][0] == "StateError"
+    assert named >= 1
+
+
+def differs(rank, world_size):
+    odd = rank == world_size - 1
+    out = {}
+    ddp = DDP(Shaped())
+    out["codec"] = caught(lambda: commpress.register(ddp, "lowrank:3" if odd else "lowrank:2", timeout=TIMEOUT))
+    out["family"] = caught(lambda: commpress.register(ddp, "uniform:3" if odd else "lowrank:2", timeout=TIMEOUT))
+    ddp, state = wrapped("lowrank:2", timeout=TIMEOUT)
+    backward(ddp, gradients_of(rank, 0))
+    saved = state.state_dict()
+    state.close()
+    ddp, state = wrapped("lowrank:2", timeout=TIMEOUT)
+    if odd:
+        state.load_state_dict(saved)
+    out["checkpoint"] = caught(lambda: backward(ddp, gradients_of(rank, 0)))
+    state.close()
+    ddp, state = wrapped("lowrank:2", timeout=TIMEOUT, check_every=4)
+    for step in range(6):
+        out["drift"] = caught(lambda step=step: backward(ddp, gradients_of(rank, step)))
+        if out["drift"][0] != "none":
+            break
+        if rank == 0 and step == 2:
+            with torch.no_grad():
+                ddp.module.weights[5][3, 4] += 1e-6
+    out["drift step"] = step
+    state.close()
+    return out
+
+
+def test_ranks_that_differ_are_told_what_differs():
+    for r in (r.ok().value for r in launch(__file__, "differs", 2, timeout=100)):
+        for name, text in {
+            "codec": "lowrank:3",
+            "family": "uniform:3",
+            "checkpoint": "step",
+            "drift": "'weights.5'",
+        }.items():
+            assert r[name][0] == "MismatchError" and text in r[name][1], (name, r[name])
+        assert r["drift step"] == 4
+
+
+def one_rank(rank, world_size):
+    sink = MemorySink()
+    ddp, state = wrapped("lowrank:2", telemetry=sink, telemetry_every=1)
+    for step in range(3):
+        backward(ddp, gradients_of(rank, step))
+    exact = all(torch.equal(w.grad, g) for w, g in zip(ddp.module.weights, gradients_of(rank, 2), strict=True))
+    owed = max(float(x.abs().max()) for x in state._exchange.feedback.owed().values())
+    x = matrix(0)
+    commpress.all_reduce(x, "lowrank:2")
+    state.close()
+    return {
+        "exact": exact,
+        "owed": owed,
+        "plain": torch.equal(x, matrix(0)),
+        "payload": sink.records[-1]["payload_bytes"],
+    }
+
+
+def test_one_rank_keeps_its_gradient():
+    result = launch(__file__, "one_rank", 1, timeout=60)[0].ok().value
+    assert result == {"exact": True, "owed": 0.0, "plain": True, "payload": 0}
+
+
+# ---- the main job
+
+
+def main_job(rank, world_size):
+    from commpress.experiments import QUICK, MainJob, RunWriter, Settings
+
+    found = {}
+    for codec in ("fp32", "lowrank:4"):
+        job = MainJob(Settings(**{**QUICK, "codec": codec, "probes": 2, "steps": 80}), writer=RunWriter(None))
+        try:
+            found[codec] = job.run()
+        finally:
+            job.close()
+    return found
+
+
+def test_the_main_job_trains():
+    for found in (r.ok().value for r in launch(__file__, "main_job", 2, timeout=150)):
+        fp32, ours = found["fp32"], found["lowrank:4"]
+        assert ours["held_out_loss"] < ours["unigram_loss"]
+        assert ours["held_out_loss"] < fp32["held_out_loss"] + 0.05
+        assert 0 < 8 * ours["payload_bytes_per_step"] < fp32["claimed_bytes_per_step_per_rank"]
