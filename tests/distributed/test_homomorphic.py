@@ -53,7 +53,11 @@ def reduce_worker(rank: int, size: int) -> dict:
     ]
     for i, (future, x) in enumerate(zip(futures, flights, strict=True)):
         assert torch.equal(future.wait(), mean_of(codec, x, commpress.Key(step=9, tensor=i, phase=1))[0])
-    return {"ratios": ratios, "payload": report.bytes_payload1 + report.bytes_payload2, "bad": bad.isnan().sum().item(), "got": got}  # fmt: skip
+    common, *own = data(size + 1, 50_000, 7)
+    alike = [0.9**0.5 * common + 0.1**0.5 * x for x in own]
+    side = commpress.all_reduce(alike[rank].clone(), "modulo:2,rho=0.9", key=commpress.Key(step=1))
+    error = float((side - torch.stack(alike).mean(0)).square().mean())
+    return {"side": side, "side_error": error, "ratios": ratios, "payload": report.bytes_payload1 + report.bytes_payload2, "bad": bad.isnan().sum().item(), "got": got}  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -62,6 +66,8 @@ def test_all_reduce(size):
     results = [r.ok().value for r in launch(__file__, "reduce_worker", size, timeout=100)]
     for rank, result in enumerate(results):
         assert torch.equal(result["got"], results[0]["got"])
+        assert torch.equal(result["side"], results[0]["side"])
+        assert 0.05 < result["side_error"] < 0.2  # phase 2's 0.13 times the mean's energy, and less from phase 1
         assert all(abs(ratio - 1) < 0.03 for ratio in result["ratios"]), result["ratios"]
         assert result["bad"] == 512
         start, stop = collectives.shard_bounds(200_000, size, rank)
