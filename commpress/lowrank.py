@@ -30,7 +30,7 @@ _DEPENDENT = 1e-10  # squared sine under which a row of fp32 numbers counts as a
 _BLOCK = 1 << 18  # coordinates of a product made at once: they stay in a cache
 _PAUSE, _LONGEST_PAUSE = 4, 1024  # steps
 _NUMBERS = ("peak", "lost", "before", "judging", "pause", "wait")  # of a tracker's state
-_PURPOSE = 10  # of the coins, in the Philox counter
+_PURPOSE = 11  # of the coins, in the Philox counter
 _MASK = 0xFFFFFFFF
 
 
@@ -49,7 +49,7 @@ def worth_factors(rows: int, columns: int, dimension: int) -> bool:
 
 
 def coins(key: KeyLike, count: int) -> torch.Tensor:
-    """Uniform numbers in [-1, 1), float64 of shape (count,): word i mod 4 of Philox4x32-10 at counter (i div 4, key, purpose 10), as w / 2^31 - 1."""
+    """Uniform numbers in [-1, 1), float64 of shape (count,): word i mod 4 of Philox4x32-10 at counter (i div 4, key, purpose 11), as w / 2^31 - 1."""
     c1, c2, c3 = key.words()
     k0, k1 = key.seed & _MASK, key.seed >> 32
     mask, shift = np.uint64(_MASK), np.uint64(32)

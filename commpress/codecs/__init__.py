@@ -30,6 +30,8 @@
 | ``hadamard+ecsq:b``, ``hadamard+ecdq:b`` | no, yes | both after a random rotation |
 | ``trellis:b``, ``hadamard+trellis:b`` | no | `ecsq` with a trellis code of 8 states for its quantiser (ECTCQ): nearer to the limit, slower to encode; ``scale=centroid`` as above |
 | ``lowrank:r`` | no | matrices as two factors of r columns, averaged over the ranks: for `register` and `all_reduce`, no payload of its own (``factors=SPEC``, ``iterations=n``, ``reset=f``) |
+| ``homomorphic:b`` | yes | b whole bits on a grid that all ranks agree on, with subtractive dither (``rounding=stochastic``: without); an all-reduce adds the codes and never quantises a sum |
+| ``modulo:b,rho=r`` | no | the lowest b whole bits of a dithered rounding, for a receiver with side information of correlation r |
 
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
@@ -42,9 +44,14 @@ from commpress.codecs._bitshift import parse_bitshift
 from commpress.codecs._ecsq import ENTROPY_FAMILIES, parse_entropy
 from commpress.codecs._formats import FAMILIES as FORMAT_FAMILIES
 from commpress.codecs._formats import parse_format
+from commpress.codecs._homomorphic import FAMILY as HOMOMORPHIC
+from commpress.codecs._homomorphic import parse_homomorphic
 from commpress.codecs._key import Key
 from commpress.codecs._layered import LayeredCodec
+from commpress.codecs._linear import LinearCodec
 from commpress.codecs._lowrank import LowRankCodec, parse_lowrank
+from commpress.codecs._modulo import FAMILY as MODULO
+from commpress.codecs._modulo import parse_modulo
 from commpress.codecs._none import parse_none
 from commpress.codecs._quantisers import FAMILIES, parse_cast, parse_quantiser
 from commpress.codecs._sparse import parse_sparse
@@ -52,7 +59,7 @@ from commpress.codecs._spec import Spec, parse
 from commpress.codecs._trellis import TRELLIS_FAMILIES, parse_trellis
 from commpress.errors import SpecError
 
-__all__ = ["BLOCK", "Codec", "Key", "LayeredCodec", "LowRankCodec", "codec"]
+__all__ = ["BLOCK", "Codec", "Key", "LayeredCodec", "LinearCodec", "LowRankCodec", "codec"]
 
 
 _PARSERS: dict[str, Callable[[Spec], Codec]] = {
@@ -65,6 +72,8 @@ _PARSERS: dict[str, Callable[[Spec], Codec]] = {
     **dict.fromkeys(ENTROPY_FAMILIES, parse_entropy),
     **dict.fromkeys(TRELLIS_FAMILIES, parse_trellis),
     "lowrank": parse_lowrank,
+    HOMOMORPHIC: parse_homomorphic,
+    MODULO: parse_modulo,
 }
 
 

@@ -65,6 +65,16 @@ class Codec(abc.ABC):
         pairs = zip(rates.tolist(), numels.tolist(), strict=True)
         return np.array([self.at_rate(rate).payload_nbytes(numel) for rate, numel in pairs], dtype=np.int64)
 
+    @property
+    def needs_side(self) -> bool:
+        """Whether ``decode`` needs side information."""
+        return False
+
+    @property
+    def of_second_phase(self) -> Codec:
+        """What an all-reduce sends the reduced shards with: this codec, unless that cannot be."""
+        return self
+
     @abc.abstractmethod
     def for_feedback(self) -> Codec:
         """The same codec with the least-squares scale that error feedback needs; itself where there is nothing to choose."""
@@ -110,6 +120,20 @@ class Codec(abc.ABC):
         beta: float,
     ) -> None:
         """``out`` is 1-D and contiguous, ``payload`` has the right size."""
+
+    def _decode_with(
+        self,
+        side: torch.Tensor,
+        payload: torch.Tensor,
+        key: Key,
+        out: torch.Tensor,
+        accumulate: bool,
+        offset: int,
+        gain: float,
+        beta: float,
+    ) -> None:
+        """``_decode`` of a codec that needs side information; the others refuse it."""
+        raise TensorError(f"{self} decodes without side information: leave out side=")
 
     def encode(
         self, x: torch.Tensor, key: Key, *, out: torch.Tensor | None = None, offset: int = 0, gain: float = 1.0
@@ -157,6 +181,7 @@ class Codec(abc.ABC):
         offset: int = 0,
         gain: float = 1.0,
         beta: float = 1.0,
+        side: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Writes ``gain * value`` to ``out``, or ``beta * out + gain * value`` with ``accumulate``.
 
@@ -166,13 +191,14 @@ class Codec(abc.ABC):
             out: floating-point CPU tensor; its number of elements is what bounds the work.
             accumulate, gain, beta: as above; ``beta`` is ignored without ``accumulate``.
             offset: the encoder's.
+            side: side information, a floating-point CPU tensor of ``out``'s shape, in any scale; needed by codecs that say so, refused by the others.
 
         Returns:
             ``out``.
 
         Raises:
             WireError: the payload has the wrong size or an invalid scale; ``out`` is untouched.
-            TensorError: ``out`` or ``payload`` is not of an accepted kind. SpecError: ``offset`` or ``gain`` is out of range.
+            TensorError: ``out``, ``payload`` or ``side`` is not of an accepted kind, or ``side`` is missing. SpecError: ``offset`` or ``gain`` is out of range.
         """
         _check_values(out, "out")
         self.check_offset(offset)
@@ -183,10 +209,18 @@ class Codec(abc.ABC):
         if payload.numel() != nbytes:
             raise WireError(f"a {self} payload of {out.numel()} coordinates has {nbytes} bytes, got {payload.numel()}")
         payload = payload.contiguous()
+        if side is not None:
+            _check_values(side, "side")
+            if side.shape != out.shape:
+                raise TensorError(f"side must have the shape of out, {tuple(out.shape)}, got {tuple(side.shape)}")
         if out.numel() == 0:
             return out
         flat = out.detach().contiguous().view(-1)
-        self._decode(payload, key, flat, accumulate, offset, gain, beta)
+        if side is None:
+            self._decode(payload, key, flat, accumulate, offset, gain, beta)
+        else:
+            known = side.detach().reshape(-1).contiguous()
+            self._decode_with(known, payload, key, flat, accumulate, offset, gain, beta)
         if not out.is_contiguous():
             out.detach().copy_(flat.view(out.shape))
         return out

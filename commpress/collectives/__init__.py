@@ -27,7 +27,8 @@ An `Observer` sees one submission; every method has a default that does nothing,
     complete(report)               phase-2 thread, after everything arrived and every rank said that all went well, just before the future is resolved:
                                    the place to commit a transaction. `report` is a `Report`.
     failed(error)                  instead of `complete`; discard.
-Own shards are never quantised in phase 1; `shard_bounds(numel, world_size, rank)` gives their limits.
+    sent_exactly(start, stop)      instead of `reduced` and `encoded` in phase 2 with a codec that adds codes (`LinearCodec`), whose phase 1 covers all of `flat`.
+Own shards are never quantised in phase 1, but by a `LinearCodec`; `shard_bounds(numel, world_size, rank)` gives their limits.
 
 `Report`: numel, world_size, codecs, chunks; bytes_payload1, bytes_payload2, bytes_header (sent by this rank), messages; wire_bytes (with framing, see
 `wire_nbytes`) and the mss behind it; seconds_queue, _prepare, _header, _encode1, _wait1, _decode1, _encode2, _wait2, _decode2, _total; nonfinite (the result holds a NaN or an infinity:

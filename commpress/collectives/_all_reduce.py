@@ -175,7 +175,8 @@ def all_reduce(
         tensor: CPU tensor of a floating-point or complex dtype, of any shape and strides. The work is done in fp32 (fp64 tensors with a lossless codec: fp64),
             the mean is taken before the result is narrowed to the tensor's dtype. fp32 and complex64 tensors that are contiguous need no copy.
         codec: a codec, or a spec such as "uniform:4"; equal on all ranks. "lowrank:4" takes a matrix, (shape[0], the rest), and begins with power iterations, as it
-            knows nothing of earlier calls; it uses two more pairs of subgroups.
+            knows nothing of earlier calls; it uses two more pairs of subgroups. A codec with side information ("modulo:2,rho=0.9") serves phase 1, where the owner's own shard is
+            that information; phase 2 then is "hadamard+lloyd" of the same bits. With a codec that adds codes ("homomorphic:4") the own contribution is quantised too, and the result is not.
         op: "mean" (the default, unlike torch's sum) or "sum".
         group: process group; None is the default one. The first call for a group makes two subgroups, collectively; `close` gives them back.
         key: randomness, equal on all ranks; None: seed 0 and the number of this group's earlier calls without a key as step.
@@ -186,7 +187,7 @@ def all_reduce(
 
     Raises:
         TensorError: integer, bool, sparse or CUDA tensor, or an unknown `op`. Nothing was sent: the other ranks wait.
-        SpecError: the spec is malformed.
+        SpecError: the spec is malformed, or not for so many ranks.
         MismatchError: ranks disagree on codec, version, size, dtype, key, or operation; raised on all.
         PeerError: another rank died, was silent for the group's timeout, or failed in its codec.
         WireError: what arrived cannot be decoded.
@@ -234,7 +235,8 @@ def all_reduce(
         return future if async_op else future.wait()
     reducer = _reducer_of(entry, group)
     start = reducer.submit if async_op else reducer.run
-    return start(flat, codec, codec, key, op=op, observer=call, result=tensor)
+    second = getattr(codec, "of_second_phase", codec)
+    return start(flat, codec, second, key, op=op, observer=call, result=tensor)
 
 
 def _matrix_of(tensor: torch.Tensor, numel: int) -> list[MatrixShape]:

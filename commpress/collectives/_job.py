@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import queue
 import time
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 
 from commpress.collectives._accounting import Report
-from commpress.collectives._layout import Layout, Message, Piece
+from commpress.collectives._message import Message, Piece
 from commpress.collectives.communicator import Handle
 from commpress.collectives.observer import Observer
+
+if TYPE_CHECKING:
+    from commpress.collectives._layout import Layout
 
 
 @final

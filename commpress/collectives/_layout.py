@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import collections
 import itertools
-import struct
 import threading
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
 
+from commpress.codecs import LinearCodec
+from commpress.collectives._agreement import Agreement
+from commpress.collectives._message import VERDICT_NBYTES, Message
+
 BLOCK = 4096
-VERDICT_NBYTES = 128
-_VERDICT = struct.Struct("<4sBBHQ112s")
-assert _VERDICT.size == VERDICT_NBYTES
-_MAGIC = b"CPRV"
 _PIECE_BLOCKS = 256  # 4 MiB of fp32
 _MAX_CHUNKS = 64
 
@@ -41,47 +41,14 @@ def chunk_count(numel: int, world_size: int, block_nbytes: int, chunk_nbytes: in
     return max(1, min(_MAX_CHUNKS, shard_blocks, round(shard_blocks * block_nbytes / chunk_nbytes)))
 
 
-Piece = tuple[int, int, torch.Tensor]  # start, stop, payload
-
-
-@final
-class Message:
-    """A buffer for one message: verdict prefix, then the payload of coordinates [start, stop).
-
-    Attributes:
-        data: the whole message, uint8. whole: [(start, stop, payload view)], or nothing. pieces: the same in parts whose values fit into a second-level cache, for work in
-            several passes. nbytes_payload: without the prefix.
-    """
-
-    __slots__ = ("_memory", "data", "nbytes_payload", "pieces", "whole")
-
-    def __init__(self, data: torch.Tensor, pieces: list[Piece]) -> None:
-        self.data = data
-        self.pieces = pieces
-        self.whole = [(pieces[0][0], pieces[-1][1], data[VERDICT_NBYTES:])] if pieces else []
-        self.nbytes_payload = data.numel() - VERDICT_NBYTES
-        self._memory = memoryview(data.numpy())[:VERDICT_NBYTES]
-
-    def write_verdict(self, sequence: int, *, failed: bool, nonfinite: bool, origin: int, reason: str) -> None:
-        """Fills the prefix: whether the sender met a failure (its own or one it was told of; `origin` is the rank where it began)."""
-        text = reason.encode("utf-8", "replace")[:112] if failed else b""
-        _VERDICT.pack_into(self._memory, 0, _MAGIC, failed, nonfinite, origin, sequence, text)
-
-    def read_verdict(self) -> tuple[bool, bool, int, int, str]:
-        """(failed, nonfinite, origin, sequence, reason); a prefix that is none counts as a failure."""
-        magic, failed, nonfinite, origin, sequence, text = _VERDICT.unpack_from(self._memory, 0)
-        if magic != _MAGIC:
-            return True, False, -1, sequence, "a message without verdict arrived"
-        return bool(failed), bool(nonfinite), origin, sequence, text.rstrip(b"\0").decode("utf-8", "replace")
-
-
 @final
 class Layout:
     """All buffers of one submission. Lists are indexed [chunk][peer number]; an entry is None where there is nothing to send.
 
     Attributes:
         send1[c][i]: to owner `targets[i]`; recv1[c][i]: from `sources[i]`, this rank's shard; send2[c]: this rank's shard, to all;
-        recv2[c][i]: from `owners[i]`, its shard. chunks: their number. nbytes: size of all buffers.
+        recv2[c][i]: from `owners[i]`, its shard; own1[c]: this rank's codes for its own shard, with a linear codec. chunks: their number. nbytes: size of all buffers.
+        agreement: what a linear codec needs, or None. side: room for the own shard as side information, empty if phase 1 needs none; it begins at `own_start`.
     """
 
     def __init__(
@@ -93,21 +60,25 @@ class Layout:
             (rank - d) % size for d in range(1, size)
         ]  # so that what an owner waits for first is sent first
         self.owners = self.sources
-        shape: list[tuple[str, int, Any, int, int]] = []
+        shape: list[tuple[str, int, int, int]] = []
         bounds = split(codec1, 0, numel, size)
+        linear = isinstance(codec1, LinearCodec)
         cuts = [split(codec1, bounds[r], bounds[r + 1], chunks) for r in range(size)]
         for c in range(chunks):
             own = cuts[rank][c], cuts[rank][c + 1]
             for peer in self.targets:
-                shape.append(("send1", c, codec1, cuts[peer][c], cuts[peer][c + 1]))
+                shape.append(("send1", c, cuts[peer][c], cuts[peer][c + 1]))
             for _ in self.sources:
-                shape.append(("recv1", c, codec1, *own))
-            shape.append(("send2", c, codec2, *own))
+                shape.append(("recv1", c, *own))
+            if linear:
+                shape.append(("own1", c, *own))
+            shape.append(("send2", c, *own))
             for peer in self.owners:
-                shape.append(("recv2", c, codec2, cuts[peer][c], cuts[peer][c + 1]))
+                shape.append(("recv2", c, cuts[peer][c], cuts[peer][c + 1]))
         sizes = []
-        for kind, c, codec, start, stop in shape:
-            payload = codec.payload_nbytes(stop - start, offset=start, dtype=dtype) if stop > start else 0
+        sizers = {kind: _sizer(*((codec1, 1) if kind.endswith("1") else (codec2, 2)), size, dtype) for kind in _KINDS}
+        for kind, c, start, stop in shape:
+            payload = sizers[kind](start, stop) if stop > start else 0
             needed = payload or (
                 kind in ("send2", "recv2") and c == chunks - 1
             )  # the last word goes out even for an empty shard
@@ -118,22 +89,42 @@ class Layout:
         self.recv1: list[list[Message | None]] = [[] for _ in range(chunks)]
         self.send2: list[list[Message | None]] = [[] for _ in range(chunks)]
         self.recv2: list[list[Message | None]] = [[] for _ in range(chunks)]
+        self.own1: list[list[Message | None]] = [[] for _ in range(chunks)]
+        self.agreement = Agreement(codec1, bounds, rank, self.targets, self.sources) if linear else None
+        self.own_start = bounds[rank]
+        needs_side = getattr(codec1, "needs_side", False)
+        self.side = torch.empty(bounds[rank + 1] - bounds[rank] if needs_side else 0, dtype=dtype)
         position = 0
-        for (kind, c, codec, start, stop), room in zip(shape, sizes, strict=True):
-            message = _message(arena[position : position + room], codec, dtype, start, stop) if room else None
+        for (kind, c, start, stop), room in zip(shape, sizes, strict=True):
+            codec = codec1 if kind.endswith("1") else codec2
+            message = _message(arena[position : position + room], codec, sizers[kind], start, stop) if room else None
             getattr(self, kind)[c].append(message)
             position += room
 
 
-def _message(room: torch.Tensor, codec: Any, dtype: torch.dtype, start: int, stop: int) -> Message:
+Sizer = Callable[[int, int], int]
+_KINDS = ("send1", "recv1", "own1", "send2", "recv2")
+
+
+def _sizer(codec: Any, phase: int, world_size: int, dtype: torch.dtype) -> Sizer:
+    """Bytes that a phase sends for coordinates [start, stop)."""
+    if not isinstance(codec, LinearCodec):
+        return lambda start, stop: int(codec.payload_nbytes(stop - start, offset=start, dtype=dtype))
+    if phase == 1:
+        return lambda start, stop: codec.codes_nbytes(stop - start)
+    return lambda start, stop: codec.sums_nbytes(stop - start, world_size)
+
+
+def _message(room: torch.Tensor, codec: Any, sizer: Sizer, start: int, stop: int) -> Message:
     pieces = []
     position = VERDICT_NBYTES
     parts = -(-(stop - start) // (_PIECE_BLOCKS * BLOCK)) or 1
-    edges = codec.seams(start, stop, parts) if hasattr(codec, "seams") else split(codec, start, stop, parts)
+    seams = hasattr(codec, "seams") and not isinstance(codec, LinearCodec)
+    edges = codec.seams(start, stop, parts) if seams else split(codec, start, stop, parts)
     for begin, end in itertools.pairwise(edges):
         if begin == end:
             continue
-        nbytes = codec.payload_nbytes(end - begin, offset=begin, dtype=dtype)
+        nbytes = sizer(begin, end)
         pieces.append((begin, end, room[position : position + nbytes]))
         position += nbytes
     return Message(room[:position], pieces)

@@ -7,7 +7,7 @@ from typing import final
 import torch
 
 from commpress.collectives._job import Job
-from commpress.collectives._layout import Message
+from commpress.collectives._message import Message
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
 from commpress.errors import PeerError
 

@@ -1,6 +1,7 @@
-"""What happens to the shard that this rank owns: the others' contributions are added, the result is encoded, and decoded as every other rank will.
+"""What is done with a codec on the way: a rank encodes for the owners, an owner adds the others' contributions and encodes the result, and everybody decodes that.
 
-Two ways with the same bytes and the same result: step by step, where an observer looks at the reduced values in between, and in one pass over memory, where none does.
+Two ways have the same bytes and the same result: step by step, where an observer looks at the reduced values in between, and in one pass over memory, where none does.
+Codecs with side information and codecs that add codes have ways of their own.
 """
 
 from __future__ import annotations
@@ -10,12 +11,25 @@ from typing import final
 
 import torch
 
+from commpress.codecs import LinearCodec
 from commpress.collectives._job import Job
-from commpress.collectives._layout import Message
+from commpress.collectives._message import Message
 
 
 class OwnShard(ABC):
     """A way to reduce. Failures of codec and observer are noted in the job, not raised: the exchange goes on in step."""
+
+    def encode(self, job: Job, chunk: int, rank: int) -> None:
+        """Fills the payloads of a chunk that go to the owners. Phase 1."""
+        assert job.layout is not None
+        key = job.key.replace(phase=1, sender=rank)
+        try:
+            for message in job.layout.send1[chunk]:
+                for start, stop, payload in job.parts(message) if message is not None and job.error is None else ():
+                    job.codec1.encode(job.flat[start:stop], key, out=payload, offset=start, gain=job.gain)
+                    job.observer.encoded(1, start, stop, payload, key, job.gain)
+        except Exception as problem:
+            job.note(problem)
 
     @abstractmethod
     def add(self, job: Job, message: Message, src: int, *, first: bool) -> None:
@@ -25,8 +39,16 @@ class OwnShard(ABC):
     def publish(self, job: Job, chunk: int, message: Message, rank: int) -> None:
         """All contributions to a chunk are there: fills the payload of `message` with the result, and `job.flat` with what it decodes to. Phase 2."""
 
+    def read(self, job: Job, message: Message, src: int) -> None:
+        """Fills `job.flat` with the result that arrived from the owner `src`. Phase 2."""
+        key = job.key.replace(phase=2, sender=src)
+        try:
+            for start, stop, payload in job.parts(message):
+                job.codec2.decode(payload, key, out=job.flat[start:stop], offset=start)
+        except Exception as problem:
+            job.note(problem)
 
-@final
+
 class StepByStep(OwnShard):
     """Adds in phase 1, calls the observer, encodes, decodes."""
 
@@ -84,12 +106,96 @@ class OnePass(OwnShard):
             job.note(problem)
 
 
+@final
+class WithSide(StepByStep):
+    """Decodes the contributions with the own shard, as it was, for side information."""
+
+    def add(self, job: Job, message: Message, src: int, *, first: bool) -> None:
+        layout = job.layout
+        assert layout is not None
+        if job.failed:
+            return
+        key = job.key.replace(phase=1, sender=src)
+        beta = job.gain if first else 1.0
+        try:
+            for start, stop, payload in message.pieces:
+                part, side = job.flat[start:stop], layout.side[start - layout.own_start : stop - layout.own_start]
+                if first:
+                    side.copy_(part)
+                job.codec1.decode(payload, key, out=part, accumulate=True, offset=start, beta=beta, side=side)
+        except Exception as problem:
+            job.note(problem)
+
+
+@final
+class AddingCodes(OwnShard):
+    """The owner adds codes, its own among them; everybody decodes the sums."""
+
+    def encode(self, job: Job, chunk: int, rank: int) -> None:
+        layout = job.layout
+        assert layout is not None and layout.agreement is not None
+        key, codec, follows = job.key.replace(phase=1, sender=rank), job.codec1, job.observer.follows_reduction
+        try:
+            for message in (*layout.send1[chunk], *layout.own1[chunk]):
+                for start, stop, codes in job.parts(message) if message is not None and not job.failed else ():
+                    scales = layout.agreement.scales(start, stop)
+                    codec.encode_codes(job.flat[start:stop], scales, key, out=codes, offset=start)
+                    if follows:
+                        job.observer.encoded(1, start, stop, codec.payload_of(scales, codes), key, 1.0)
+        except Exception as problem:
+            job.note(problem)
+
+    def add(self, job: Job, message: Message, src: int, *, first: bool) -> None:
+        pass
+
+    def publish(self, job: Job, chunk: int, message: Message, rank: int) -> None:
+        layout = job.layout
+        assert layout is not None
+        messages = [m for m in (*layout.own1[chunk], *layout.recv1[chunk]) if m is not None]
+        try:
+            for start, stop, sums in message.whole:
+                if job.failed:
+                    return
+                job.codec1.add_codes([m.payload for m in messages], out=sums, numel=stop - start)
+                self._decode(job, start, stop, sums)
+                if job.observer.follows_reduction:
+                    job.observer.sent_exactly(start, stop)
+        except Exception as problem:
+            job.note(problem)
+
+    def read(self, job: Job, message: Message, src: int) -> None:
+        try:
+            for start, stop, sums in job.parts(message):
+                self._decode(job, start, stop, sums)
+        except Exception as problem:
+            job.note(problem)
+
+    def _decode(self, job: Job, start: int, stop: int, sums: torch.Tensor) -> None:
+        layout = job.layout
+        assert layout is not None and layout.agreement is not None
+        job.codec2.decode_sums(
+            sums,
+            layout.agreement.scales(start, stop),
+            job.key.replace(phase=1, sender=0),
+            workers=job.report.world_size,
+            out=job.flat[start:stop],
+            offset=start,
+            gain=job.gain,
+        )
+
+
 _STEP_BY_STEP = StepByStep()
 _ONE_PASS = OnePass()
+_WITH_SIDE = WithSide()
+_ADDING_CODES = AddingCodes()
 
 
 def way_of(job: Job) -> OwnShard:
-    """The faster way that serves this job's observer and codecs."""
+    """The fastest way that serves this job's observer and codecs."""
+    if isinstance(job.codec1, LinearCodec):
+        return _ADDING_CODES
+    if getattr(job.codec1, "needs_side", False):
+        return _WITH_SIDE
     one_pass = job.codec1 == job.codec2 and hasattr(job.codec1, "reduce") and not job.observer.follows_reduction
     return _ONE_PASS if one_pass else _STEP_BY_STEP
 

@@ -17,12 +17,14 @@ from typing import Any, final
 
 import torch
 
+from commpress.collectives._agreement import Agreement
 from commpress.collectives._framing import FramingMeter
 from commpress.collectives._greeting import AgreedError, Greeting
 from commpress.collectives._job import Job
-from commpress.collectives._layout import BLOCK, LayoutPool, Message, chunk_count
+from commpress.collectives._layout import BLOCK, LayoutPool, chunk_count
 from commpress.collectives._line import Line
 from commpress.collectives._link import LinkMeter, chunk_nbytes
+from commpress.collectives._message import Message
 from commpress.collectives._own_shard import OwnShard, way_of
 from commpress.collectives.communicator import Communicator, Handle
 from commpress.errors import CommpressError, PeerError, StateError
@@ -193,21 +195,28 @@ class Pipeline:
         )
         job.layout = layout
         job.gain = 1.0 / self.size if job.op == "mean" else 1.0
-        self._encode1(job, 0)
+        way = way_of(job)
+        if layout.agreement is None:
+            self._encode1(job, 0, way)
+        else:
+            self._own_scales(job, layout.agreement)
         before = clock()
         self._greeting.match(job)
         job.link_start = clock()
         report.seconds_header = job.link_start - before
 
+        if layout.agreement is not None:
+            layout.agreement.exchange(job, line)
+            report.seconds_wait1 += clock() - job.link_start
+            self._encode1(job, 0, way)
         receives = [line.receive(job, messages, layout.sources) for messages in layout.recv1]
         self._send1(job, 0)
         job.received2 = [self._line2.receive(job, messages, layout.owners) for messages in layout.recv2]
         self._next(job)
-        way = way_of(job)
         sent = 1
         for c in range(chunks):
             while sent < min(chunks, c + 1 + _AHEAD):
-                self._encode1(job, sent)
+                self._encode1(job, sent, way)
                 self._send1(job, sent)
                 sent += 1
             self._gather(job, c, receives[c], way)
@@ -219,18 +228,19 @@ class Pipeline:
         if not job.here:
             self._hand_over(job, self._jobs2)
 
-    def _encode1(self, job: Job, c: int) -> None:
-        assert job.layout is not None
+    def _own_scales(self, job: Job, agreement: Agreement) -> None:
         before = time.perf_counter()
-        self._note_earlier(job)
-        key = job.key.replace(phase=1, sender=self.rank)
         try:
-            for message in job.layout.send1[c]:
-                for start, stop, payload in job.parts(message) if message is not None and job.error is None else ():
-                    job.codec1.encode(job.flat[start:stop], key, out=payload, offset=start, gain=job.gain)
-                    job.observer.encoded(1, start, stop, payload, key, job.gain)
+            if job.error is None:
+                job.codec1.own_scales(job.flat, agreement.own)
         except Exception as problem:
             job.note(problem)
+        job.report.seconds_encode1 += time.perf_counter() - before
+
+    def _encode1(self, job: Job, c: int, way: OwnShard) -> None:
+        before = time.perf_counter()
+        self._note_earlier(job)
+        way.encode(job, c, self.rank)
         job.report.seconds_encode1 += time.perf_counter() - before
 
     def _send1(self, job: Job, c: int) -> None:
@@ -288,9 +298,9 @@ class Pipeline:
                     report.bytes_payload2 += message.nbytes_payload
                     self._count(job, message)
             if c >= _AHEAD - 1:
-                self._collect(job, c - _AHEAD + 1)
+                self._collect(job, c - _AHEAD + 1, way)
         for c in range(max(0, layout.chunks - _AHEAD + 1), layout.chunks):
-            self._collect(job, c)
+            self._collect(job, c, way)
         if job.here:
             report.seconds_wait1 += self._wait_all(job, self._line1, job.sent1)
         report.seconds_wait2 += self._wait_all(job, self._line2, sends)
@@ -302,7 +312,7 @@ class Pipeline:
         report.link_bytes_per_second = self._meter.record(max(report.bytes_sent, report.bytes_received), seconds)
         self._finish(job)
 
-    def _collect(self, job: Job, c: int) -> None:
+    def _collect(self, job: Job, c: int, way: OwnShard) -> None:
         """Decodes chunk c of the other ranks' shards."""
         layout, clock = job.layout, time.perf_counter
         assert layout is not None
@@ -315,12 +325,7 @@ class Pipeline:
             job.report.seconds_wait2 += after - before
             job.read_verdict(message)
             if not job.failed:
-                key = job.key.replace(phase=2, sender=src)
-                try:
-                    for start, stop, payload in job.parts(message):
-                        job.codec2.decode(payload, key, out=job.flat[start:stop], offset=start)
-                except Exception as problem:
-                    job.note(problem)
+                way.read(job, message, src)
             job.report.seconds_decode2 += clock() - after
 
     def _finish(self, job: Job) -> None:

@@ -30,8 +30,13 @@ class Observer:
         """Coordinates [start, stop) have been encoded as `gain` times their values.
 
         `flat[start:stop]` still holds those values. `codec.decode(payload, key, out=..., offset=start)` gives what receivers see. `payload` may be read during the call only.
-        Ranges begin at multiples of 4096. Those of phase 1 cover everything but the own shard, those of phase 2 the own shard.
+        Ranges begin at multiples of 4096. Those of phase 1 cover everything but the own shard, those of phase 2 the own shard. With a codec that adds codes
+        (`LinearCodec`) phase 1 covers everything and there is no encode in phase 2; `payload` then is the one that `codec.encode` would have made with the agreed scales.
+        What a codec with side information sent in phase 1 cannot be decoded here.
         """
+
+    def sent_exactly(self, start: int, stop: int) -> None:
+        """Instead of `reduced` and `encoded` in phase 2, with a codec that adds codes: `flat[start:stop]` of the own shard is reduced, and everybody will have the same."""
 
     def reduced(self, start: int, stop: int) -> None:
         """`flat[start:stop]` of the own shard is reduced and about to be encoded for phase 2; it may be changed in place."""

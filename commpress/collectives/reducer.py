@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
+from commpress.codecs import LinearCodec
 from commpress.collectives._job import Job
 from commpress.collectives._pipeline import Pipeline
 from commpress.collectives.communicator import Communicator
 from commpress.collectives.observer import Observer
-from commpress.errors import StateError, TensorError
+from commpress.errors import SpecError, StateError, TensorError
 
 if TYPE_CHECKING:
     from commpress.codecs import Key
@@ -90,7 +91,7 @@ class Reducer:
             A future of `flat`, or of a CommpressError: MismatchError (ranks disagree), PeerError (a rank died, hung or failed), or what failed here.
 
         Raises:
-            TensorError: `flat` or `op` is not as above.
+            TensorError: `flat` or `op` is not as above. SpecError: the codecs cannot be used together, or not with so many ranks.
             StateError: closed, failed before, or used in a forked process.
         """
         with self._lock:
@@ -136,6 +137,16 @@ class Reducer:
             )
         if op not in ("mean", "sum"):
             raise TensorError(f"op must be 'mean' or 'sum', got {op!r}")
+        if isinstance(codec1, LinearCodec) or isinstance(codec2, LinearCodec):
+            if codec1 != codec2:
+                raise SpecError(
+                    f"{codec1} and {codec2} cannot share an all-reduce: a codec that adds codes serves both phases"
+                )
+            codec1.check_workers(self.world_size)
+        if getattr(codec2, "needs_side", False):
+            raise SpecError(
+                f"{codec2} cannot serve phase 2, where all ranks must decode the same: use its of_second_phase"
+            )
         if self._closed:
             raise StateError("the reducer is closed")
         if self._pid != os.getpid():

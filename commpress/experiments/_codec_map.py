@@ -27,6 +27,7 @@ SPECS = (
     *(f"trellis:{b}" for b in ("0.5", "1", "2", "3")),
     *(f"bitshift:{b}" for b in ("0.1", "0.5", "1", "2")),
     *("float:e4m3", "mxfp8", "mxfp6", "mxfp4", "nvfp4", "natural", "int8", "qsgd:7", "ternary", "sign", "onebit"),
+    *(f"homomorphic:{b}" for b in (2, 4)),
 )
 """What is measured unless told otherwise."""
 

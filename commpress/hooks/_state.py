@@ -93,6 +93,10 @@ class HookState:
             codec, bits, objective, plan_every, plan, plan_floor, predict, gamma, optimizer
         )
         codec = self._plan_settings.base() if self._plan_settings else make_codec(codec or "hadamard+lloyd:2")
+        if codec.needs_side:
+            raise SpecError(
+                f"{codec} is for commpress.all_reduce: a hook measures what its codec sends, and here only the receiver can decode it"
+            )
         if timeout is not None and not timeout > 0:
             raise SpecError(f"timeout must be positive, got {timeout!r}")
         for name, value in (("telemetry_every", telemetry_every), ("check_every", check_every)):

@@ -212,6 +212,11 @@ class BucketObserver(Observer):
                 values, left_out = self._shaping.plain(start, values), self._shaping.plain(start, left_out)
             self._sums.add_encoded(phase, start, stop, values, left_out)
 
+    def sent_exactly(self, start: int, stop: int) -> None:
+        if self._sums is not None:
+            values = self._flat[start:stop]
+            self._sums.add_encoded(2, start, stop, values, torch.zeros_like(values))
+
     def reduced(self, start: int, stop: int) -> None:
         if self._feedback is not None:
             self._feedback.add_mean(self._flat, start, stop)

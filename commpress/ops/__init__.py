@@ -3,8 +3,15 @@
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
 from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes, trellis_decode, trellis_encode
 from commpress.ops._formats import Format, FormatFlag, Scheme, format_decode, format_encode, format_nbytes
+from commpress.ops._homomorphic import (
+    homomorphic_add,
+    homomorphic_decode,
+    homomorphic_encode,
+    homomorphic_scales,
+)
 from commpress.ops._layers import decode_layers, encode_layers, reduce_layers
 from commpress.ops._library import Isa, isa_available
+from commpress.ops._modulo import Modulo, modulo_decode, modulo_encode
 from commpress.ops._quantisers import decode, encode, payload_nbytes, payload_nbytes_each, reduce
 from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_nbytes
 from commpress.ops._tcq import tcq_dequantise, tcq_quantise
@@ -13,6 +20,7 @@ __all__ = [
     "Format",
     "FormatFlag",
     "Isa",
+    "Modulo",
     "bitshift_decode",
     "bitshift_encode",
     "bitshift_nbytes",
@@ -27,7 +35,13 @@ __all__ = [
     "format_decode",
     "format_encode",
     "format_nbytes",
+    "homomorphic_add",
+    "homomorphic_decode",
+    "homomorphic_encode",
+    "homomorphic_scales",
     "isa_available",
+    "modulo_decode",
+    "modulo_encode",
     "payload_nbytes",
     "payload_nbytes_each",
     "reduce",

@@ -10,9 +10,27 @@ import numpy as np
 import numpy.typing as npt
 
 from commpress.reference import _twins
+from commpress.reference._homomorphic import add as add_codes
+from commpress.reference._homomorphic import decode as decode_sums
+from commpress.reference._homomorphic import encode as encode_codes
+from commpress.reference._homomorphic import parse as parse_homomorphic
+from commpress.reference._homomorphic import scales as own_scales
 from commpress.reference._random import KeyLike, philox
+from commpress.reference._twins import decode_with_side
 
-__all__ = ["KeyLike", "decode", "encode", "payload_nbytes", "philox"]
+__all__ = [
+    "KeyLike",
+    "add_codes",
+    "decode",
+    "decode_sums",
+    "decode_with_side",
+    "encode",
+    "encode_codes",
+    "own_scales",
+    "parse_homomorphic",
+    "payload_nbytes",
+    "philox",
+]
 
 
 def payload_nbytes(spec: object, numel: int, offset: int = 0, itemsize: int = 4) -> int:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 U32 = npt.NDArray[np.uint32]
 F32 = npt.NDArray[np.float32]
 
-ROTATION_1, ROTATION_2, ROUNDING, SELECTION = 1, 2, 3, 4
+ROTATION_1, ROTATION_2, ROUNDING, SELECTION, DITHER, DITHER_STRIDE = 1, 2, 3, 4, 5, 10
 MASK32 = 0xFFFFFFFF
 
 

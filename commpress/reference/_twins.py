@@ -9,7 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from commpress.errors import WireError
-from commpress.reference import _bitshift, _casts, _ecsq, _formats, _lloyd, _rates, _sparse, _uniform
+from commpress.reference import (
+    _bitshift,
+    _casts,
+    _dithered,
+    _ecsq,
+    _formats,
+    _homomorphic,
+    _lloyd,
+    _modulo,
+    _rates,
+    _sparse,
+    _uniform,
+)
 from commpress.reference._random import KeyLike
 
 Values = npt.NDArray[np.float32]
@@ -163,8 +175,49 @@ class _Entropy(Twin):
         return _ecsq.decode(data, self._spec, key, index, numel, float(gain))
 
 
+@final
+class _Homomorphic(Twin):
+    def __init__(self, spec: _homomorphic.Spec) -> None:
+        self._spec = spec
+
+    def nbytes(self, numel: int, index: int) -> int:
+        return 2 * -(-numel // self._spec.block) + _dithered.nbytes(numel, self._spec.bits)
+
+    def encode(self, x: Values, key: KeyLike, index: int, gain: np.float32) -> bytes:
+        most = np.finfo(np.float32).max
+        x = np.where(np.isfinite(x), np.clip(x * gain, -most, most), x)
+        scales = _homomorphic.scales(x, self._spec)
+        return scales.tobytes() + _homomorphic.encode(x, scales, self._spec, key, index)
+
+    def decode(self, data: Bytes, key: KeyLike, numel: int, index: int, gain: np.float32) -> Values:
+        at = 2 * -(-numel // self._spec.block)
+        scales = np.frombuffer(data[:at].tobytes(), "<u2")
+        return _homomorphic.decode(data[at:], scales, self._spec, key, 1, numel, index, gain)
+
+
+@final
+class _Modulo(Twin):
+    def __init__(self, spec: _modulo.Spec) -> None:
+        self._spec = spec
+
+    def nbytes(self, numel: int, index: int) -> int:
+        return 4 * -(-numel // _rates.BLOCK) + _dithered.nbytes(numel, self._spec.bits)
+
+    def encode(self, x: Values, key: KeyLike, index: int, gain: np.float32) -> bytes:
+        return _modulo.encode(x, self._spec, key, index, gain)
+
+    def decode(self, data: Bytes, key: KeyLike, numel: int, index: int, gain: np.float32) -> Values:
+        raise WireError("a modulo code is decoded with side information: commpress.reference.decode_with_side")
+
+
 def twin_of(spec: str) -> Twin:
     """The twin of every codec but `none`."""
+    homomorphic = _homomorphic.parse(spec)
+    if homomorphic is not None:
+        return _Homomorphic(homomorphic)
+    modulo = _modulo.parse(spec)
+    if modulo is not None:
+        return _Modulo(modulo)
     sparse = _sparse.parse(spec)
     if sparse:
         return _Sparse(sparse)
@@ -195,6 +248,19 @@ def decode(
     check_size(data, twin.nbytes(numel, checked(offset)))
     with np.errstate(all="ignore"):
         return twin.decode(data, key, numel, offset, np.float32(gain))
+
+
+def decode_with_side(
+    payload: npt.ArrayLike, side: npt.ArrayLike, spec: object, key: KeyLike, offset: int = 0, gain: float = 1.0
+) -> Values:
+    """The values of a payload of `modulo` with the side information ``side`` of shape (numel,), times ``gain``. Raises WireError."""
+    known, data = np.ascontiguousarray(side, np.float32), np.ascontiguousarray(np.asarray(payload, np.uint8))
+    code = _modulo.parse(str(spec))
+    if code is None:
+        raise ValueError(f"{spec} decodes without side information")
+    check_size(data, _Modulo(code).nbytes(known.size, checked(offset)))
+    with np.errstate(all="ignore"):
+        return _modulo.decode(data, known, code, key, offset, np.float32(gain))
 
 
 def check_size(data: Bytes, nbytes: int) -> None:

@@ -8,7 +8,15 @@ namespace commpress {
 
 constexpr uint32_t PHILOX_M0 = 0xD2511F53u, PHILOX_M1 = 0xCD9E8D57u, PHILOX_W0 = 0x9E3779B9u, PHILOX_W1 = 0xBB67AE85u;
 
-enum Purpose : uint32_t { ROTATE_FIRST = 1, ROTATE_SECOND = 2, ROUND = 3, SELECT = 4, DITHER = 5, TRELLIS_SIGN = 9 };
+enum Purpose : uint32_t {
+  ROTATE_FIRST = 1,
+  ROTATE_SECOND = 2,
+  ROUND = 3,
+  SELECT = 4,
+  DITHER = 5,
+  TRELLIS_SIGN = 9,
+  DITHER_STRIDE = 10
+};
 
 // Everything but the purpose and the counter index. sender_phase = sender << 8 | phase << 4.
 struct Key {

@@ -1,0 +1,4 @@
+#define COMMPRESS_ISA path_plain
+#include "lanes_plain.h"
+// The lanes come first: everything below is written in terms of them.
+#include "modulo_loops.h"
