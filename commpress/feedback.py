@@ -5,11 +5,12 @@ A bucket is reduced in two phases, and both leave something out:
 * phase 1, on every rank: ``v = gradient + sent``; `v` is encoded to the owners of the other shards, and
   ``sent' = v - decode(encode(v))``. The rank's own shard is not encoded, so its residual is 0.
 * phase 2, on the owner of a shard: ``m = mean + mean_residual``; `m` is encoded for everybody, and
-  ``mean_residual' = m - decode(encode(m))``.
+  ``mean_residual' = m - decode(encode(m))``. Where contributions are passed on instead (`codec.passes_on`), `m` is the
+  owner's own gradient plus its residual.
 
 The residuals live in flat buffers, one per bucket, next to a :class:`Layout` that says which parameter lies where, and
 are regrouped by parameter when DDP rebuilds its buckets: `mean_residual` is then folded into the owner's `sent` as
-``world_size * mean_residual``, so that the sum over ranks that later means receive is conserved.
+``world_size * mean_residual`` (or ``mean_residual``, if contributions are passed on), so that the sum over ranks that later means receive is conserved.
 
 New residuals become current only in :meth:`ErrorFeedback.commit`, called once a whole step is known to be good on all
 ranks; a step that is not leaves no trace. Hence two copies. Memory on each rank, with N fp32 coordinates and n ranks:
@@ -93,6 +94,8 @@ class BucketFeedback:
         self.layout = layout
         self._codec = codec
         self._world_size = world_size
+        # What a mean residual is to later sums.
+        self._weight = _weight(codec, world_size)
         self._start, self._stop = own
         self._sent = _pair(layout.numel)
         self._mean = _pair(self._stop - self._start)
@@ -112,10 +115,12 @@ class BucketFeedback:
         """Phase 2, before the encode of a piece of the own shard: ``tensor[start:stop] += mean_residual``."""
         tensor[start:stop].add_(self._mean[0][start - self._start : stop - self._start])
 
-    def record_mean(self, tensor: torch.Tensor, payload: torch.Tensor, key: Any, start: int, stop: int) -> None:
-        """Phase 2, after the encode of ``tensor[start:stop]`` to `payload` and before its decode overwrites it."""
+    def record_mean(
+        self, tensor: torch.Tensor, payload: torch.Tensor, key: Any, start: int, stop: int, *, gain: float = 1.0
+    ) -> None:
+        """Phase 2, after the encode of ``gain * tensor[start:stop]`` to `payload` and before its decode overwrites it."""
         left = self._mean[1][start - self._start : stop - self._start]
-        self._codec.decode(payload, key, out=left, offset=start)
+        self._codec.decode(payload, key, out=left, offset=start, gain=1.0 / gain)
         torch.sub(tensor[start:stop], left, out=left)
 
     def left_out(self, start: int, stop: int, phase: int) -> torch.Tensor:
@@ -139,7 +144,7 @@ class BucketFeedback:
     def owed(self) -> dict[str, torch.Tensor]:
         """For each parameter a flat fp32 copy of what later sums over ranks are owed by this rank."""
         whole = self._sent[0].clone()
-        whole[self._start : self._stop].add_(self._mean[0], alpha=self._world_size)
+        whole[self._start : self._stop].add_(self._mean[0], alpha=self._weight)
         return {name: whole[start:stop].clone() for name, start, stop in self.layout.segments()}
 
     def preset(self, sent: dict[str, torch.Tensor]) -> None:
@@ -171,7 +176,7 @@ class BucketFeedback:
             if self._start <= low and high <= self._stop:
                 self._mean[0][low - self._start : high - self._start].copy_(piece)
             else:
-                self._sent[0][low:high].add_(piece, alpha=self._world_size)
+                self._sent[0][low:high].add_(piece, alpha=self._weight)
 
 
 @final
@@ -234,7 +239,8 @@ class ErrorFeedback:
             bucket.commit()
 
     def owed(self) -> dict[str, torch.Tensor]:
-        """For each parameter what later sums over ranks are owed by this one: ``sent + world_size * mean_residual``."""
+        """For each parameter what later sums over ranks are owed by this one: ``sent + world_size * mean_residual``, or
+        ``sent + mean_residual`` if contributions are passed on."""
         return {name: value for bucket in self._buckets for name, value in bucket.owed().items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -242,6 +248,7 @@ class ErrorFeedback:
         return {
             "rank": self._rank,
             "world_size": self._world_size,
+            "weight": _weight(self._codec, self._world_size),
             "layouts": [lay.as_list() for lay in self.layouts],
             "residuals": {name: entry for bucket in self._buckets for name, entry in bucket.state().items()},
         }
@@ -287,9 +294,13 @@ def merge_residuals(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
             mean.add_(entry["sent"], alpha=1 / n)
             if "mean" in entry:
                 start = entry["mean_start"]
-                mean[start : start + entry["mean"].numel()].add_(entry["mean"])
+                mean[start : start + entry["mean"].numel()].add_(entry["mean"], alpha=state["weight"] / n)
     residuals = {name: {"sent": value} for name, value in total.items()}
-    return {"rank": 0, "world_size": 0, "layouts": states[0]["layouts"], "residuals": residuals}
+    return {"rank": 0, "world_size": 0, "weight": 0, "layouts": states[0]["layouts"], "residuals": residuals}
+
+
+def _weight(codec: Any, world_size: int) -> int:
+    return 1 if hasattr(codec, "passes_on") and codec.passes_on(world_size) else world_size
 
 
 def _pair(numel: int) -> list[torch.Tensor]:

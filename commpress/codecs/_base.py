@@ -70,6 +70,13 @@ class Codec(abc.ABC):
         """Whether ``decode`` needs side information."""
         return False
 
+    def passes_on(self, world_size: int) -> bool:
+        """Whether phase 2 of an all-reduce brings the owner's contribution instead of the mean: with two ranks each then has both contributions, and nothing is quantised twice.
+
+        Not if nothing is lost anyway, and not where the result is to be what one rank could have sent (a majority vote).
+        """
+        return world_size == 2 and not self.lossless
+
     @property
     def of_second_phase(self) -> Codec:
         """What an all-reduce sends the reduced shards with: this codec, unless that cannot be."""

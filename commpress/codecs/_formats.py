@@ -69,6 +69,10 @@ class FormatCodec(Codec):
     def lossless(self) -> bool:
         return False
 
+    def passes_on(self, world_size: int) -> bool:
+        vote = self.format.scheme is Scheme.SIGN and dict(self.spec.options).get("scale") == "none"
+        return not vote and super().passes_on(world_size)
+
     def for_feedback(self) -> Codec:
         """Nearest rounding, under which no coordinate's error exceeds the coordinate; signs get the scale that is their least-squares one."""
         options = dict(self.spec.options)

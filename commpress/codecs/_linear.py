@@ -18,6 +18,9 @@ class LinearCodec(Codec):
     a range of the scales. All payloads here may be cut, and joined, at multiples of ``BLOCK``.
     """
 
+    def passes_on(self, world_size: int) -> bool:
+        return False  # sums are not quantised
+
     @abc.abstractmethod
     def check_workers(self, workers: int) -> None:
         """Raises SpecError if so many codes cannot be added."""

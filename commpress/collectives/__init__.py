@@ -20,14 +20,15 @@ An `Observer` sees one submission; every method has a default that does nothing,
     prepare(flat)                  phase-1 thread, once, before anything of `flat` is encoded: feedback adds the residual here, in place.
     encoded(phase, start, stop, payload, key, gain)
                                    right after coordinates [start, stop) were encoded with codec1 (phase 1: `gain` is 1/n for the mean, 1 for the sum) or codec2
-                                   (phase 2, `gain` 1); flat[start:stop] still holds what was encoded, and `codec.decode(payload, key, out=..., offset=start)` gives
+                                   (phase 2, `gain` 1, or that of phase 1 where `passes_on`); flat[start:stop] still holds what was encoded, and `codec.decode(payload, key, out=..., offset=start)` gives
                                    what the others will see (phase 1: gain times it). Block-aligned ranges; phase 1 covers all of `flat` but the own shard.
                                    Phase 1 on the phase-1 thread, phase 2 on the phase-2 thread, at the same time: the ranges are disjoint.
-    reduced(start, stop)           phase-2 thread, before the owner encodes flat[start:stop], the exact reduced values: owner-side feedback adds its residual here.
+    reduced(start, stop)           phase-2 thread, before the owner encodes flat[start:stop], the exact reduced values (its own ones where `passes_on`): owner-side feedback adds its residual here.
     complete(report)               phase-2 thread, after everything arrived and every rank said that all went well, just before the future is resolved:
                                    the place to commit a transaction. `report` is a `Report`.
     failed(error)                  instead of `complete`; discard.
     sent_exactly(start, stop)      instead of `reduced` and `encoded` in phase 2 with a codec that adds codes (`LinearCodec`), whose phase 1 covers all of `flat`.
+With two ranks and most codecs (`codec.passes_on(2)`) phase 2 brings the owner's own contribution, and each rank adds both: nothing is quantised twice.
 Own shards are never quantised in phase 1, but by a `LinearCodec`; `shard_bounds(numel, world_size, rank)` gives their limits.
 
 `Report`: numel, world_size, codecs, chunks; bytes_payload1, bytes_payload2, bytes_header (sent by this rank), messages; wire_bytes (with framing, see

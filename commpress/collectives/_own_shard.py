@@ -1,13 +1,13 @@
 """What is done with a codec on the way: a rank encodes for the owners, an owner adds the others' contributions and encodes the result, and everybody decodes that.
 
 Two ways have the same bytes and the same result: step by step, where an observer looks at the reduced values in between, and in one pass over memory, where none does.
-Codecs with side information and codecs that add codes have ways of their own.
+Two ranks, codecs with side information and codecs that add codes have ways of their own.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -39,8 +39,8 @@ class OwnShard(ABC):
     def publish(self, job: Job, chunk: int, message: Message, rank: int) -> None:
         """All contributions to a chunk are there: fills the payload of `message` with the result, and `job.flat` with what it decodes to. Phase 2."""
 
-    def read(self, job: Job, message: Message, src: int) -> None:
-        """Fills `job.flat` with the result that arrived from the owner `src`. Phase 2."""
+    def read(self, job: Job, chunk: int, message: Message, src: int) -> None:
+        """Fills `job.flat` with the result of a chunk that arrived from the owner `src`. Phase 2."""
         key = job.key.replace(phase=2, sender=src)
         try:
             for start, stop, payload in job.parts(message):
@@ -107,6 +107,56 @@ class OnePass(OwnShard):
 
 
 @final
+class BothContributions(OwnShard):
+    """Two ranks: phase 2 brings the owner's contribution, and each rank adds it to the other's, which one of them sent and one received in phase 1.
+
+    The same messages, and no quantisation of what is a sum of quantised values: at two ranks that would be most of the error.
+    """
+
+    def add(self, job: Job, message: Message, src: int, *, first: bool) -> None:
+        pass
+
+    def publish(self, job: Job, chunk: int, message: Message, rank: int) -> None:
+        layout = job.layout
+        assert layout is not None
+        key, other = job.key.replace(phase=2, sender=rank), layout.recv1[chunk][0]
+        try:
+            for number, (start, stop, payload) in enumerate(message.pieces):
+                if job.failed:
+                    return
+                assert other is not None
+                part = job.flat[start:stop]
+                job.observer.reduced(start, stop)
+                job.codec2.encode(part, key, out=payload, offset=start, gain=job.gain)
+                job.observer.encoded(2, start, stop, payload, key, job.gain)
+                self._add(job, start, stop, payload, rank, other.pieces[number][2], layout.sources[0])
+                if not job.nonfinite and not _is_finite(part):
+                    job.nonfinite = True
+        except Exception as problem:
+            job.note(problem)
+
+    def read(self, job: Job, chunk: int, message: Message, src: int) -> None:
+        assert job.layout is not None
+        mine = job.layout.send1[chunk][0]
+        try:
+            for number, (start, stop, payload) in enumerate(message.pieces):
+                assert mine is not None
+                self._add(job, start, stop, payload, src, mine.pieces[number][2], 1 - src)
+        except Exception as problem:
+            job.note(problem)
+
+    @staticmethod
+    def _add(
+        job: Job, start: int, stop: int, owners: torch.Tensor, owner: int, others: torch.Tensor, other: int
+    ) -> None:
+        """In one order on both ranks: the roundings are the same."""
+        part = job.flat[start:stop]
+        job.codec2.decode(owners, job.key.replace(phase=2, sender=owner), out=part, offset=start)
+        key = job.key.replace(phase=1, sender=other)
+        job.codec1.decode(others, key, out=part, accumulate=True, offset=start)
+
+
+@final
 class WithSide(StepByStep):
     """Decodes the contributions with the own shard, as it was, for side information."""
 
@@ -163,7 +213,7 @@ class AddingCodes(OwnShard):
         except Exception as problem:
             job.note(problem)
 
-    def read(self, job: Job, message: Message, src: int) -> None:
+    def read(self, job: Job, chunk: int, message: Message, src: int) -> None:
         try:
             for start, stop, sums in job.parts(message):
                 self._decode(job, start, stop, sums)
@@ -187,6 +237,7 @@ class AddingCodes(OwnShard):
 _STEP_BY_STEP = StepByStep()
 _ONE_PASS = OnePass()
 _WITH_SIDE = WithSide()
+_BOTH_CONTRIBUTIONS = BothContributions()
 _ADDING_CODES = AddingCodes()
 
 
@@ -196,8 +247,15 @@ def way_of(job: Job) -> OwnShard:
         return _ADDING_CODES
     if getattr(job.codec1, "needs_side", False):
         return _WITH_SIDE
+    if job.codec1 == job.codec2 and passes_on(job.codec1, job.report.world_size):
+        return _BOTH_CONTRIBUTIONS
     one_pass = job.codec1 == job.codec2 and hasattr(job.codec1, "reduce") and not job.observer.follows_reduction
     return _ONE_PASS if one_pass else _STEP_BY_STEP
+
+
+def passes_on(codec: Any, world_size: int) -> bool:
+    """`codec.passes_on`, False for a codec that has none."""
+    return hasattr(codec, "passes_on") and bool(codec.passes_on(world_size))
 
 
 def _is_finite(part: torch.Tensor) -> bool:

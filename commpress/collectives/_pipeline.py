@@ -325,7 +325,7 @@ class Pipeline:
             job.report.seconds_wait2 += after - before
             job.read_verdict(message)
             if not job.failed:
-                way.read(job, message, src)
+                way.read(job, c, message, src)
             job.report.seconds_decode2 += clock() - after
 
     def _finish(self, job: Job) -> None:

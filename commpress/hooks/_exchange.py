@@ -92,7 +92,9 @@ class Exchange(Reduction):
         self._statistics: Statistics | None = None
         if statistics and self._control is not None:
             notes = Notes(self._control, NBYTES_PER_LAYER * len(dims), timeout)
-            self._statistics = Statistics(dims, notes, unbiased=codec.unbiased)
+            self._statistics = Statistics(
+                dims, notes, unbiased=codec.unbiased, passed_on=codec.passes_on(self.world_size)
+            )
         self._predictor = Predictor(dims) if plan is not None and plan.predict and self.world_size > 1 else None
         self._shaper = Shaper(dims, shaping) if shaping and self.world_size > 1 else None
         self._looked = False

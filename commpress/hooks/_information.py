@@ -51,8 +51,12 @@ def information_record(
             "eta": _eta(g, r),
         }
     one, two = phases["phase1"], phases["phase2"]
-    limit = information.fisher_fraction(one["rate"]) * information.fisher_fraction(two["rate"])
-    both = one["captured"] * two["captured"]
+    limits = [information.fisher_fraction(phase["rate"]) for phase in (one, two)]
+    found_both = [phase["captured"] for phase in (one, two)]
+    if statistics.passed_on:  # half of the coordinates each, and nothing is quantised twice
+        both, limit = sum(found_both) / 2, sum(limits) / 2
+    else:
+        both, limit = found_both[0] * found_both[1], limits[0] * limits[1]
     return (
         {
             "label": "of the Gaussian limit",

@@ -30,6 +30,7 @@ class LayerStatistics:
         encoded: mean square of a coordinate of what was encoded in phase 1 (prediction and feedback make it another than the gradient's).
         variances: s, variance of a coordinate between the ranks' gradients; at least 0; NaN with one rank.
         world_size: ranks.
+        passed_on: whether phase 2 brings contributions, as with two ranks, and not the mean.
     """
 
     step: int
@@ -39,6 +40,7 @@ class LayerStatistics:
     encoded: np.ndarray
     variances: np.ndarray
     world_size: int
+    passed_on: bool = False
 
     @property
     def finite(self) -> bool:
@@ -47,13 +49,21 @@ class LayerStatistics:
 
     @property
     def encoded_energies(self) -> np.ndarray:
-        """What the error of the mean is proportional to: squares of what all ranks encoded, each divided by n in phase 1, as it is in phase 2; sums over each layer."""
-        sums: np.ndarray = self.table[:, Column.ENERGY1] / self.world_size**2 + self.table[:, Column.ENERGY2]
+        """What the error of the mean is proportional to: squares of what all ranks encoded, contributions divided by n, as they are in the mean; sums over each layer."""
+        first, second = _shares(self.world_size, self.passed_on)
+        sums: np.ndarray = self.table[:, Column.ENERGY1] * first + self.table[:, Column.ENERGY2] * second
         return sums
 
 
-def statistics_of(step: int, tables: Sequence[np.ndarray], dims: np.ndarray, *, unbiased: bool) -> LayerStatistics:
-    """Args: tables: of each rank, in rank order. dims: coordinates of each layer. unbiased: whether the decodes were.
+def _shares(n: int, passed_on: bool) -> tuple[float, float]:
+    """What squares of what was encoded in each phase are in the mean."""
+    return 1 / n**2, 1 / n**2 if passed_on else 1.0
+
+
+def statistics_of(
+    step: int, tables: Sequence[np.ndarray], dims: np.ndarray, *, unbiased: bool, passed_on: bool = False
+) -> LayerStatistics:
+    """Args: tables: of each rank, in rank order. dims: coordinates of each layer. unbiased: whether the decodes were. passed_on: see :class:`LayerStatistics`.
 
     The mean that the ranks know carries the noise of both quantisations. The error of an unbiased decode has ``1/G - 1`` times the energy of what was encoded, and nothing
     to do with the rest, so its expectation comes off:
@@ -61,9 +71,11 @@ def statistics_of(step: int, tables: Sequence[np.ndarray], dims: np.ndarray, *, 
         |mean|^2 = |known mean|^2 - (1/G2 - 1) encoded2 - (1/G1 - 1) encoded1 / n^2
         s = (sum |g_i|^2 - n |mean|^2) / ((n - 1) d)
 
-    A least-squares decode lacks ``1 - G`` of its input's energy instead; there only phase 2 is corrected.
+    Where contributions are passed on, phase 2 has the factor ``1 / n^2`` too. A least-squares decode lacks ``1 - G`` of its input's energy instead; there only phase 2 is corrected,
+    or both where they are alike.
     """
     n = len(tables)
+    first, second = _shares(n, passed_on)
     total = np.zeros_like(tables[0])
     for table in tables:  # in rank order: the same roundings everywhere
         total = total + table
@@ -71,15 +83,19 @@ def statistics_of(step: int, tables: Sequence[np.ndarray], dims: np.ndarray, *, 
     local, mean = total[:, Column.LOCAL], tables[0][:, Column.MEAN]
     with np.errstate(all="ignore"):
         if n > 1:
-            left1 = np.where(g1 > 0, 1 / g1 - 1, 0.0) * total[:, Column.ENERGY1] / n**2
-            left2 = np.where(g2 > 0, 1 / g2 - 1, 0.0) * total[:, Column.ENERGY2]
-            mean = mean - left1 - left2 if unbiased else mean + np.where(g2 > 0, 1 - g2, 0.0) * total[:, Column.ENERGY2]
+            energy1, energy2 = total[:, Column.ENERGY1] * first, total[:, Column.ENERGY2] * second
+            if unbiased:
+                mean = mean - np.where(g1 > 0, 1 / g1 - 1, 0.0) * energy1 - np.where(g2 > 0, 1 / g2 - 1, 0.0) * energy2
+            else:
+                mean = mean + np.where(g2 > 0, 1 - g2, 0.0) * energy2
+                if passed_on:
+                    mean = mean + np.where(g1 > 0, 1 - g1, 0.0) * energy1
             mean = np.clip(mean, 0.0, local / n)
             variances = np.maximum(local - n * mean, 0.0) / ((n - 1) * dims)
             encoded = total[:, Column.ENERGY1] / ((n - 1) * dims)
         else:
             variances, encoded = np.full(len(dims), np.nan), local / dims
-        return LayerStatistics(step, total, g1, g2, encoded, variances, n)
+        return LayerStatistics(step, total, g1, g2, encoded, variances, n, passed_on)
 
 
 @final
@@ -89,16 +105,16 @@ class Statistics:
     Args:
         dims: coordinates of each layer by name; their order is that of the tables.
         notes: a channel for notes of ``NBYTES_PER_LAYER * len(dims)`` bytes that nothing else uses meanwhile.
-        unbiased: whether the codec is.
+        unbiased: whether the codec is. passed_on: see :class:`LayerStatistics`.
     """
 
-    def __init__(self, dims: dict[str, int], notes: Notes, *, unbiased: bool) -> None:
+    def __init__(self, dims: dict[str, int], notes: Notes, *, unbiased: bool, passed_on: bool = False) -> None:
         self.names = list(dims)
         self.dims = np.array([float(n) for n in dims.values()])
         self.nbytes = notes.bytes_each
         self._index = {name: i for i, name in enumerate(dims)}
         self._notes = notes
-        self._unbiased = unbiased
+        self._unbiased, self._passed_on = unbiased, passed_on
         self._lock = threading.Lock()
         self._table = self._blank()
         self._pending: tuple[int, Pending] | None = None
@@ -138,4 +154,4 @@ class Statistics:
         except ChannelError as error:
             raise PeerError(f"a rank did not send the statistics of step {step}: {error}") from error
         tables = [np.frombuffer(note).reshape(len(self.names), len(Column)) for note in notes]
-        return statistics_of(step, tables, self.dims, unbiased=self._unbiased)
+        return statistics_of(step, tables, self.dims, unbiased=self._unbiased, passed_on=self._passed_on)

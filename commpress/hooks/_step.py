@@ -196,8 +196,10 @@ class BucketObserver(Observer):
     def encoded(self, phase: int, start: int, stop: int, payload: torch.Tensor, key: Any, gain: float) -> None:
         values = self._flat[start:stop]
         if self._feedback is not None:
-            record = self._feedback.record_sent if phase == 1 else self._feedback.record_mean
-            record(self._flat, payload, key, start, stop)
+            if phase == 1:
+                self._feedback.record_sent(self._flat, payload, key, start, stop)
+            else:
+                self._feedback.record_mean(self._flat, payload, key, start, stop, gain=gain)
             left_out = self._feedback.left_out(start, stop, phase)
         elif self._sums is None:
             return
