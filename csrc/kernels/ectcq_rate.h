@@ -12,6 +12,7 @@ namespace commpress {
 struct EctcqClass {
   bool known = false;                     // whether there are lengths
   int64_t lengths[2][ECTCQ_INDICES];      // that the search reckons with, in 2^-16 bit
+  int64_t first[2][ECTCQ_INDICES];        // those that a pass begins with
   int64_t counted = 0;                    // blocks in `counts`
   int64_t seen = 0, cost = 0;             // blocks of the last model, and what they took in 2^-16 bit
   EctcqModel model;
@@ -48,7 +49,7 @@ class EctcqSearch final {
   void prepare(EctcqClass& c) const;
   void search(int64_t place, int64_t count);
   void count(int64_t place, bool away);
-  void fit(bool learn);
+  void fit(int learning);
   int64_t bytes() const;
   void sample();
   bool pass();
