@@ -13,6 +13,7 @@ from commpress.reference._trellis_search import search, weights
 
 SAMPLED_BLOCKS, SAMPLED_TURNS, LOW_TURNS, CHUNKS, TURNS, FINER_TURNS = 128, 3, 8, 16, 30, 4
 FAR = 256  # a move after which lengths begin anew, in 1/2048 octave
+NEAR = 8  # a move after which the step is good enough
 LOW_RATE = 750_000  # below, tables and rate move each other far: more turns, and slower ones
 UNSEEN, ESCAPE = 4 << 16, 44 << 16  # bits of an index beyond the largest one, in 2^-16
 PRICE, MOST_CHANGE = 1024, 307
@@ -123,7 +124,7 @@ class RateControl:
         return self.y * np.float32(1.0 / model.step_of(self.j))
 
     def run(self) -> bool:
-        """Finds the step and all indices. False if no step fits."""
+        """Finds the step and all indices. False if no step fits, or much room is left."""
         self.sample()
         goal, finest = self.room - (self.room >> 9), self.source.finest
         for turn in range(TURNS):
@@ -131,13 +132,11 @@ class RateControl:
             cost = self.nbytes()
             empty = cost - self.room < -(self.room >> 8) and turn < FINER_TURNS and self.j > finest
             if fits and not empty:
-                return True
+                return cost - self.room >= -(self.room >> 6) or self.j <= finest  # else ecsq does better
             if 0 < cost - self.room <= self.room >> 8 and self.shrink(0):
                 return True
-            after = self.step_for(goal, cost, self.j)
-            if fits and after >= self.j:
-                return True
-            self.j = after if fits else max(after, self.j + (16 << min(turn, 6)))
+            after, move = self.step_for(goal, cost, self.j), 16 << min(turn, 6)
+            self.j = max(min(after, self.j - move), finest) if fits else max(after, self.j + move)
         return False
 
     def predicted(self, j: int) -> int:
@@ -235,7 +234,7 @@ class RateControl:
         low = self.rate < LOW_RATE
         if low:
             self.j = max(self.j - FAR, self.source.finest)
-        for _ in range(LOW_TURNS if low else SAMPLED_TURNS):
+        for turn in range(LOW_TURNS if low else SAMPLED_TURNS):
             self.set_step(stride)
             self.prepare()
             self.search(0, self.blocks.size)
@@ -243,6 +242,8 @@ class RateControl:
             self.fit(1)
             before = self.j
             self.j = self.step_for(goal, self.nbytes(), before)
+            if not low and turn > 0 and abs(self.j - before) <= NEAR:
+                break
             for c in self.classes.values():
                 c.known = c.known and abs(self.j - before) <= FAR
         for c in self.classes.values():

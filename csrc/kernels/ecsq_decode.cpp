@@ -308,7 +308,7 @@ class Decoder {
 
   void deliver(float* out, int64_t n) const {
     if (accumulate_)
-      for (int64_t k = 0; k < n; ++k) out[k] = out[k] * beta_ + z_[k];
+      kernels_.accumulate(z_, n, beta_, out);
     else if (streams_ && n == BLOCK)
       kernels_.stream(z_, n, out);
     else

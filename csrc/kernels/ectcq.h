@@ -46,11 +46,23 @@ inline int64_t ectcq_level(const EctcqModel& m, int q, int k) {
 // False where nothing is left or a code is no frequency.
 bool ectcq_frequencies(const EctcqModel& m, int32_t (&out)[2][entropy::SYMBOLS]);
 
-// What was met of a class: for each 32 q + k the number << 40 | sum of magnitudes in 1/256 step, and in the last two
-// those beyond ECTCQ_FARTHEST for each q.
+// What was met of a class: for each 32 q + k the number << 40 | sum of magnitudes in 1/256 step, in four parts so that
+// neighbours do not wait for each other; and the number of those beyond ECTCQ_FARTHEST for each q.
 struct EctcqCounts {
-  uint64_t of[66] = {0};
+  uint64_t parts[4][64] = {{0}};
+  int64_t beyond[2] = {0};
   int64_t squares = 0;  // of those magnitudes
+
+  uint64_t sum(int cell) const { return parts[0][cell] + parts[1][cell] + parts[2][cell] + parts[3][cell]; }
+  int64_t number(int q, int k) const { return static_cast<int64_t>(sum(32 * q + k) >> 40); }
+  int64_t magnitude(int q, int k) const {
+    return static_cast<int64_t>(sum(32 * q + k) & ((uint64_t{1} << 40) - 1));
+  }
+  void take_away(const EctcqCounts& other) {
+    for (int i = 0; i < 256; ++i) parts[i / 64][i % 64] -= other.parts[i / 64][i % 64];
+    for (int q = 0; q < 2; ++q) beyond[q] -= other.beyond[q];
+    squares -= other.squares;
+  }
 };
 
 // The model that fits, and its cost in 2^-16 bit, its own bytes and escaped values included.

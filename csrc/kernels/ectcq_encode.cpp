@@ -155,7 +155,7 @@ class Encoder final {
         for (int i = 1; i <= m.largest; ++i) {
           put(m.codes[q][i], 1);
           sum +=
-              ectcq_level(m, q, i) * static_cast<int64_t>(search_.of(k).counts.of[32 * q + i] & ((uint64_t{1} << 40) - 1));
+              ectcq_level(m, q, i) * search_.of(k).counts.magnitude(q, i);
         }
       energy += static_cast<double>(16 * (search_.of(k).counts.squares - coders[k].escaped));
       product += static_cast<double>(sum);

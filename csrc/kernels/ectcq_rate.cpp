@@ -13,6 +13,7 @@ namespace {
 
 constexpr int SAMPLED_BLOCKS = 128, SAMPLED_TURNS = 3, LOW_TURNS = 8, CHUNKS = 16, TURNS = 30, FINER_TURNS = 4;
 constexpr int64_t FAR = 256;                             // a move after which lengths begin anew, in 1/2048 octave
+constexpr int64_t NEAR = 8;                              // a move after which the step is good enough
 constexpr int32_t LOW_RATE = 750000;  // below, tables and rate move each other far: more turns, and slower ones
 constexpr int64_t UNSEEN = 4 << 16, ESCAPE = 44 << 16;  // bits of an index beyond the largest one, in 2^-16
 constexpr int64_t PRICE = 1024, MOST_CHANGE = 307;      // three tenths more or less
@@ -70,11 +71,10 @@ bool EctcqSearch::run() {
     const bool fits = pass() && source_.relative(0, j_) >= -(1 << 17);
     const int64_t cost = bytes(), over = cost - room_;
     const bool empty = over < -(room_ >> 8) && turn < FINER_TURNS && j_ > finest;
-    if (fits && !empty) return true;
+    if (fits && !empty) return over >= -(room_ >> 6) || j_ <= finest;  // else ecsq does better
     if (over > 0 && over <= room_ >> 8 && shrink(0)) return true;
-    const int64_t next = step_for(goal, cost, j_);
-    if (fits && next >= j_) return true;
-    j_ = fits ? next : std::max(next, j_ + (int64_t{16} << std::min(turn, 6)));
+    const int64_t next = step_for(goal, cost, j_), move = int64_t{16} << std::min(turn, 6);
+    j_ = fits ? std::max(std::min(next, j_ - move), finest) : std::max(next, j_ + move);
   }
   return false;
 }
@@ -212,8 +212,7 @@ void EctcqSearch::count(int64_t place, bool away) {
   }
   EctcqCounts here;
   kernels_.count(block_at(place), source_.gain(), inverse(), here);
-  for (int i = 0; i < 66; ++i) c.counts.of[i] -= here.of[i];
-  c.counts.squares -= here.squares;
+  c.counts.take_away(here);
   --c.counted;
 }
 
@@ -266,6 +265,7 @@ void EctcqSearch::sample() {
     fit(1);
     const int64_t before = j_;
     j_ = step_for(goal, bytes(), before);
+    if (!low && turn > 0 && j_ >= before - NEAR && j_ <= before + NEAR) break;
     if (j_ < before - FAR || j_ > before + FAR)
       for (EctcqClass& c : classes_) c.known = false;
   }

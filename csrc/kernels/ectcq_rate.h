@@ -27,7 +27,7 @@ class EctcqSearch final {
   // `room`: bytes for tables, raw bits, escapes and stream.
   EctcqSearch(const EcsqClasses& source, int64_t room, Isa isa);
 
-  // Finds the step and all indices. False if no step fits.
+  // Finds the step and all indices. False if no step fits, or much room is left.
   bool run();
   // Makes room for about so many bytes more.
   bool shrink(int64_t nbytes);

@@ -182,29 +182,34 @@ static void ectcq_search(int states, const EctcqBlock* blocks, int64_t count, fl
   }
 }
 
-// In 1/256 step, at most 64.
-static COMMPRESS_INLINE void ectcq_magnitudes(const EctcqBlock& block, float gain, float inverse, uint16_t* w) {
-  for (int64_t i = 0; i < ECSQ_BLOCK; i += WORD_LANES)
-    store_words(w + i, ectcq_words(block.x + i, gain, inverse, 64.0f, 256.0f));
+// In 1/256 step, at most 64; whether any of them is beyond ECTCQ_FARTHEST.
+static COMMPRESS_INLINE bool ectcq_magnitudes(const EctcqBlock& block, float gain, float inverse, uint16_t* w) {
+  Words most = all_words(0);
+  for (int64_t i = 0; i < ECSQ_BLOCK; i += WORD_LANES) {
+    const Words here = ectcq_words(block.x + i, gain, inverse, 64.0f, 256.0f);
+    store_words(w + i, here);
+    most = larger_signed(most, here);
+  }
+  uint16_t lanes[WORD_LANES];
+  store_words(lanes, most);
+  bool beyond = false;
+  for (const uint16_t lane : lanes) beyond |= lane > ECTCQ_FARTHEST;
+  return beyond;
 }
 
 static void ectcq_count(const EctcqBlock& block, float gain, float inverse, EctcqCounts& counts) {
   alignas(64) uint16_t w[ECSQ_BLOCK];
-  ectcq_magnitudes(block, gain, inverse, w);
-  uint64_t met[4][64] = {{0}};  // four, so that neighbours do not wait for each other
-  uint32_t most = 0;
+  const bool beyond = ectcq_magnitudes(block, gain, inverse, w);
   for (int64_t i = 0; i < ECSQ_BLOCK; i += 4)
-    for (int64_t k = 0; k < 4; ++k) {
-      met[k][block.cells[i + k]] += uint64_t{1} << 40 | w[i + k];
-      most = w[i + k] > most ? w[i + k] : most;
-    }
+    each<4>([&](auto k) __attribute__((always_inline)) {
+      counts.parts[k][block.cells[i + k]] += uint64_t{1} << 40 | w[i + k];
+    });
   counts.squares += sum_squares(w, ECSQ_BLOCK);
-  for (int c = 0; c < 64; ++c) counts.of[c] += met[0][c] + met[1][c] + met[2][c] + met[3][c];
-  for (int64_t i = 0; most > ECTCQ_FARTHEST && i < ECSQ_BLOCK; ++i)
+  for (int64_t i = 0; beyond && i < ECSQ_BLOCK; ++i)
     if (w[i] > ECTCQ_FARTHEST) {
-      counts.of[block.cells[i]] -= uint64_t{1} << 40 | w[i];
+      counts.parts[i % 4][block.cells[i]] -= uint64_t{1} << 40 | w[i];
       counts.squares -= static_cast<int64_t>(w[i]) * w[i];
-      counts.of[64 + (block.cells[i] >> 5)] += uint64_t{1} << 40;
+      ++counts.beyond[block.cells[i] >> 5];
     }
 }
 

@@ -43,13 +43,13 @@ struct WordTable {
   __m256i low, high;
   WordTable() = default;
   explicit WordTable(const uint16_t* p) {
-    alignas(16) uint8_t bytes[2][16];
-    for (int i = 0; i < 16; ++i) {
-      bytes[0][i] = static_cast<uint8_t>(p[i]);
-      bytes[1][i] = static_cast<uint8_t>(p[i] >> 8);
-    }
-    low = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes[0])));
-    high = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes[1])));
+    const __m256i words = load_words(p).v;
+    const auto bytes = [](__m256i w) {
+      const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi16(w, w), 0xD8);
+      return _mm256_permute2x128_si256(packed, packed, 0);
+    };
+    low = bytes(_mm256_and_si256(words, _mm256_set1_epi16(0xFF)));
+    high = bytes(_mm256_srli_epi16(words, 8));
   }
 };
 // Places in tables of 16, below 16.
