@@ -1,5 +1,6 @@
 """`trellis`: bytes of the twin, the budget, efficiency on normal input, a mix of scales, hostile bytes."""
 
+import heapq
 import random
 
 import numpy as np
@@ -11,6 +12,7 @@ from test_ecsq import achieved, assert_twins, decoded, refused
 import commpress
 from commpress import errors, ops, reference
 from commpress.codecs._ecsq import TRELLIS_STATES, EntropyCodec
+from commpress.reference import _tcq
 
 SPECS = ["trellis:2", "trellis:4,scale=centroid", "hadamard+trellis:3"]
 LONG = 17_000  # coordinates, in more than one span; above 3.9 bits their segments have a trellis
@@ -203,3 +205,55 @@ def test_specs():
     for bad in ("trellis", "trellis:0.01", "trellis:9", "trellis:1,scale=x", "trellis:1,length=8"):
         with pytest.raises(errors.SpecError):
             commpress.codec(bad)
+
+
+def free_distance(states: int) -> int:
+    """Least squared distance of two paths that part and meet again, in squared steps and at most the 16 of one step with two values of one parity.
+
+    The code is linear, so it is that of a path of differences: 4 for a difference in parity alone, 1 where the quantisers differ (Ungerboeck 1982).
+    """
+    least = {0: 0}
+    queue = [(4, _tcq.next_state(states, 0, 1))]
+    while queue:
+        distance, state = heapq.heappop(queue)
+        if state == 0:
+            return min(distance, 16)
+        if distance >= least.get(state, 1 << 30):
+            continue
+        least[state] = distance
+        for parity in range(2):
+            step = 1 if state & 1 else 4 * parity
+            heapq.heappush(queue, (distance + step, _tcq.next_state(states, state, parity)))
+    raise AssertionError("no path comes back")
+
+
+def test_codes_have_the_published_distances():
+    """Ungerboeck 1987, part II, table I: amplitude modulation."""
+    assert {states: free_distance(states) for states in TRELLIS_STATES} == {
+        8: 10, 16: 11, 32: 13, 64: 14, 128: 16, 256: 16,
+    }  # fmt: skip
+
+
+def test_more_states_have_less_error():
+    x, error = torch.from_numpy(normal(1 << 18, 2)), []
+    for states in TRELLIS_STATES:
+        spec = f"trellis:1.5,states={states},scale=centroid"
+        y = decoded(spec, commpress.codec(spec).encode(x, key_of(1)), key_of(1), x.numel())
+        error.append(float((x - y).square().sum()))
+    assert error == sorted(error, reverse=True)
+
+
+def test_negative_zeros_are_zeros():
+    """On every path: an index of odd parity of a value that is not there has a sign, which must be one and the same."""
+    x = torch.from_numpy(normal(LONG, 6))
+    x[::3] *= 0
+    assert bool((torch.signbit(x) & (x == 0)).any())
+    assert_twins("trellis:4", x.numpy(), key_of(1), 0, 1.0)
+    payloads = []
+    for isa in PATHS:
+        payload = torch.empty(commpress.codec("trellis:4").payload_nbytes(LONG), dtype=torch.uint8)
+        codec = commpress.codec("trellis:4")
+        assert isinstance(codec, EntropyCodec)
+        ops.ecsq_encode(x, payload, **codec.arguments(commpress.Key(seed=1), 0, 1.0), isa=isa)
+        payloads.append(payload)
+    assert all(torch.equal(payload, payloads[0]) for payload in payloads)
