@@ -13,8 +13,8 @@ struct Segment {
   int64_t index, numel, byte;
 };
 
-EcsqPayload payload_of(int64_t rate, bool rotate, bool dither, bool centroid, int64_t states, int64_t seed, int64_t step,
-                       int64_t sender_phase, int64_t tensor, int64_t offset, int64_t numel) {
+EcsqPayload payload_of(int64_t rate, bool rotate, bool dither, bool centroid, int64_t states, int64_t seed,
+                       int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, int64_t numel) {
   STD_TORCH_CHECK(rate >= ECSQ_LEAST_RATE && rate <= 8 * RATE_ONE, "commpress: rate must be in [0.05, 8] bits");
   STD_TORCH_CHECK(offset >= 0 && offset % BLOCK == 0, "commpress: offset must be a multiple of ", BLOCK, ", got ",
                   offset);
@@ -75,15 +75,16 @@ int64_t decode(const Tensor& payload, Tensor& out, const EcsqPayload& p, bool ac
 }
 
 void encode_op(Tensor x, Tensor payload, int64_t rate, bool rotate, bool dither, bool centroid, int64_t states,
-               int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, double gain, int64_t isa) {
+               int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, double gain,
+               int64_t isa) {
   encode(x, payload,
          payload_of(rate, rotate, dither, centroid, states, seed, step, sender_phase, tensor, offset, x.numel()), gain,
          isa);
 }
 
 int64_t decode_op(Tensor payload, Tensor out, int64_t rate, bool rotate, bool dither, bool centroid, int64_t states,
-                  int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, bool accumulate, double gain,
-                  double beta, int64_t isa) {
+                  int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, bool accumulate,
+                  double gain, double beta, int64_t isa) {
   return decode(
       payload, out,
       payload_of(rate, rotate, dither, centroid, states, seed, step, sender_phase, tensor, offset, out.numel()),
@@ -102,7 +103,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
       "int seed, int step, int sender_phase, int tensor, int offset, float gain, int isa) -> ()");
   m.def(
       "ecsq_decode(Tensor payload, Tensor(a!) out, int rate, bool rotate, bool dither, bool centroid, int states, "
-      "int seed, int step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) -> int");
+      "int seed, int step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) "
+      "-> int");
   m.def("ecsq_payload_nbytes(int rate, int offset, int numel) -> int");
 }
 

@@ -106,8 +106,7 @@ EctcqModel ectcq_fit(const EctcqCounts& counts, int64_t& cost) {
     int64_t wide[3] = {0, 0, 0}, met[3] = {0, 0, 0};
     for (int k = 1; k <= m.largest; ++k) {
       const int place = (k < 3 ? k : 3) - 1;
-      wide[place] +=
-          counts.magnitude(q, k) - 256 * (2 * k - q) * n[q][k];
+      wide[place] += counts.magnitude(q, k) - 256 * (2 * k - q) * n[q][k];
       met[place] += n[q][k];
     }
     for (int place = 0; place < 3; ++place)

@@ -55,9 +55,7 @@ struct EctcqCounts {
 
   uint64_t sum(int cell) const { return parts[0][cell] + parts[1][cell] + parts[2][cell] + parts[3][cell]; }
   int64_t number(int q, int k) const { return static_cast<int64_t>(sum(32 * q + k) >> 40); }
-  int64_t magnitude(int q, int k) const {
-    return static_cast<int64_t>(sum(32 * q + k) & ((uint64_t{1} << 40) - 1));
-  }
+  int64_t magnitude(int q, int k) const { return static_cast<int64_t>(sum(32 * q + k) & ((uint64_t{1} << 40) - 1)); }
   void take_away(const EctcqCounts& other) {
     for (int i = 0; i < 256; ++i) parts[i / 64][i % 64] -= other.parts[i / 64][i % 64];
     for (int q = 0; q < 2; ++q) beyond[q] -= other.beyond[q];
@@ -102,8 +100,8 @@ struct EctcqKernels {
   uint8_t* (*encode)(EctcqClassCoder& c, const EctcqBlock& block, float gain, float inverse, int64_t index,
                      uint32_t* states, uint8_t* out, std::vector<EcsqEscape>& escapes);
   // As EcsqKernels::decode; `at` are the states of the 32 chains, `parity` the floats of `left` escapes.
-  void (*decode)(const EctcqCode& code, const EctcqClassDecoder& c, EcsqStream& stream, uint32_t* at, const uint8_t* parity, int64_t left,
-                 float* z, std::vector<int32_t>& escapes);
+  void (*decode)(const EctcqCode& code, const EctcqClassDecoder& c, EcsqStream& stream, uint32_t* at,
+                 const uint8_t* parity, int64_t left, float* z, std::vector<int32_t>& escapes);
 };
 
 const EctcqKernels& ectcq_kernels(Isa isa);

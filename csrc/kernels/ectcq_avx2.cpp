@@ -27,8 +27,7 @@ static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float
       const int64_t i = row + 8 * g;
       const __m256 v = _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(block.x + i), by), over);
       const __m256i w = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_min_ps(_mm256_andnot_ps(sign, v), most), unit));
-      const __m256i cell =
-          _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(block.cells + i)));
+      const __m256i cell = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(block.cells + i)));
       const __m256i k = _mm256_and_si256(cell, _mm256_set1_epi32(31));
       const __m256i negative = _mm256_castps_si256(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ));
       const __m256i escaped = _mm256_or_si256(_mm256_cmpgt_epi32(k, largest), _mm256_cmpgt_epi32(w, farthest));
@@ -90,10 +89,12 @@ static void decode_whole(const EctcqCode& code, const EctcqClassDecoder& c, Ecsq
       const __m256i symbol = _mm256_srli_epi32(slot, 24);
       state[g] = advance_states(s, slot, in);
       if constexpr (SHORT)
-        _mm256_storeu_ps(z + i,
-                         _mm256_blendv_ps(even_values[symbol], odd_values[symbol], _mm256_castsi256_ps(q)));
+        _mm256_storeu_ps(z + i, _mm256_blendv_ps(even_values[symbol], odd_values[symbol], _mm256_castsi256_ps(q)));
       else
-        _mm256_storeu_ps(z + i, _mm256_i32gather_ps(c.values[0], _mm256_or_si256(symbol, _mm256_and_si256(q, _mm256_set1_epi32(entropy::SYMBOLS))), 4));
+        _mm256_storeu_ps(
+            z + i,
+            _mm256_i32gather_ps(c.values[0],
+                                _mm256_or_si256(symbol, _mm256_and_si256(q, _mm256_set1_epi32(entropy::SYMBOLS))), 4));
       __m256i p = _mm256_and_si256(symbol, one);
       const unsigned escaped =
           static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(symbol, zero))));

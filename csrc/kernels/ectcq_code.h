@@ -5,8 +5,8 @@
 
 namespace commpress {
 
-// The quantiser in force is the lowest bit of the state; an index moves the state by its parity. With polynomials h0, h1
-// of the parity check, `feedback` is h0 div 2 and `parity` h1 div 2.
+// The quantiser in force is the lowest bit of the state; an index moves the state by its parity. With polynomials h0,
+// h1 of the parity check, `feedback` is h0 div 2 and `parity` h1 div 2.
 struct EctcqCode {
   int states;
   uint32_t feedback, parity;
@@ -16,8 +16,8 @@ struct EctcqCode {
   }
 };
 
-constexpr EctcqCode ECTCQ_CODES[] = {{8, 013 >> 1, 04 >> 1},     {16, 023 >> 1, 04 >> 1},
-                                     {32, 045 >> 1, 010 >> 1},   {64, 0103 >> 1, 024 >> 1},
+constexpr EctcqCode ECTCQ_CODES[] = {{8, 013 >> 1, 04 >> 1},      {16, 023 >> 1, 04 >> 1},
+                                     {32, 045 >> 1, 010 >> 1},    {64, 0103 >> 1, 024 >> 1},
                                      {128, 0235 >> 1, 0126 >> 1}, {256, 0515 >> 1, 0362 >> 1}};
 
 // Null if there is none of so many states.
@@ -32,7 +32,12 @@ constexpr const EctcqCode* ectcq_code(int64_t states) {
 template <int STATES>
 struct EctcqTrellis {
   static constexpr EctcqCode CODE = *ectcq_code(STATES);
-  static constexpr int HIGHEST = STATES == 8 ? 2 : STATES == 16 ? 3 : STATES == 32 ? 4 : STATES == 64 ? 5 : STATES == 128 ? 6 : 7;
+  static constexpr int HIGHEST = STATES == 8     ? 2
+                                 : STATES == 16  ? 3
+                                 : STATES == 32  ? 4
+                                 : STATES == 64  ? 5
+                                 : STATES == 128 ? 6
+                                                 : 7;
   static constexpr uint32_t quantiser(uint32_t state) { return state >> HIGHEST; }
   static constexpr uint32_t from(uint32_t state, uint32_t odd) {
     const uint32_t q = quantiser(state);

@@ -69,8 +69,8 @@ class Encoder final {
       uint8_t* const from = near ? spare + sizeof(spare) : at;
       uint8_t* to;
       if (search_.in_trellis(kind))
-        to = kernels_.encode(coders[kind], search_.block_at(--place), source_.gain(), inverse,
-                             b * ECSQ_BLOCK, states, from, escapes);
+        to = kernels_.encode(coders[kind], search_.block_at(--place), source_.gain(), inverse, b * ECSQ_BLOCK, states,
+                             from, escapes);
       else
         to = source_.kernels().encode(uniform[kind], source_.values_of(b), nullptr, source_.size_of(b), b * ECSQ_BLOCK,
                                       states, ECTCQ_LANES, from, out_ + low_at[b], escapes);
@@ -154,8 +154,7 @@ class Encoder final {
       for (int q = 0; q < 2; ++q)
         for (int i = 1; i <= m.largest; ++i) {
           put(m.codes[q][i], 1);
-          sum +=
-              ectcq_level(m, q, i) * search_.of(k).counts.magnitude(q, i);
+          sum += ectcq_level(m, q, i) * search_.of(k).counts.magnitude(q, i);
         }
       energy += static_cast<double>(16 * (search_.of(k).counts.squares - coders[k].escaped));
       product += static_cast<double>(sum);

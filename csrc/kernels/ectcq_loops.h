@@ -35,8 +35,9 @@ static COMMPRESS_INLINE EcsqEscape ectcq_escape(int64_t index, float v, uint32_t
   return out;
 }
 
-[[maybe_unused]] static void ectcq_decode_block(const EctcqCode& code, const EctcqClassDecoder& c, EcsqStream& stream, uint32_t* at, const uint8_t* parity,
-                               int64_t left, float* z, std::vector<int32_t>& escapes) {
+[[maybe_unused]] static void ectcq_decode_block(const EctcqCode& code, const EctcqClassDecoder& c, EcsqStream& stream,
+                                                uint32_t* at, const uint8_t* parity, int64_t left, float* z,
+                                                std::vector<int32_t>& escapes) {
   for (int64_t i = 0; i < ECSQ_BLOCK; ++i) {
     uint32_t &chain = at[i % ECTCQ_LANES], &state = stream.states[i % ECTCQ_LANES];
     const uint32_t q = chain & 1;

@@ -12,8 +12,8 @@ namespace commpress {
 namespace {
 
 constexpr int SAMPLED_BLOCKS = 128, SAMPLED_TURNS = 3, LOW_TURNS = 8, CHUNKS = 16, TURNS = 30, FINER_TURNS = 4;
-constexpr int64_t FAR = 256;                             // a move after which lengths begin anew, in 1/2048 octave
-constexpr int64_t NEAR = 8;                              // a move after which the step is good enough
+constexpr int64_t FAR = 256;          // a move after which lengths begin anew, in 1/2048 octave
+constexpr int64_t NEAR = 8;           // a move after which the step is good enough
 constexpr int32_t LOW_RATE = 750000;  // below, tables and rate move each other far: more turns, and slower ones
 constexpr int64_t UNSEEN = 4 << 16, ESCAPE = 44 << 16;  // bits of an index beyond the largest one, in 2^-16
 constexpr int64_t PRICE = 1024, MOST_CHANGE = 307;      // three tenths more or less
@@ -289,7 +289,8 @@ bool EctcqSearch::pass() {
     fit(source_.codec().rate < LOW_RATE ? 3 : 1);
     changes += change * (stop - at);
     if (stop == total) break;
-    const int64_t more = floor_divide((bytes() - goal) * 8 * PRICE * effect_of(source_.codec().rate), (total - stop) * ECSQ_BLOCK);
+    const int64_t more =
+        floor_divide((bytes() - goal) * 8 * PRICE * effect_of(source_.codec().rate), (total - stop) * ECSQ_BLOCK);
     change = floor_divide(changes, stop) + std::min<int64_t>(std::max<int64_t>(more, -PRICE), PRICE);
     change = std::min(std::max(change, -MOST_CHANGE), MOST_CHANGE);
   }

@@ -10,11 +10,11 @@ namespace commpress {
 
 // Of a class in the trellis `lengths`, `model`, `counts`, `tables`; of another one the rest.
 struct EctcqClass {
-  bool known = false;                     // whether there are lengths
-  int64_t lengths[2][ECTCQ_INDICES];      // that the search reckons with, in 2^-16 bit
-  int64_t first[2][ECTCQ_INDICES];        // those that a pass begins with
-  int64_t counted = 0;                    // blocks in `counts`
-  int64_t seen = 0, cost = 0;             // blocks of the last model, and what they took in 2^-16 bit
+  bool known = false;                 // whether there are lengths
+  int64_t lengths[2][ECTCQ_INDICES];  // that the search reckons with, in 2^-16 bit
+  int64_t first[2][ECTCQ_INDICES];    // those that a pass begins with
+  int64_t counted = 0;                // blocks in `counts`
+  int64_t seen = 0, cost = 0;         // blocks of the last model, and what they took in 2^-16 bit
   EctcqModel model;
   EctcqCounts counts;
   EctcqTables tables;
@@ -63,7 +63,7 @@ class EctcqSearch final {
   std::vector<uint8_t> cells_;
   std::unique_ptr<uint8_t[]> scratch_;
   int64_t j_ = 0, others_ = 0;  // step; bytes of the classes that are not in the trellis
-  int64_t price_ = 0;            // of a bit, in 1/1024 of `worth_`
+  int64_t price_ = 0;           // of a bit, in 1/1024 of `worth_`
   alignas(64) float tail_[ECSQ_BLOCK] = {0};
 };
 

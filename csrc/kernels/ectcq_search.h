@@ -112,8 +112,8 @@ static COMMPRESS_INLINE Words ectcq_step_back(const EctcqRow<STATES>& row, Words
   const Words q = shift_right(state, Trellis::HIGHEST);
   const Words even = where_equal(load_words(row.odd[0]) & look_up(bit, WordIndex(state)), zero);
   const Words p = without(one, even);
-  const Words moved = state ^ ((zero - q) & all_words(Trellis::CODE.feedback)) ^
-                      without(all_words(Trellis::CODE.parity), even);
+  const Words moved =
+      state ^ ((zero - q) & all_words(Trellis::CODE.feedback)) ^ without(all_words(Trellis::CODE.parity), even);
   const Words which = shift_left(q, 1) | p;
   const Words h = shift_right(load_words(row.halves) * look_up(place, WordIndex(which)), 12);
   store_low_bytes(cells, shift_left(q, 5) | shift_left(h, 1) | p);
@@ -124,8 +124,8 @@ template <int STATES>
 static void ectcq_trace_words(const EctcqBlock* blocks, int64_t count, const EctcqRow<STATES>* rows,
                               const uint16_t* last) {
   constexpr int PARTS = 32 / WORD_LANES;
-  static constexpr uint16_t BITS[16] = {1,      2,      4,      8,      0x10,   0x20,   0x40,   0x80,
-                                        0x100,  0x200,  0x400,  0x800,  0x1000, 0x2000, 0x4000, 0x8000},
+  static constexpr uint16_t BITS[16] = {1,     2,     4,     8,     0x10,   0x20,   0x40,   0x80,
+                                        0x100, 0x200, 0x400, 0x800, 0x1000, 0x2000, 0x4000, 0x8000},
                             PLACES[16] = {0x1000, 0x100, 0x10, 1};
   const WordTable bit(BITS), place(PLACES);
   Words state[PARTS];

@@ -68,8 +68,8 @@ static inline int64_t sum_squares(const uint16_t* p, int64_t n) {
   __m256i sum = _mm256_setzero_si256();
   for (int64_t i = 0; i < n; i += 16) {
     const __m256i w = load_words(p + i).v, pairs = _mm256_madd_epi16(w, w);
-    sum = _mm256_add_epi64(sum, _mm256_add_epi64(_mm256_srli_epi64(pairs, 32),
-                                                 _mm256_and_si256(pairs, _mm256_set1_epi64x(0xFFFFFFFF))));
+    sum = _mm256_add_epi64(
+        sum, _mm256_add_epi64(_mm256_srli_epi64(pairs, 32), _mm256_and_si256(pairs, _mm256_set1_epi64x(0xFFFFFFFF))));
   }
   alignas(32) int64_t part[4];
   _mm256_store_si256(reinterpret_cast<__m256i*>(part), sum);

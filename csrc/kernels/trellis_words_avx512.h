@@ -23,9 +23,7 @@ static inline Words operator|(Words x, Words y) { return {_mm512_or_si512(x.v, y
 static inline Words operator^(Words x, Words y) { return {_mm512_xor_si512(x.v, y.v)}; }
 static inline Words smaller(Words x, Words y) { return {_mm512_min_epu16(x.v, y.v)}; }
 static inline Words larger_signed(Words x, Words y) { return {_mm512_max_epi16(x.v, y.v)}; }
-static inline Words where_equal(Words x, Words y) {
-  return {_mm512_movm_epi16(_mm512_cmpeq_epi16_mask(x.v, y.v))};
-}
+static inline Words where_equal(Words x, Words y) { return {_mm512_movm_epi16(_mm512_cmpeq_epi16_mask(x.v, y.v))}; }
 static inline Words without(Words x, Words mask) { return {_mm512_andnot_si512(mask.v, x.v)}; }
 static inline Words shift_left(Words x, int k) { return {_mm512_slli_epi16(x.v, static_cast<unsigned>(k))}; }
 static inline Words shift_right(Words x, int k) { return {_mm512_srli_epi16(x.v, static_cast<unsigned>(k))}; }
@@ -51,17 +49,15 @@ struct WordIndex {
   __m512i of;
   explicit WordIndex(Words i) : of(i.v) {}
 };
-static inline Words look_up(const WordTable& t, const WordIndex& i) {
-  return {_mm512_permutexvar_epi16(i.of, t.of)};
-}
+static inline Words look_up(const WordTable& t, const WordIndex& i) { return {_mm512_permutexvar_epi16(i.of, t.of)}; }
 
 // Sum of the squares of n words below 2^15; n is a multiple of 32.
 static inline int64_t sum_squares(const uint16_t* p, int64_t n) {
   __m512i sum = _mm512_setzero_si512();
   for (int64_t i = 0; i < n; i += 32) {
     const __m512i w = load_words(p + i).v, pairs = _mm512_madd_epi16(w, w);
-    sum = _mm512_add_epi64(sum, _mm512_add_epi64(_mm512_srli_epi64(pairs, 32),
-                                                 _mm512_and_si512(pairs, _mm512_set1_epi64(0xFFFFFFFF))));
+    sum = _mm512_add_epi64(
+        sum, _mm512_add_epi64(_mm512_srli_epi64(pairs, 32), _mm512_and_si512(pairs, _mm512_set1_epi64(0xFFFFFFFF))));
   }
   alignas(64) int64_t part[8];
   _mm512_store_si512(part, sum);

@@ -31,8 +31,8 @@ static inline Words all_words(uint32_t x) {
   return word_halves([&](int) { return Word8{w, w, w, w, w, w, w, w}; });
 }
 
-#define COMMPRESS_WORDS(name, expression)                        \
-  static inline Words name(const Words& x, const Words& y) {     \
+#define COMMPRESS_WORDS(name, expression)                         \
+  static inline Words name(const Words& x, const Words& y) {      \
     return word_halves([&](int i) { return Word8(expression); }); \
   }
 COMMPRESS_WORDS(operator+, x.v[i] + y.v[i])
