@@ -18,7 +18,6 @@ from commpress.codecs._bitshift import BitshiftCodec
 from commpress.codecs._ecsq import EntropyCodec
 from commpress.codecs._formats import FormatCodec
 from commpress.codecs._sparse import SparseCodec
-from commpress.codecs._trellis import TrellisCodec
 
 CODECS = ["uniform:4", "hadamard+lloyd:1", "hadamard+lloyd:2", "hadamard+lloyd:4", "lloyd:2", "cast:bf16"]
 CODECS += ["topk:0.01", "randk:0.01", "ecsq:2", "ecdq:2", "trellis:2"]
@@ -62,8 +61,6 @@ def measure(spec: str, isa: ops.Isa, mib: float, rounds: int) -> str:
         common = {**codec.arguments(key), "offset": 0, "gain": 1.0}
     elif isinstance(codec, EntropyCodec):
         encode, decode, common = ops.ecsq_encode, ops.ecsq_decode, codec.arguments(key, 0, 1.0)
-    elif isinstance(codec, TrellisCodec):
-        encode, decode, common = ops.trellis_encode, ops.trellis_decode, codec.arguments(key, 0, 1.0)
     else:
         encode, decode = ops.encode, ops.decode
         common = {

@@ -1,5 +1,6 @@
 """`trellis`: bytes of the twin, the budget, efficiency on normal input, a mix of scales, hostile bytes."""
 
+import heapq
 import random
 
 import numpy as np
@@ -10,7 +11,8 @@ from test_ecsq import achieved, assert_twins, decoded, refused
 
 import commpress
 from commpress import errors, ops, reference
-from commpress.codecs._trellis import TrellisCodec
+from commpress.codecs._ecsq import TRELLIS_STATES, EntropyCodec
+from commpress.reference import _tcq
 
 SPECS = ["trellis:2", "trellis:4,scale=centroid", "hadamard+trellis:3"]
 LONG = 17_000  # coordinates, in more than one span; above 3.9 bits their segments have a trellis
@@ -42,6 +44,8 @@ def test_short_payloads_are_the_twins(spec):
         ("hadamard+trellis:4", LONG + 200, mixed),
         ("trellis:0.5", 140_001, normal),
         ("trellis:8", LONG, normal),
+        ("trellis:4,states=16", LONG, mixed),
+        ("trellis:4,states=256", LONG, normal),
     ],
 )
 def test_long_payloads_are_the_twins(spec, n, make):
@@ -50,17 +54,20 @@ def test_long_payloads_are_the_twins(spec, n, make):
     assert_twins(spec, x, key_of(3), 8192, 0.7)
 
 
-@pytest.mark.parametrize("spec", ["trellis:1", "trellis:3", "hadamard+trellis:4", "trellis:6"])
+@pytest.mark.parametrize(
+    "spec",
+    ["trellis:1", "trellis:3", "hadamard+trellis:4", "trellis:6", *(f"trellis:2,states={s}" for s in TRELLIS_STATES)],
+)
 def test_every_code_path_gives_the_same_bytes_and_values(spec):
     codec, n = commpress.codec(spec), 70_001
-    assert isinstance(codec, TrellisCodec)
+    assert isinstance(codec, EntropyCodec)
     x = torch.from_numpy(mixed(n, 8))
     common, results = codec.arguments(commpress.Key(seed=5, step=1, sender=2, tensor=3), 4096, 0.5), []
     for isa in PATHS:
         payload = torch.empty(codec.payload_nbytes(n), dtype=torch.uint8)
-        ops.trellis_encode(x, payload, **common, isa=isa)
+        ops.ecsq_encode(x, payload, **common, isa=isa)
         out = torch.ones(n)
-        assert ops.trellis_decode(payload, out, **common, accumulate=True, beta=0.5, isa=isa) == -1
+        assert ops.ecsq_decode(payload, out, **common, accumulate=True, beta=0.5, isa=isa) == -1
         results.append((payload, out))
     assert len(results) > 1
     for payload, out in results[1:]:
@@ -89,7 +96,7 @@ def test_the_budget_holds_and_is_used(spec):
         payload = codec.encode(torch.from_numpy(make(1 << 18).astype(np.float32)), key_of(2))
         stream = int.from_bytes(bytes(payload[14:18].tolist()), "little")
         left = stream - 1 - int(np.flatnonzero(payload[:stream].numpy())[-1])
-        assert payload[0] == 3 and left <= 0.005 * payload.numel()
+        assert payload[0] == 3 and left <= 0.004 * payload.numel() + 100
 
 
 @pytest.mark.parametrize("spec", ["trellis:1", "trellis:4", "hadamard+trellis:2"])
@@ -190,21 +197,63 @@ def test_payloads_are_cut_at_segments_alone():
 
 
 def test_specs():
-    for spec in ("trellis:1", "hadamard+trellis:0.05", "trellis:1.5,scale=centroid"):
+    for spec in ("trellis:1", "hadamard+trellis:0.05", "trellis:1.5,states=64,scale=centroid"):
         assert str(commpress.codec(spec)) == spec
     assert commpress.codec("trellis:1,states=8,scale=unbiased") == commpress.codec("trellis:1")
-    with pytest.raises(errors.SpecError, match="trellises of 8 states"):
-        commpress.codec("trellis:1,states=16")
+    with pytest.raises(errors.SpecError, match="trellises of 8, 16, 32, 64, 128, 256 states"):
+        commpress.codec("trellis:1,states=24")
     for bad in ("trellis", "trellis:0.01", "trellis:9", "trellis:1,scale=x", "trellis:1,length=8"):
         with pytest.raises(errors.SpecError):
             commpress.codec(bad)
 
 
-def test_opcheck():
-    x, payload = torch.from_numpy(normal(1000)), torch.zeros(commpress.codec("trellis:2").payload_nbytes(1000)).byte()
-    common = (2_000_000, False, False, 1, 2, 3, 4, 0)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.commpress.trellis_encode.default, (x, payload, *common, 1.0, -1), test_utils=checks)
-    torch.ops.commpress.trellis_encode(x, payload, *common, 1.0, -1)
-    decode = torch.ops.commpress.trellis_decode.default
-    torch.library.opcheck(decode, (payload, x.clone(), *common, True, 1.0, 0.5, -1), test_utils=checks)
+def free_distance(states: int) -> int:
+    """Least squared distance of two paths that part and meet again, in squared steps and at most the 16 of one step with two values of one parity.
+
+    The code is linear, so it is that of a path of differences: 4 for a difference in parity alone, 1 where the quantisers differ (Ungerboeck 1982).
+    """
+    least = {0: 0}
+    queue = [(4, _tcq.next_state(states, 0, 1))]
+    while queue:
+        distance, state = heapq.heappop(queue)
+        if state == 0:
+            return min(distance, 16)
+        if distance >= least.get(state, 1 << 30):
+            continue
+        least[state] = distance
+        for parity in range(2):
+            step = 1 if state & 1 else 4 * parity
+            heapq.heappush(queue, (distance + step, _tcq.next_state(states, state, parity)))
+    raise AssertionError("no path comes back")
+
+
+def test_codes_have_the_published_distances():
+    """Ungerboeck 1987, part II, table I: amplitude modulation."""
+    assert {states: free_distance(states) for states in TRELLIS_STATES} == {
+        8: 10, 16: 11, 32: 13, 64: 14, 128: 16, 256: 16,
+    }  # fmt: skip
+
+
+def test_more_states_have_less_error():
+    x, error = torch.from_numpy(normal(1 << 18, 2)), []
+    for states in TRELLIS_STATES:
+        spec = f"trellis:1.5,states={states},scale=centroid"
+        y = decoded(spec, commpress.codec(spec).encode(x, key_of(1)), key_of(1), x.numel())
+        error.append(float((x - y).square().sum()))
+    assert error == sorted(error, reverse=True)
+
+
+def test_negative_zeros_are_zeros():
+    """On every path: an index of odd parity of a value that is not there has a sign, which must be one and the same."""
+    x = torch.from_numpy(normal(LONG, 6))
+    x[::3] *= 0
+    assert bool((torch.signbit(x) & (x == 0)).any())
+    assert_twins("trellis:4", x.numpy(), key_of(1), 0, 1.0)
+    payloads = []
+    for isa in PATHS:
+        payload = torch.empty(commpress.codec("trellis:4").payload_nbytes(LONG), dtype=torch.uint8)
+        codec = commpress.codec("trellis:4")
+        assert isinstance(codec, EntropyCodec)
+        ops.ecsq_encode(x, payload, **codec.arguments(commpress.Key(seed=1), 0, 1.0), isa=isa)
+        payloads.append(payload)
+    assert all(torch.equal(payload, payloads[0]) for payload in payloads)

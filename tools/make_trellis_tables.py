@@ -1,4 +1,4 @@
-"""Makes the code lengths that the encoder of `trellis` begins its search with: what its own search converges to on N(0,1).
+"""Makes the code lengths and rates that the encoder of `trellis` begins its search with: what a search converges to on N(0,1).
 
 Writes csrc/kernels/ectcq_tables.h and commpress/codecs/_trellis_tables.py. They are part of how payloads are made, not of how they are read.
 """
@@ -27,11 +27,11 @@ def quantisers_of(indices: np.ndarray) -> np.ndarray:
     return out
 
 
-def converged(level: int, bits: np.ndarray) -> tuple[float, np.ndarray]:
-    """The cost in squared steps, and bits of (quantiser, |k|), sign included."""
+def converged(level: int, bits: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """The cost in squared steps, bits of a coordinate, and bits of (quantiser, |k|), sign included."""
     step, k = (2 / np.pi) ** 0.5 / 2 ** (level / 2), np.arange(64)
     plain = np.stack([2 * k, np.maximum(2 * k - 1, 0)]).astype(np.float32)
-    levels, cost = plain, 0.0
+    levels, cost, rate = plain, 0.0, 0.0
     for turn in range(TURNS):
         x = np.random.default_rng(turn % 4).standard_normal((SAMPLES // SPAN, SPAN)).astype(np.float32)
         v, found = torch.from_numpy(x.reshape(-1) / np.float32(step)), torch.empty(SAMPLES, dtype=torch.int16)
@@ -46,31 +46,33 @@ def converged(level: int, bits: np.ndarray) -> tuple[float, np.ndarray]:
         total = np.bincount(cell, np.abs(v.numpy()), minlength=128).reshape(2, 64)
         levels = np.where(count > 20, total / np.maximum(count, 1), plain).astype(np.float32)
         levels[:, 0] = 0
+        rate = float((bits.reshape(-1) * count.reshape(-1)).sum() / SAMPLES)
         share = (count + 0.05) / (count + 0.05).sum(1, keepdims=True)
         fresh = -np.log2(share) + (k > 0)
         bits = np.minimum((bits + fresh) / 2, 30)
-    return cost, bits
+    return cost, rate, bits
 
 
 def main() -> None:
-    k, made = np.arange(64)[None].repeat(2, 0), {}
+    k, made, rates = np.arange(64)[None].repeat(2, 0), {}, []
     for level in LEVELS:
         # There are two ways to settle: with zeros of the second quantiser, and without them.
-        cost, bits = min((converged(level, start) for start in (1.0 + k, 2 + 0.2 * k)), key=lambda made: made[0])
+        cost, rate, bits = min((converged(level, start) for start in (1.0 + k, 2 + 0.2 * k)), key=lambda made: made[0])
         made[level] = np.maximum(np.rint(bits[:, :32] * 256), 1).astype(int)
-        entropy = made[level][:, 0] / 256
-        print(level, cost, entropy, flush=True)
+        rates.append(round(4096 * rate))
+        print(level, cost, rate, flush=True)
     rows = [made[level].tolist() for level in LEVELS]
     body = ",\n".join("    {{" + ", ".join(map(str, a)) + "},\n     {" + ", ".join(map(str, b)) + "}}" for a, b in rows)
     (ROOT / "csrc/kernels/ectcq_tables.h").write_text(
-        "// Made by tools/make_trellis_tables.py: code lengths in 1/256 bit that the encoder of `trellis` begins with.\n"
+        "// Made by tools/make_trellis_tables.py: code lengths in 1/256 bit, and rates in 1/4096 bit, that the encoder of\n"
+        "// `trellis` begins with.\n"
         "#pragma once\n#include <cstdint>\n\nnamespace commpress {\n\n"
         f"// For mean magnitudes of 2^-2 to 2^3 steps, in half octaves; for each quantiser and |k|.\n"
-        f"constexpr int64_t ECTCQ_LENGTHS[{len(rows)}][2][32] = {{\n{body}}};\n\n}}  // namespace commpress\n"
+        f"constexpr int64_t ECTCQ_LENGTHS[{len(rows)}][2][32] = {{\n{body}}};\nconstexpr int64_t ECTCQ_RATES[{len(rows)}] = {{{', '.join(map(str, rates))}}};\n\n}}  // namespace commpress\n"
     )
     (ROOT / "commpress/codecs/_trellis_tables.py").write_text(
-        '"""Code lengths that the encoder of `trellis` begins with, made by ``tools/make_trellis_tables.py``."""\n\n'
-        f"LENGTHS = {tuple(tuple(map(tuple, row)) for row in rows)}\n"
+        '"""Code lengths (1/256 bit) and rates (1/4096 bit) that the encoder of `trellis` begins with, made by ``tools/make_trellis_tables.py``."""\n\n'
+        f"LENGTHS = {tuple(tuple(map(tuple, row)) for row in rows)}\nRATES = {tuple(rates)}\n"
     )
 
 

@@ -56,7 +56,6 @@ from commpress.codecs._none import parse_none
 from commpress.codecs._quantisers import FAMILIES, parse_cast, parse_quantiser
 from commpress.codecs._sparse import parse_sparse
 from commpress.codecs._spec import Spec, parse
-from commpress.codecs._trellis import TRELLIS_FAMILIES, parse_trellis
 from commpress.errors import SpecError
 
 __all__ = ["BLOCK", "Codec", "Key", "LayeredCodec", "LinearCodec", "LowRankCodec", "codec"]
@@ -70,7 +69,6 @@ _PARSERS: dict[str, Callable[[Spec], Codec]] = {
     **dict.fromkeys(BITSHIFT_FAMILIES, parse_bitshift),
     **dict.fromkeys(FORMAT_FAMILIES, parse_format),
     **dict.fromkeys(ENTROPY_FAMILIES, parse_entropy),
-    **dict.fromkeys(TRELLIS_FAMILIES, parse_trellis),
     "lowrank": parse_lowrank,
     HOMOMORPHIC: parse_homomorphic,
     MODULO: parse_modulo,

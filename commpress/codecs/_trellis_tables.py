@@ -1,4 +1,4 @@
-"""Code lengths that the encoder of `trellis` begins with, made by ``tools/make_trellis_tables.py``."""
+"""Code lengths (1/256 bit) and rates (1/4096 bit) that the encoder of `trellis` begins with, made by ``tools/make_trellis_tables.py``."""
 
 LENGTHS = (
     (
@@ -772,3 +772,4 @@ LENGTHS = (
         ),
     ),
 )
+RATES = (0, 0, 0, 2618, 5059, 7412, 9628, 11787, 13815, 15846, 17912)

@@ -1,7 +1,7 @@
 """Typed wrappers of the C++ operators, and their fake kernels. Everything about a codec's meaning is in :mod:`commpress.codecs`."""
 
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
-from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes, trellis_decode, trellis_encode
+from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes
 from commpress.ops._formats import Format, FormatFlag, Scheme, format_decode, format_encode, format_nbytes
 from commpress.ops._homomorphic import (
     homomorphic_add,
@@ -51,6 +51,4 @@ __all__ = [
     "sparse_payload_nbytes",
     "tcq_dequantise",
     "tcq_quantise",
-    "trellis_decode",
-    "trellis_encode",
 ]

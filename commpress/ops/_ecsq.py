@@ -20,14 +20,17 @@ def ecsq_encode(
     rotate: bool,
     dither: bool,
     centroid: bool,
+    states: int,
     seed: int,
     words: tuple[int, int, int],
     offset: int,
     gain: float,
     isa: Isa = Isa.BEST,
 ) -> None:
-    """Writes the payload of ``gain * x``. ``x``: 1-D contiguous float32; ``payload``: 1-D uint8 of exactly ``ecsq_payload_nbytes``. Releases the GIL."""
-    library.ecsq_encode(x, payload, rate, rotate, dither, centroid, signed(seed), *words, offset, gain, int(isa))
+    """Writes the payload of ``gain * x``. ``x``: 1-D contiguous float32; ``payload``: 1-D uint8 of exactly ``ecsq_payload_nbytes``; ``states``: of the trellis, or 0. Releases the GIL."""
+    library.ecsq_encode(
+        x, payload, rate, rotate, dither, centroid, states, signed(seed), *words, offset, gain, int(isa)
+    )
 
 
 def ecsq_decode(
@@ -38,6 +41,7 @@ def ecsq_decode(
     rotate: bool,
     dither: bool,
     centroid: bool,
+    states: int,
     seed: int,
     words: tuple[int, int, int],
     offset: int,
@@ -48,45 +52,20 @@ def ecsq_decode(
 ) -> int:
     """Decodes into ``out`` (1-D contiguous float32). Returns -1, or the first invalid segment, and then has written nothing. Releases the GIL."""
     return library.ecsq_decode(
-        payload, out, rate, rotate, dither, centroid, signed(seed), *words, offset, accumulate, gain, beta, int(isa)
-    )
-
-
-def trellis_encode(
-    x: torch.Tensor,
-    payload: torch.Tensor,
-    *,
-    rate: int,
-    rotate: bool,
-    centroid: bool,
-    seed: int,
-    words: tuple[int, int, int],
-    offset: int,
-    gain: float,
-    isa: Isa = Isa.BEST,
-) -> None:
-    """As :func:`ecsq_encode`, of the same size, with a trellis of eight states where that pays."""
-    library.trellis_encode(x, payload, rate, rotate, centroid, signed(seed), *words, offset, gain, int(isa))
-
-
-def trellis_decode(
-    payload: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    rate: int,
-    rotate: bool,
-    centroid: bool,
-    seed: int,
-    words: tuple[int, int, int],
-    offset: int,
-    accumulate: bool,
-    gain: float,
-    beta: float,
-    isa: Isa = Isa.BEST,
-) -> int:
-    """As :func:`ecsq_decode`."""
-    return library.trellis_decode(
-        payload, out, rate, rotate, centroid, signed(seed), *words, offset, accumulate, gain, beta, int(isa)
+        payload,
+        out,
+        rate,
+        rotate,
+        dither,
+        centroid,
+        states,
+        signed(seed),
+        *words,
+        offset,
+        accumulate,
+        gain,
+        beta,
+        int(isa),
     )
 
 
@@ -96,5 +75,3 @@ def _reported_success(*_: object) -> int:
 
 torch.library.register_fake("commpress::ecsq_encode")(wrote_argument)
 torch.library.register_fake("commpress::ecsq_decode")(_reported_success)
-torch.library.register_fake("commpress::trellis_encode")(wrote_argument)
-torch.library.register_fake("commpress::trellis_decode")(_reported_success)

@@ -51,13 +51,13 @@ def _segment(x: F32, spec: Spec, key: _random.KeyLike, index: int, gain: np.floa
     if not source.prepare():
         mode = MODE_ZERO if all(k == ZERO for k in source.kinds) else MODE_NAN
         return bytes([mode]).ljust(source.nbytes, b"\0")
-    payload = _trellis_encode.payload(source) if spec.trellis else None
+    payload = _trellis_encode.payload(source) if spec.states else None
     payload = payload or Encoder(source).payload()
     mode = MODE_NAN if NAN in source.kinds else MODE_ZERO
     return payload or bytes([mode]).ljust(source.nbytes, b"\0")
 
 
 def _decoded(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, gain: float) -> F32:
-    if spec.trellis and data[0] == MODE_TRELLIS and len(data) >= _trellis_decode.LEAST_NBYTES:
+    if spec.states and data[0] == MODE_TRELLIS and len(data) >= _trellis_decode.LEAST_NBYTES:
         return _trellis_decode.decode(data, spec, key, index, n, gain)
     return _ecsq_decode.decode(data, spec, key, index, n, gain)

@@ -89,6 +89,10 @@ class Classes:
             if len(self.coded_kinds) <= self.nbytes // 2 and self.room >= self.nbytes // 4:
                 break
         self.kinds = kinds.tolist()
+        # Mean level of each class in 1/2048 octave, and its blocks.
+        mine = {k: 128 * levels[classes - self.lowest == k] + 64 for k in self.present}
+        self.levels = {k: int(of.sum()) // of.size for k, of in mine.items()}
+        self.members = {k: of.size for k, of in mine.items()}
         self.of = np.repeat(kinds, self.sizes)  # class of every coordinate
         self.block_of = np.arange(self.n) // BLOCK
 

@@ -22,7 +22,7 @@ FINEST = 36800  # a class is at most so many 1/2048 octaves above the step, so t
 MODE_ZERO, MODE_CODED, MODE_RAW, MODE_TRELLIS, MODE_NAN = 0, 1, 2, 3, 255
 FLT_MAX = float(np.finfo(np.float32).max)
 DITHER = 5  # purpose
-_SPEC = re.compile(r"(hadamard\+)?(ecsq|ecdq|trellis):(\d+(?:\.\d{1,6})?)(,scale=(?:centroid|unbiased))?")
+_SPEC = re.compile(r"(hadamard\+)?(ecsq|ecdq|trellis):(\d+(?:\.\d{1,6})?)(,states=\d+)?(,scale=(?:centroid|unbiased))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Spec:
     rotate: bool
     dither: bool
     centroid: bool
-    trellis: bool = False
+    states: int = 0  # of a trellis, or 0
 
 
 def parse(text: str) -> Spec | None:
@@ -45,7 +45,8 @@ def parse(text: str) -> Spec | None:
     rate = int(whole) * MILLION + int(decimals.ljust(6, "0") or 0)
     if not 50_000 <= rate <= 8 * MILLION:
         raise ValueError(f"rate outside 0.05..8 bits: {text!r}")
-    return Spec(rate, match[1] is not None, match[2] == "ecdq", match[4] == ",scale=centroid", match[2] == "trellis")
+    states = int((match[4] or ",states=8").partition("=")[2]) if match[2] == "trellis" else 0
+    return Spec(rate, match[1] is not None, match[2] == "ecdq", match[5] == ",scale=centroid", states)
 
 
 def segments(numel: int, offset: int) -> list[tuple[int, int]]:

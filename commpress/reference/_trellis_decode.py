@@ -116,7 +116,7 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
                 else:
                     k = symbol - 32
                     values[i] = math.copysign(1, k) * float(level[q, abs(k)]) * rho / 4096
-                chains[i % trellis.LANES] = _tcq.next_state(trellis.STATES, chains[i % trellis.LANES], parity)
+                chains[i % trellis.LANES] = _tcq.next_state(spec.states, chains[i % trellis.LANES], parity)
             factor = 1.0 if spec.rotate else scale
             out[:] = bounded(values[:size] * factor)
         else:

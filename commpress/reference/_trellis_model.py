@@ -16,7 +16,6 @@ MOST_LEVEL, COARSER = (
     1704,
 )  # classes above that level are uniformly quantised, with a step so much coarser; 1/2048 octave
 FARTHEST = 63 * 256  # 1/256 step
-STATES = 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ namespace commpress {
 struct EcsqCodec {
   int32_t rate;  // millionths of a bit per coordinate, at least ECSQ_LEAST_RATE
   bool rotate, dither, centroid;
-  bool trellis = false;  // long segments of `trellis` are coded as ectcq.h says; without dither
+  int states = 0;  // of the trellis that long segments are coded with, as ectcq.h says (without dither), or 0
 };
 
 constexpr int32_t ECSQ_LEAST_RATE = 50000;

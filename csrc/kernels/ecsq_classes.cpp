@@ -144,12 +144,18 @@ void EcsqClasses::classify(const std::vector<int64_t>& levels) {
     centre_ = (CLASS_WIDTH * lowest - phase + CLASS_WIDTH / 2) * 128;
     finest_ = centre_ + (count - 1) * CLASS_WIDTH * 128 - FINEST;
     present_.assign(count, false);
+    levels_.assign(count, 0);
+    members_.assign(count, 0);
     for (int64_t b = 0; b < blocks_; ++b) {
       if (kinds_[b] < 0) continue;
       const int64_t c = std::min(class_of(levels[b]), highest);
       kinds_[b] = static_cast<int16_t>(std::max(c, lowest) - lowest);
       present_[kinds_[b]] = true;
+      levels_[kinds_[b]] += 128 * levels[b] + 64;
+      ++members_[kinds_[b]];
     }
+    for (int64_t k = 0; k < count; ++k)
+      if (present_[k]) levels_[k] = floor_divide(levels_[k], members_[k]);
     coded_kinds_ = entropy::encode_classes(kinds_);
     header_ = ecsq_header_nbytes(codec_) + (count + 7) / 8;
     for (const bool there : present_) header_ += there ? ecsq_class_nbytes(codec_) : 0;

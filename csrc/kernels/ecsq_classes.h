@@ -39,6 +39,9 @@ class EcsqClasses final {
   int count() const { return static_cast<int>(present_.size()); }
   bool present(int kind) const { return present_[kind]; }
   int64_t centre() const { return centre_; }
+  // Mean level of the blocks of a class that is present, in 1/2048 octave, and their number.
+  int64_t level_of(int kind) const { return levels_[kind]; }
+  int64_t members(int kind) const { return members_[kind]; }
   int64_t first_step() const { return first_; }
   int64_t finest_step() const { return finest_; }
   int64_t header() const { return header_; }
@@ -69,6 +72,7 @@ class EcsqClasses final {
   std::vector<int16_t> kinds_;
   std::vector<bool> present_;
   std::vector<uint8_t> coded_kinds_;
+  std::vector<int64_t> levels_, members_;
   int64_t centre_ = 0, first_ = 0, finest_ = 0, header_ = 0, room_ = 0;
 };
 

@@ -69,7 +69,7 @@ bool parse(EcsqHeader& h) {
   h.mode = in[0];
   if (h.mode == ECSQ_ZERO || h.mode == ECSQ_NAN) return true;
   if (h.mode == ECSQ_RAW) return h.nbytes >= 1 + 4 * h.n;
-  if (h.mode == ECSQ_TRELLIS && !(h.codec.trellis && h.nbytes >= ECTCQ_LEAST_NBYTES)) return false;
+  if (h.mode == ECSQ_TRELLIS && !(h.codec.states && h.nbytes >= ECTCQ_LEAST_NBYTES)) return false;
   if (!h.coded()) return false;
   h.j = signed24_at(in + 1);
   h.relative = signed24_at(in + 4);
@@ -154,6 +154,7 @@ class Decoder {
         beta_(beta),
         kernels_(ecsq_kernels(isa)),
         trellis_(ectcq_kernels(isa)),
+        code_(ectcq_code(h.codec.states)),
         scale_(h.coded() ? entropy::step_of(h.j) * (h.codec.rotate ? 1.0 : gain) : 0.0),
         coarse_scale_(h.coded() ? entropy::step_of(h.j + ECTCQ_COARSER) * (h.codec.rotate ? 1.0 : gain) : 0.0),
         low_(h.in + h.low_at) {}
@@ -300,14 +301,14 @@ class Decoder {
     float* const whole = n == ECSQ_BLOCK ? z : tail_;
     const int64_t left = h_.escapes - met_;
     const uint8_t* const parity = h_.in + h_.escapes_at + 4 * std::min(met_, h_.escapes);
-    trellis_.decode(c, stream_, chains_, parity, left, whole, positions_);
+    trellis_.decode(*code_, c, stream_, chains_, parity, left, whole, positions_);
     if (whole != z) memcpy(z, whole, 4 * n);
     place_escapes(z, n, h_.codec.rotate ? 1.0 : scale_);
   }
 
   void deliver(float* out, int64_t n) const {
     if (accumulate_)
-      for (int64_t k = 0; k < n; ++k) out[k] = out[k] * beta_ + z_[k];
+      kernels_.accumulate(z_, n, beta_, out);
     else if (streams_ && n == BLOCK)
       kernels_.stream(z_, n, out);
     else
@@ -322,6 +323,7 @@ class Decoder {
   const float gain_, beta_;
   const EcsqKernels& kernels_;
   const EctcqKernels& trellis_;
+  const EctcqCode* const code_;  // where there is a trellis
   const double scale_, coarse_scale_;
   const uint8_t* low_;
   EcsqStream stream_;

@@ -230,7 +230,7 @@ void ecsq_encode(const EcsqCodec& codec, const Key& key, int64_t index, const fl
   }
   EcsqClasses source(codec, key, index, x, n, gain, isa);
   if (!source.prepare()) return only_mode(source.only_zeros() ? ECSQ_ZERO : ECSQ_NAN);
-  if (codec.trellis && nbytes >= ECTCQ_LEAST_NBYTES && ectcq_encode(source, out, isa)) return;
+  if (codec.states && nbytes >= ECTCQ_LEAST_NBYTES && ectcq_encode(source, out, isa)) return;
   if (!Encoder(source, out).run()) only_mode(source.any_nan() ? ECSQ_NAN : ECSQ_ZERO);
 }
 

@@ -61,6 +61,8 @@ struct EcsqKernels {
   // Copies to memory that is a multiple of 64 bytes past the caches, where the machine can do that; n is a multiple
   // of 16.
   void (*stream)(const float* z, int64_t n, float* out);
+  // out = beta * out + z
+  void (*accumulate)(const float* z, int64_t n, float beta, float* out);
   void (*finish_stream)();
   void (*unrotate)(float* x, int64_t n, const Key& key, int64_t index);
 };

@@ -155,6 +155,12 @@ static void ecsq_stream(const float* z, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += 16) store_past_caches(out + i, load(z + i));
 }
 
+static void ecsq_accumulate(const float* z, int64_t n, float beta, float* out) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(out + i, load(out + i) * all(beta) + load(z + i));
+  for (; i < n; ++i) out[i] = out[i] * beta + z[i];
+}
+
 static void ecsq_finish_stream() { finish_stores(); }
 
 static void ecsq_unrotate(float* z, int64_t n, const Key& key, int64_t index) {

@@ -77,8 +77,8 @@ EctcqModel ectcq_fit(const EctcqCounts& counts, int64_t& cost) {
   EctcqModel m;
   int64_t magnitudes[entropy::LARGEST + 1], n[2][ECTCQ_INDICES], escaped[2];
   for (int q = 0; q < 2; ++q) {
-    for (int k = 0; k < ECTCQ_INDICES; ++k) n[q][k] = static_cast<int64_t>(counts.of[32 * q + k] >> 40);
-    escaped[q] = static_cast<int64_t>(counts.of[64 + q] >> 40);
+    for (int k = 0; k < ECTCQ_INDICES; ++k) n[q][k] = counts.number(q, k);
+    escaped[q] = counts.beyond[q];
   }
   for (int k = 0; k < ECTCQ_INDICES; ++k) magnitudes[k] = n[0][k] + n[1][k];
   m.largest = entropy::largest_symbol(magnitudes, escaped[0] + escaped[1]);
@@ -106,8 +106,7 @@ EctcqModel ectcq_fit(const EctcqCounts& counts, int64_t& cost) {
     int64_t wide[3] = {0, 0, 0}, met[3] = {0, 0, 0};
     for (int k = 1; k <= m.largest; ++k) {
       const int place = (k < 3 ? k : 3) - 1;
-      wide[place] +=
-          static_cast<int64_t>(counts.of[32 * q + k] & ((uint64_t{1} << 40) - 1)) - 256 * (2 * k - q) * n[q][k];
+      wide[place] += counts.magnitude(q, k) - 256 * (2 * k - q) * n[q][k];
       met[place] += n[q][k];
     }
     for (int place = 0; place < 3; ++place)

@@ -1,52 +1,13 @@
 // Trellis and entropy coder in AVX-512.
 #define COMMPRESS_ISA path_avx512
-#include "trellis_lanes_avx512.h"
+#include "trellis_words_avx512.h"
 
-namespace commpress {
-namespace COMMPRESS_ISA {
-
-struct Table16 {
-  __m512 of;
-  Table16() = default;
-  explicit Table16(const float* p) : of(_mm512_loadu_ps(p)) {}
-  Floats operator[](Ints i) const { return {_mm512_permutexvar_ps(i.v, of)}; }
-};
-
-}  // namespace COMMPRESS_ISA
-}  // namespace commpress
-
-// The lanes and the table come first.
+// The lanes come first.
 #include "ectcq_loops.h"
 #include "entropy_avx512.h"
 
 namespace commpress {
 namespace COMMPRESS_ISA {
-
-static void trace_vector(const EctcqBlock* blocks, int64_t count, int half, const EctcqStep* steps, uint32_t* last) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i from = _mm512_loadu_si512(ECTCQ_TRELLIS.from), parity = _mm512_loadu_si512(ECTCQ_TRELLIS.parity);
-  const __m512i one = _mm512_set1_epi32(1), fifteen = _mm512_set1_epi32(15);
-  __m512i state = _mm512_loadu_si512(last);
-  for (int64_t row = 16 * count; row-- > 0;) {
-    const EctcqStep& step = steps[row];
-    const __m128i taken = _mm_loadu_si128(reinterpret_cast<const __m128i*>(step.second));
-    const __m512i masks = _mm512_castsi256_si512(_mm256_cvtepu16_epi32(taken));
-    const __m512i second = _mm512_and_si512(_mm512_srlv_epi32(_mm512_permutexvar_epi32(state, masks), lane), one);
-    const __m512i place = _mm512_or_si512(state, _mm512_slli_epi32(second, 3));
-    const __m512i p = _mm512_permutexvar_epi32(place, parity);
-    state = _mm512_permutexvar_epi32(place, from);
-    const __m512i q = _mm512_and_si512(state, one);
-    const __m512i shift = _mm512_slli_epi32(_mm512_or_si512(_mm512_slli_epi32(q, 1), p), 2);
-    const __m512i h = _mm512_and_si512(_mm512_srlv_epi32(_mm512_loadu_si512(step.halves), shift), fifteen);
-    const __m512i cell = _mm512_or_si512(_mm512_or_si512(_mm512_slli_epi32(q, 5), _mm512_slli_epi32(h, 1)), p);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(blocks[row / 16].cells + 32 * (row % 16) + 16 * half),
-                     _mm512_cvtepi32_epi8(cell));
-  }
-}
-
-static void search_vector(const EctcqBlock* blocks, int64_t count, float gain, float inverse) {
-  ectcq_search_with(trace_vector, blocks, count, gain, inverse);
-}
 
 static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float gain, float inverse, int64_t index,
                               uint32_t* states, uint8_t* out, std::vector<EcsqEscape>& escapes) {
@@ -56,10 +17,10 @@ static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float
   __m512i state[2] = {_mm512_loadu_si512(states), _mm512_loadu_si512(states + 16)};
   for (int64_t i = ECSQ_BLOCK - 16; i >= 0; i -= 16) {
     const Floats v = load(block.x + i) * all(gain) * all(inverse);
-    const __m512i w = ectcq_magnitudes(v).v;
+    const __m512i w = rounded(floats(smaller(bits(absolute(v)), bits(all(64.0f)))) * all(256.0f)).v;
     const __m512i cell = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block.cells + i)));
     const __m512i k = _mm512_and_si512(cell, _mm512_set1_epi32(31));
-    const __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(v.v));
+    const __mmask16 negative = _mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_LT_OQ);
     const __mmask16 escaped = _mm512_cmpgt_epi32_mask(k, largest) | _mm512_cmpgt_epi32_mask(w, farthest);
     __m512i symbol = _mm512_mask_sub_epi32(_mm512_add_epi32(centre, k), negative, centre, k);
     if (__builtin_expect(escaped, 0)) {
@@ -85,12 +46,12 @@ static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float
 }
 
 template <class Table>
-static void decode_whole(const EctcqClassDecoder& c, EcsqStream& stream, uint32_t* at, const uint8_t* parity,
-                         int64_t left, float* z, std::vector<int32_t>& escapes) {
+static void decode_whole(const EctcqCode& code, const EctcqClassDecoder& c, EcsqStream& stream, uint32_t* at,
+                         const uint8_t* parity, int64_t left, float* z, std::vector<int32_t>& escapes) {
   const Table even(c.values[0]), odd(c.values[1]);
   const __m512i slot_mask = _mm512_set1_epi32(entropy::TOTAL - 1), one = _mm512_set1_epi32(1);
-  const __m512i feedback = _mm512_set1_epi32(TCQ_PARITY_0 >> 1);
-  static_assert(TCQ_PARITY_1 >> 1 == 2, "the parity is shifted by one");
+  const __m512i feedback = _mm512_set1_epi32(static_cast<int>(code.feedback)),
+                odd_moves = _mm512_set1_epi32(static_cast<int>(code.parity));
   const uint32_t* const slots = c.slots.data();
   __m512i state[2] = {_mm512_loadu_si512(stream.states), _mm512_loadu_si512(stream.states + 16)};
   __m512i chain[2] = {_mm512_loadu_si512(at), _mm512_loadu_si512(at + 16)};
@@ -106,16 +67,17 @@ static void decode_whole(const EctcqClassDecoder& c, EcsqStream& stream, uint32_
     const __mmask16 escaped = _mm512_testn_epi32_mask(symbol, symbol);
     state[i / 16 % 2] = advance_states(s, slot, in);
     _mm512_storeu_ps(z + i, _mm512_castsi512_ps(_mm512_mask_mov_epi32(even[symbol], q, odd[symbol])));
-    __m512i p = _mm512_and_si512(symbol, one);
+    __mmask16 odd = _mm512_test_epi32_mask(symbol, one);
     if (__builtin_expect(escaped, 0))
       for (int lane = 0; lane < 16; ++lane)
         if (escaped >> lane & 1) {
           escapes.push_back(i + lane);
-          if (left > 0) p = _mm512_mask_set1_epi32(p, static_cast<__mmask16>(1u << lane), *parity & 1);
+          if (left > 0) odd = static_cast<__mmask16>(odd | (*parity & 1u) << lane);  // an escape's symbol is even
           parity += 4;
           --left;
         }
-    const __m512i moved = _mm512_xor_si512(_mm512_srli_epi32(t, 1), _mm512_slli_epi32(p, 1));
+    __m512i moved = _mm512_srli_epi32(t, 1);
+    moved = _mm512_mask_xor_epi32(moved, odd, moved, odd_moves);
     chain[i / 16 % 2] = _mm512_mask_xor_epi32(moved, q, moved, feedback);
   }
   _mm512_storeu_si512(stream.states, state[0]);
@@ -125,18 +87,19 @@ static void decode_whole(const EctcqClassDecoder& c, EcsqStream& stream, uint32_
   stream.in = in;
 }
 
-static void decode_vector(const EctcqClassDecoder& c, EcsqStream& stream, uint32_t* at, const uint8_t* parity,
-                          int64_t left, float* z, std::vector<int32_t>& escapes) {
+static void decode_vector(const EctcqCode& code, const EctcqClassDecoder& c, EcsqStream& stream, uint32_t* at,
+                          const uint8_t* parity, int64_t left, float* z, std::vector<int32_t>& escapes) {
   // A block takes at most 1024 bytes; words past the end of the stream are for the other loop.
-  if (c.empty || stream.end - stream.in < 1024 + 32) return ectcq_decode_block(c, stream, at, parity, left, z, escapes);
+  if (c.empty || stream.end - stream.in < 1024 + 32)
+    return ectcq_decode_block(code, c, stream, at, parity, left, z, escapes);
   if (c.largest < 16)
-    decode_whole<NarrowTable>(c, stream, at, parity, left, z, escapes);
+    decode_whole<NarrowTable>(code, c, stream, at, parity, left, z, escapes);
   else
-    decode_whole<WideTable>(c, stream, at, parity, left, z, escapes);
+    decode_whole<WideTable>(code, c, stream, at, parity, left, z, escapes);
 }
 
 extern const EctcqKernels ECTCQ_KERNELS;
-const EctcqKernels ECTCQ_KERNELS = {search_vector, ectcq_count, encode_vector, decode_vector};
+const EctcqKernels ECTCQ_KERNELS = {ectcq_search, ectcq_count, encode_vector, decode_vector};
 
 }  // namespace COMMPRESS_ISA
 }  // namespace commpress

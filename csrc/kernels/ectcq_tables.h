@@ -1,4 +1,5 @@
-// Made by tools/make_trellis_tables.py: code lengths in 1/256 bit that the encoder of `trellis` begins with.
+// Made by tools/make_trellis_tables.py: code lengths in 1/256 bit, and rates in 1/4096 bit, that the encoder of
+// `trellis` begins with.
 #pragma once
 #include <cstdint>
 
@@ -50,5 +51,6 @@ constexpr int64_t ECTCQ_LENGTHS[11][2][32] = {
       2820, 2966, 3320, 3573, 3726, 4107, 4592, 4742, 5716, 5417, 5716, 5716, 5716, 5716, 5716, 5716},
      {5456, 946,  949,  978,  1026, 1086, 1154, 1246, 1348, 1458, 1591, 1735, 1907, 2052, 2256, 2472,
       2726, 2994, 3105, 3494, 3910, 4108, 4506, 5712, 5638, 5712, 5712, 5712, 5712, 5712, 5712, 5712}}};
+constexpr int64_t ECTCQ_RATES[11] = {0, 0, 0, 2618, 5059, 7412, 9628, 11787, 13815, 15846, 17912};
 
 }  // namespace commpress

@@ -1,11 +1,11 @@
-// Trellis-coded quantisation for an entropy coder: the union quantiser, the code, and the choice of indices. The values
-// of `trellis:R`, whose coder is still to come.
+// Trellis-coded quantisation for an entropy coder: the union quantiser, the code, and the choice of indices, in floats.
+// tools/make_trellis_tables.py uses it; the encoder of `trellis` has its own search, in whole numbers (ectcq_search.h).
 //
 // Two scalar quantisers with step 2 (in units of the step) share the line: the even integers, and the odd ones with
 // zero. Index k of quantiser q stands for 2|k| - q (0 for k = 0), with k's sign. A state machine picks the quantiser by
 // its lowest bit and moves by the parity of k: Ungerboeck's systematic feedback codes ("Channel coding with
 // multilevel/phase signals", 1982), as in ECTCQ (Fischer and Wang, 1992) and, with zero in both quantisers, in VVC's
-// dependent quantisation. Without the coder nothing here is a wire format yet.
+// dependent quantisation.
 #pragma once
 #include "kernels.h"
 
