@@ -149,7 +149,8 @@ def test_specs():
     assert str(centroid) == "hadamard+bitshift:1,scale=centroid" and not centroid.unbiased
     assert commpress.codec("bitshift:1").for_feedback() == commpress.codec("bitshift:1")
     for bad, message in (
-        ("bitshift:0.3", "0.05, 0.1, 0.125"),
+        ("bitshift:0.04", "0.05 to 4 bits"),
+        ("bitshift:3.5,length=10", "0.05 to 3 bits"),
         ("bitshift", "needs a number"),
         ("bitshift:1,length=7", r"\[8, 16\]"),
         ("bitshift:1,length=17", r"\[8, 16\]"),
@@ -160,6 +161,53 @@ def test_specs():
     ):
         with pytest.raises(errors.SpecError, match=message):
             commpress.codec(bad)
+
+
+@pytest.mark.parametrize(
+    "spec", ["hadamard+bitshift:0.3,length=8", "bitshift:1.2,length=8", "hadamard+bitshift:0.07,length=9"]
+)
+@pytest.mark.parametrize("numel", [0, 1, 1023, 16_384, 16_385, 150_001])
+def test_rates_between(spec, numel):
+    """A mixture of two rates: spans are the payloads of the codecs that it mixes, cut anywhere between spans, and the mean rate is not exceeded."""
+    codec, key = commpress.codec(spec), commpress.Key(seed=3)
+    assert str(codec) == spec and commpress.codec(str(codec)) == codec
+    x = torch.randn(numel, generator=torch.Generator().manual_seed(1))
+    payload = codec.encode(x, key)
+    assert payload.numel() == codec.payload_nbytes(numel) <= codec.bits * numel / 8 * 1.001 + 64
+    edges = codec.split(0, numel, 3)
+    parts = [codec.encode(x[a:b], key, offset=a) for a, b in itertools.pairwise(edges)]
+    assert torch.equal(torch.cat(parts), payload)
+    y = codec.decode(payload, key, out=torch.full_like(x, torch.nan))
+    twice = codec.decode(payload, key, out=y.clone(), accumulate=True, gain=2.0, beta=-1.0)
+    assert bool(torch.isfinite(y).all()) and torch.allclose(twice, y, rtol=1e-5, atol=1e-6)
+    position, sizes = 0, set()
+    for start in range(0, numel, 16_384):
+        part = x[start : start + 16_384]
+        simple = [one for one in (codec.lower, codec.upper) if one.encode(part, key, offset=start).numel()]
+        found = [
+            one
+            for one in simple
+            if torch.equal(payload[position:][: one.payload_nbytes(part.numel())], one.encode(part, key, offset=start))
+        ]
+        assert found
+        sizes.add(str(found[0]))
+        position += found[0].payload_nbytes(part.numel())
+    assert position == payload.numel() and (numel < 100_000 or len(sizes) == 2)
+
+
+def test_a_corrupt_mixture_changes_nothing():
+    codec, key = commpress.codec("hadamard+bitshift:0.3,length=8"), commpress.Key()
+    payload = codec.encode(torch.randn(40_000), key)
+    payload[-1000:-900] = 255
+    payload[-codec.lower.payload_nbytes(40_000 - 2 * 16_384) :][:4] = torch.tensor(
+        [255, 255, 255, 127], dtype=torch.uint8
+    )
+    out = torch.full((40_000,), 7.0)
+    with pytest.raises(errors.WireError):
+        codec.decode(payload, key, out=out)
+    assert bool((out == 7.0).all())
+    with pytest.raises(errors.WireError):
+        codec.decode(payload[:-1], key, out=out)
 
 
 def test_operators_check_their_arguments():

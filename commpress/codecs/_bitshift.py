@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, final
 
 import torch
@@ -20,6 +21,7 @@ RATES = {
 }
 FAMILIES = ("bitshift", "hadamard+bitshift")
 SHORTEST, LONGEST, DEFAULT = 8, 16, 12
+_SPAN = 4 * BLOCK  # of a mixture
 
 
 @final
@@ -48,8 +50,11 @@ class BitshiftCodec(Codec):
     def even_error(self) -> bool:
         return True
 
-    def for_feedback(self) -> Codec:
+    def for_feedback(self) -> BitshiftCodec:
         return dataclasses.replace(self, centroid=True) if self.rotated else self
+
+    def at_rate(self, rate: int) -> Codec:
+        return _at_rate(self, rate)
 
     def __str__(self) -> str:
         length = "" if self.length == DEFAULT else f",length={self.length}"
@@ -107,23 +112,128 @@ class BitshiftCodec(Codec):
         }
 
 
+@final
+@dataclasses.dataclass(frozen=True)
+class MixedBitshiftCodec(Codec):
+    """A rate between two of ``RATES``: each whole span of 16,384 coordinates has the one or the other, so evenly spread that every run of spans has the mean rate to within one span.
+
+    What is left behind the last whole span has the lower one. Made by :func:`parse_bitshift` and ``at_rate``.
+    """
+
+    rate: int
+    lower: BitshiftCodec
+    upper: BitshiftCodec
+
+    @property
+    def bits(self) -> float:
+        return self.rate / RATE_ONE
+
+    @property
+    def unbiased(self) -> bool:
+        return self.lower.unbiased
+
+    @property
+    def lossless(self) -> bool:
+        return False
+
+    @property
+    def even_error(self) -> bool:
+        return True
+
+    def for_feedback(self) -> Codec:
+        return MixedBitshiftCodec(self.rate, self.lower.for_feedback(), self.upper.for_feedback())
+
+    def at_rate(self, rate: int) -> Codec:
+        return _at_rate(self.lower, rate)
+
+    def __str__(self) -> str:
+        head, _, options = str(self.lower).partition(",")
+        return f"{head.partition(':')[0]}:{format_rate(self.rate)}" + ("," + options if options else "")
+
+    @property
+    def span(self) -> int:
+        """Coordinates that share a scale."""
+        return _SPAN
+
+    def split(self, start: int, stop: int, parts: int) -> list[int]:
+        spans = -(-(stop - start) // _SPAN)
+        return [min(start + part * spans // parts * _SPAN, stop) for part in range(parts + 1)]
+
+    def _share(self) -> tuple[int, int]:
+        """(p, q): p of q spans have the upper rate, so that the mean is `rate` with the scales counted, or the least that there is."""
+        low, high = (codec.payload_nbytes(_SPAN) for codec in (self.lower, self.upper))
+        return max(0, self.rate * _SPAN - 8 * RATE_ONE * low), 8 * RATE_ONE * (high - low)
+
+    def _runs(self, offset: int, numel: int) -> Iterator[tuple[BitshiftCodec, int, int]]:
+        """(codec, start, stop) of the spans in [offset, offset + numel); start and stop count from `offset`."""
+        p, q = self._share()
+        for start in range(0, numel, _SPAN):
+            stop = min(start + _SPAN, numel)
+            number = (offset + start) // _SPAN
+            upper = stop - start == _SPAN and (number + 1) * p // q > number * p // q
+            yield (self.upper if upper else self.lower), start, stop
+
+    def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
+        p, q = self._share()
+        first, whole = offset // _SPAN, numel // _SPAN
+        upper = (first + whole) * p // q - first * p // q
+        tail = self.lower.payload_nbytes(numel % _SPAN, offset=offset + whole * _SPAN) if numel % _SPAN else 0
+        return upper * self.upper.payload_nbytes(_SPAN) + (whole - upper) * self.lower.payload_nbytes(_SPAN) + tail
+
+    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        byte = 0
+        for codec, start, stop in self._runs(offset, x.numel()):
+            end = byte + codec.payload_nbytes(stop - start, offset=offset + start)
+            codec._encode(x[start:stop], key, out[byte:end], offset + start, gain)
+            byte = end
+
+    def _decode(
+        self,
+        payload: torch.Tensor,
+        key: Key,
+        out: torch.Tensor,
+        accumulate: bool,
+        offset: int,
+        gain: float,
+        beta: float,
+    ) -> None:
+        work, byte = out.to(torch.float32, copy=True), 0  # nothing is written unless all of it is valid
+        for codec, start, stop in self._runs(offset, out.numel()):
+            end = byte + codec.payload_nbytes(stop - start, offset=offset + start)
+            codec._decode(payload[byte:end], key, work[start:stop], accumulate, offset + start, gain, beta)
+            byte = end
+        out.copy_(work)
+
+
+def _at_rate(codec: BitshiftCodec, rate: int) -> Codec:
+    """Raises SpecError if the rate is out of the range of the codec's length."""
+    allowed = sorted(r for r, (k, _) in RATES.items() if codec.length >= max(SHORTEST, 2 * k + 4))
+    if not allowed[0] <= rate <= allowed[-1]:
+        low, high = (format_rate(r) for r in (allowed[0], allowed[-1]))
+        raise SpecError(
+            f"a bitshift trellis of length {codec.length} sends {low} to {high} bits per coordinate, got {format_rate(rate)}"
+        )
+    above = next(r for r in allowed if r >= rate)
+    if above == rate:
+        return dataclasses.replace(codec, rate=rate)
+    below = allowed[allowed.index(above) - 1]
+    lower, upper = dataclasses.replace(codec, rate=below), dataclasses.replace(codec, rate=above)
+    return MixedBitshiftCodec(rate, lower, upper)
+
+
 def parse_bitshift(spec: Spec) -> Codec:
-    """``[hadamard+]bitshift:b[,length=L]``, rotated also ``scale=unbiased|centroid``; b one of ``RATES``, 8 <= L <= 16."""
+    """``[hadamard+]bitshift:b[,length=L]``, rotated also ``scale=unbiased|centroid``; 0.05 <= b <= 4, 8 <= L <= 16; a b that is not one of ``RATES`` is a mixture."""
     rotated = spec.family == "hadamard+bitshift"
     rate = parse_rate(spec)
-    if rate not in RATES:
-        raise SpecError(
-            f"a bitshift trellis sends {', '.join(map(format_rate, RATES))} bits per coordinate, got {spec.argument!r} in {str(spec)!r}"
-        )
     options = dict(spec.options)
     text = options.pop("length", str(DEFAULT))
     scale = options.pop("scale", None) if rotated else None
     if options or scale not in (None, "unbiased", "centroid"):
         allowed = "length, scale=unbiased, scale=centroid" if rotated else "length"
         raise SpecError(f"unknown option in {str(spec)!r}; options of {spec.family}: {allowed}")
-    least = max(SHORTEST, 2 * RATES[rate][0] + 4)
+    least = max(SHORTEST, 2 * RATES[rate][0] + 4) if rate in RATES else SHORTEST
     if not (text.isdecimal() and least <= int(text) <= LONGEST):
         raise SpecError(
             f"length, the bits of a state, must lie in [{least}, {LONGEST}] at this rate, got {text!r} in {str(spec)!r}"
         )
-    return BitshiftCodec(rate, int(text), rotated, scale == "centroid")
+    return _at_rate(BitshiftCodec(RATE_ONE, int(text), rotated, scale == "centroid"), rate)

@@ -24,7 +24,8 @@ _RATES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 _LOWEST_RATE = 0.05  # every layer is heard of now and then, whatever the objective
 _SAMPLE = 1 << 17
 _EXACT = make_codec("none")
-FAMILIES = ("hadamard+lloyd", "uniform", "lloyd")
+FAMILIES = ("hadamard+lloyd", "uniform", "lloyd", "hadamard+bitshift", "bitshift")
+_LOW_RATES = (0.05, 0.1, 0.125, 0.2, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of bitshift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +60,13 @@ class PlanSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.bits, (int, float)) or not 0 < self.bits <= 8:
             raise SpecError(f"bits must be above 0 and at most 8, got {self.bits!r}")
-        if self.family not in FAMILIES:
+        name, _, options = self.family.partition(",")
+        if name not in FAMILIES or (options and "bitshift" not in name):
             raise SpecError(
-                f"with bits=, codec names a family and no rate: one of {', '.join(FAMILIES)}; got {self.family!r}"
+                f"with bits=, codec names a family and no rate: one of {', '.join(FAMILIES)}, bitshift also with "
+                f"options, such as 'hadamard+bitshift,length=8'; got {self.family!r}"
             )
+        self.base()
         if self.objective is not None and self.objective not in OBJECTIVES:
             raise SpecError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
         if self.optimizer is not None:
@@ -91,7 +95,7 @@ class PlanSettings:
 
     def base(self) -> Codec:
         """The codec at the mean rate: what stands for all layers before there is a plan."""
-        return make_codec(f"{self.family}:{self.bits:.6f}")
+        return make_codec(_spec(self.family, f"{self.bits:.6f}"))
 
 
 def plan_settings(
@@ -106,19 +110,35 @@ def plan_settings(
     return None
 
 
+def _spec(family: str, rate: str) -> str:
+    name, _, options = family.partition(",")
+    return f"{name}:{rate}" + ("," + options if options else "")
+
+
 @functools.lru_cache(maxsize=8)
 def measured_curve(family: str) -> Curve:
     """Captured fraction of N(0,1) at each whole rate: exact for `hadamard+lloyd`, else from 131,072 coordinates, to four digits."""
     if family == "hadamard+lloyd":
         return LLOYD_MAX
     x = torch.randn(_SAMPLE, generator=torch.Generator().manual_seed(20_261_122))
+    rates: tuple[float, ...] = _RATES
     found = []
-    for rate in _RATES:
-        codec = make_codec(f"{family}:{rate:g}")
+    if "bitshift" in family:
+        rates = tuple(r for r in _LOW_RATES if _exists(_spec(family, f"{r:g}")))
+    for rate in rates:
+        codec = make_codec(_spec(family, f"{rate:g}"))
         y = codec.decode(codec.encode(x, Key()), Key(), out=torch.empty_like(x)).double()
         z = x.double()
         found.append(round(float((z @ y) ** 2 / ((z @ z) * (y @ y))), 4))
-    return Curve(_RATES, tuple(found))
+    return Curve(rates, tuple(found))
+
+
+def _exists(spec: str) -> bool:
+    try:
+        make_codec(spec)
+    except SpecError:
+        return False
+    return True
 
 
 @final

@@ -28,12 +28,12 @@ from commpress.feedback import Layout
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DEFAULT = 0.75
-_EVERY = 6  # steps between two looks at the means; at first every second one
-_MEMORY = 12  # looks that the running second moments go back
-_NEW = 0.25  # weight of the newest look in the running ratio
-_LEAST = 4  # looks before a layer may be shaped
+_EVERY = 2  # steps between two looks at the means
+_MEMORY = 16  # looks that the running second moments go back
+_REFRESH = 4  # looks between two judgements and new weights
+_NEW = 0.5  # weight of the newest judgement in the running ratio
 _FLOOR = 0.01  # least u
-_ON, _OFF = 0.95, 0.99  # ratios of errors below which shaping begins and above which it ends
+_ON, _OFF = 0.99, 1.0  # ratios of errors below which shaping begins and above which it ends
 _SMALLEST = 4096  # coordinates of a layer that is worth the calls
 _RANGE = 1e-30, 1e30  # of mean squares that say something
 
@@ -92,7 +92,7 @@ class Shaper:
 
     def due(self, step: int) -> bool:
         """Whether the means of this step are looked at."""
-        return bool(self._dims) and step % (_EVERY if step >= _EVERY * _LEAST else 2) == 0
+        return bool(self._dims) and step % _EVERY == 0
 
     def look(self, name: str, mean: torch.Tensor) -> None:
         """Takes a layer's mean, flat, of a step that is due and finite."""
@@ -104,17 +104,24 @@ class Shaper:
         if held is None:
             self._moments[name] = squares
             return
-        u = _relative(held)
-        ratio = None if u is None else _ratio(squares, u.sqrt_())
-        if ratio is not None:
-            self._ratios[name] += _NEW * (ratio - self._ratios[name])
+        if looks % _REFRESH == 0:
+            u = _relative(held)
+            ratio = None if u is None else _ratio(squares, u.sqrt_())
+            if ratio is not None:
+                self._ratios[name] += _NEW * (ratio - self._ratios[name])
         held.add_(squares.sub_(held).mul_(1.0 / min(looks, _MEMORY)))
 
     def refresh(self, exact: Collection[str] = ()) -> None:
-        """Between two steps, after a look: new weights. Layers that are sent `exact`ly have none."""
+        """Between two steps, after looks: new weights of the layers that were judged. Those that are sent `exact`ly have none."""
         for name, held in self._moments.items():
-            ready = self._looks[name] >= _LEAST and name not in exact
-            self._on[name] = ready and self._ratios[name] < (_OFF if self._on[name] else _ON)
+            if name in exact:
+                self._on[name] = False
+            elif self._looks[name] % _REFRESH:
+                continue
+            else:
+                # A ratio of few coordinates is noisy.
+                sure = 2 / held.numel() ** 0.5
+                self._on[name] = self._ratios[name] < (_OFF if self._on[name] else min(_ON, 1 - sure))
             u = _relative(held) if self._on[name] else None
             if u is None:
                 self._weights.pop(name, None)

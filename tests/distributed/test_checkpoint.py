@@ -155,7 +155,9 @@ def owed_mean(saved):
             value = out.setdefault(name, torch.zeros_like(entry["sent"]))
             value += entry["sent"] / 2
             if "mean" in entry:
-                value[entry["mean_start"] : entry["mean_start"] + entry["mean"].numel()] += entry["mean"] / 2  # passed on
+                value[entry["mean_start"] : entry["mean_start"] + entry["mean"].numel()] += (
+                    entry["mean"] / 2
+                )  # passed on
     return torch.cat([out[k] for k in sorted(out)])
 
 
