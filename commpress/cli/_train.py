@@ -118,11 +118,12 @@ def run(options: argparse.Namespace) -> int:
 def settings_of(options: argparse.Namespace) -> Any:
     """The `Settings` that options ask for."""
     from commpress.experiments import QUICK, Settings
+    from commpress.hooks import default_family
 
     changes: dict[str, Any] = dict(QUICK) if options.quick else {}
     if options.steps is not None:
         changes["steps"] = options.steps
-    codec = options.codec if options.bits is None else "hadamard+lloyd"
+    codec = options.codec if options.bits is None else default_family(options.bits)
     return Settings(
         codec=codec, bits=options.bits, seed=options.seed, text=options.text, interface=options.interface, **changes
     )

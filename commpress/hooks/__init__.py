@@ -8,6 +8,7 @@ ddp_model.register_comm_hook(state, commpress.ddp_hook)
 
 from commpress.hooks._checkpoint import merge_states
 from commpress.hooks._ddp import ModelError, ddp_hook, register
+from commpress.hooks._planner import default_family
 from commpress.hooks._state import HookState
 
-__all__ = ["HookState", "ModelError", "ddp_hook", "merge_states", "register"]
+__all__ = ["HookState", "ModelError", "ddp_hook", "default_family", "merge_states", "register"]

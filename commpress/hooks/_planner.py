@@ -98,12 +98,18 @@ class PlanSettings:
         return make_codec(_spec(self.family, f"{self.bits:.6f}"))
 
 
+def default_family(bits: Any) -> str:
+    """Of a budget: fast where bits are plenty; below three quarters of a bit, where that one sends but a part of the coordinates, the trellis, which carries nearly twice as much."""
+    few = isinstance(bits, (int, float)) and 0.05 <= bits < 0.75
+    return "hadamard+bitshift,length=8" if few else "hadamard+lloyd"
+
+
 def plan_settings(
     codec: Any, bits: Any, objective: Any, every: Any, plan: Any, floor: Any, predict: Any, gamma: Any, optimizer: Any
 ) -> PlanSettings | None:
     """From a HookState's arguments; None without a budget. Raises SpecError."""
     if bits is not None:
-        family = "hadamard+lloyd" if codec is None else str(codec)
+        family = default_family(bits) if codec is None else str(codec)
         return PlanSettings(bits, family, objective, every, plan, floor, gamma, bool(predict), optimizer)
     if plan is not None or objective is not None or gamma is not None or optimizer is not None:
         raise SpecError("plan, objective, gamma and optimizer belong to a bit budget: give bits= too")

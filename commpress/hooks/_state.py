@@ -38,7 +38,7 @@ class HookState:
 
     Args:
         codec: spec or codec, equal on all ranks; "hadamard+lloyd:2" if neither it nor `bits` is given. With `bits`: the
-            family whose rates are chosen ("hadamard+lloyd").
+            family whose rates are chosen ("hadamard+lloyd", below 0.75 bits "hadamard+bitshift,length=8").
         bits: mean payload bits per coordinate and phase, to be shared out between the layers by the allocator, which
             looks at the gradients (`counts["plans"]` says how often it changed its mind, `plan` what it decided).
         objective: of the allocator: "unbiased" (default for an unbiased codec), "mse" (default with feedback),

@@ -90,11 +90,15 @@ def worker(rank, world_size, folder, feedback=None, codec=None):
     return result
 
 
-@pytest.fixture(scope="module", params=[(2, None), (3, None), (2, True)], ids=["two", "three", "feedback"])
+CASES = {"two": (2, None, None), "three": (3, None, None), "feedback": (2, True, None)}
+CASES["bitshift"] = (2, None, "hadamard+bitshift,length=8")
+
+
+@pytest.fixture(scope="module", params=list(CASES.values()), ids=list(CASES))
 def run(request, tmp_path_factory):
-    size, feedback = request.param
+    size, feedback, codec = request.param
     folder = tmp_path_factory.mktemp("plan")
-    results = launch(__file__, "worker", size, args={"folder": str(folder), "feedback": feedback}, timeout=150)
+    results = launch(__file__, "worker", size, args={"folder": str(folder), "feedback": feedback, "codec": codec}, timeout=150)
     records = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
     return [r.ok().value for r in results], records, folder, size
 
