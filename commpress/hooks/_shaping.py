@@ -30,7 +30,8 @@ EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DEFAULT = 0.75
 _EVERY = 2  # steps between two looks at the means
 _MEMORY = 16  # looks that the running second moments go back
-_REFRESH = 4  # looks between two judgements and new weights
+_REFRESH = 8  # looks between two judgements and new weights; the first come after half as many
+_SAMPLE = 16  # blocks of a layer that are judged
 _NEW = 0.5  # weight of the newest judgement in the running ratio
 _FLOOR = 0.01  # least u
 _ON, _OFF = 0.99, 1.0  # ratios of errors below which shaping begins and above which it ends
@@ -104,9 +105,9 @@ class Shaper:
         if held is None:
             self._moments[name] = squares
             return
-        if looks % _REFRESH == 0:
-            u = _relative(held)
-            ratio = None if u is None else _ratio(squares, u.sqrt_())
+        if _judged(looks):
+            u = _relative(_some(held))
+            ratio = None if u is None else _ratio(_some(squares), u.sqrt_())
             if ratio is not None:
                 self._ratios[name] += _NEW * (ratio - self._ratios[name])
         held.add_(squares.sub_(held).mul_(1.0 / min(looks, _MEMORY)))
@@ -116,11 +117,11 @@ class Shaper:
         for name, held in self._moments.items():
             if name in exact:
                 self._on[name] = False
-            elif self._looks[name] % _REFRESH:
+            elif not _judged(self._looks[name]):
                 continue
             else:
                 # A ratio of few coordinates is noisy.
-                sure = 2 / held.numel() ** 0.5
+                sure = 2 / min(held.numel(), _SAMPLE * BLOCK) ** 0.5
                 self._on[name] = self._ratios[name] < (_OFF if self._on[name] else min(_ON, 1 - sure))
             u = _relative(held) if self._on[name] else None
             if u is None:
@@ -194,6 +195,18 @@ class BucketShaping:
         """At the mean."""
         for name, start, stop in self._segments:
             self._shaper.look(name, flat[start:stop])
+
+
+def _judged(looks: int) -> bool:
+    return looks % _REFRESH == 0 or looks == _REFRESH // 2
+
+
+def _some(x: torch.Tensor) -> torch.Tensor:
+    """Blocks from all over a layer."""
+    blocks = x.numel() // BLOCK
+    if blocks <= _SAMPLE:
+        return x
+    return x[: blocks * BLOCK].view(blocks, BLOCK)[:: blocks // _SAMPLE][:_SAMPLE].reshape(-1)
 
 
 def _relative(moments: torch.Tensor) -> torch.Tensor | None:
