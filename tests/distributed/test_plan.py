@@ -98,7 +98,9 @@ CASES["bitshift"] = (2, None, "hadamard+bitshift,length=8")
 def run(request, tmp_path_factory):
     size, feedback, codec = request.param
     folder = tmp_path_factory.mktemp("plan")
-    results = launch(__file__, "worker", size, args={"folder": str(folder), "feedback": feedback, "codec": codec}, timeout=150)
+    results = launch(
+        __file__, "worker", size, args={"folder": str(folder), "feedback": feedback, "codec": codec}, timeout=150
+    )
     records = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
     return [r.ok().value for r in results], records, folder, size
 
