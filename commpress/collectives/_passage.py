@@ -98,6 +98,11 @@ class Passage:
         self.restarted = [i for i, tracker in enumerate(trackers) if tracker.lost and plan.limit(i) > 0]
         self._active: tuple[int, ...] | None = tuple(self.restarted) or None
 
+    @property
+    def world_size(self) -> int:
+        """Ranks."""
+        return self._world_size
+
     def measure(self) -> None:
         """Asks for `nmse`, before the final round."""
         self._measure = True

@@ -186,7 +186,8 @@ class _Right(Observer):
         if not self._codec.lossless and self._passage.is_final:
             decoded = torch.empty(stop - start)
             self._codec.decode(payload, key, out=decoded, offset=start, gain=1.0 / gain)
-            self._passage.record(start, stop, decoded, mean=phase == 2)
+            of_mean = phase == 2 and not self._codec.passes_on(self._passage.world_size)
+            self._passage.record(start, stop, decoded, mean=of_mean)
 
     def complete(self, report: Report) -> None:
         self._passage.reports.append(report)

@@ -86,8 +86,8 @@ def test_the_demo_compares_counts_and_leaves_its_results(tmp_path: pathlib.Path)
         found[codec] = lines[-1]
         assert found[codec]["kind"] == "summary" and found[codec]["held_out_loss"] < 5.0
     assert found["fp32"]["nmse"] < 1e-12
-    # Phase 2 alone leaves 0.13; with phase 1, whose own share is exact, there is more, but not one bit's 0.57.
-    assert 0.12 < found[CODEC]["nmse"] < 0.3
+    # Two messages with 0.13 each leave half of it where the ranks' gradients agree, all where they are noise, and less with noise shaping; four bits would leave 0.005.
+    assert 0.03 < found[CODEC]["nmse"] < 0.2
     ratio = {
         codec: f["interface_bytes_per_step_per_rank"] / f["claimed_bytes_per_step_per_rank"]
         for codec, f in found.items()

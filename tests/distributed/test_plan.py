@@ -112,7 +112,8 @@ def test_replicas_agree_and_the_plan_is_that_of_the_noisy_layers(run):
     plan, first = (Plan.from_dict(results[0][name]) for name in ("plan", "first"))
     assert results[0]["counts"]["plans"] >= 1 and len(set(first.rates)) == 1
     rate = dict(zip(plan.dims, plan.rates, strict=True))
-    assert rate[150_003] > rate[200_000] > rate[90_000]  # by their variances
+    assert rate[150_003] >= rate[200_000] > rate[90_000]  # by their variances
+    assert rate[150_003] > rate[200_000] or rate[150_003] == 2.0  # the most that the trellis of this length sends
     assert plan.exact[plan.dims.index(64)]
 
 

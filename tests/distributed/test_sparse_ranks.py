@@ -20,7 +20,9 @@ def worker(rank: int, size: int, spec: str) -> list[torch.Tensor]:
         tensors = [torch.randn(numel, generator=torch.Generator().manual_seed(10 * step + r)) for r in range(size)]
         mean, mine = torch.stack(tensors).mean(0), tensors[rank]
         commpress.all_reduce(mine, spec, key=commpress.Key(step=step))
-        assert 0 < int((mine != 0).sum()) < max(2, 0.08 * numel)
+        assert (
+            0 < int((mine != 0).sum()) < max(2, (0.12 if size == 2 else 0.08) * numel)
+        )  # two ranks get both sets of positions
         assert float(mine @ mean) > 0
         found.append(mine)
     torch.manual_seed(1)
