@@ -337,7 +337,9 @@ def test_payloads_are_cut_at_segments_alone():
     assert torch.equal(whole, torch.cat(parts))
     layered = LayeredCodec([(3 << 20, codec), (2 << 20, commpress.codec("uniform:2"))])
     for made in (codec, layered):
-        message = _layout._message(torch.empty(6 << 20, dtype=torch.uint8), made, torch.float32, 0, 5 << 20)
+        message = _layout._message(
+            torch.empty(6 << 20, dtype=torch.uint8), made, _layout._sizer(made, 1, 2, torch.float32), 0, 5 << 20
+        )
         assert message.nbytes_payload == made.payload_nbytes(5 << 20)
         assert sum(stop - start for start, stop, _ in message.pieces) == 5 << 20
 
