@@ -260,8 +260,6 @@ class Exchange(Reduction):
                 told["prediction"] = prediction_record(self._predictor, found.table)
             if self._shaper is not None:
                 told["shaping"] = {"exponent": self._shaper.exponent, "layers": self._shaper.ratios}
-            if self._shaper is not None:
-                told["shaping"] = {"exponent": self._shaper.exponent, "layers": self._shaper.ratios}
             record["information"] = json_values(told)
         self.sink.emit(record)
 
