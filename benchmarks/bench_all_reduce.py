@@ -46,7 +46,7 @@ def worker(rank: int, size: int, numel: int, codec: str, rounds: int, chunk: int
     if chunk:
         from commpress.collectives import _all_reduce
 
-        _all_reduce._entry(dist.group.WORLD).reducer._pipeline._chunk = chunk
+        _all_reduce._reducer_of(_all_reduce._entry(dist.group.WORLD), dist.group.WORLD)._pipeline._chunk = chunk
     plain, ours, counted, reports = [], [], [], []
     for turn in range(rounds + 4):
         work.copy_(x)

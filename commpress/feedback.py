@@ -95,7 +95,7 @@ class BucketFeedback:
         self._codec = codec
         self._world_size = world_size
         # What a mean residual is to later sums.
-        self._weight = _weight(codec, world_size)
+        self.weight = _weight(codec, world_size)
         self._start, self._stop = own
         self._sent = _pair(layout.numel)
         self._mean = _pair(self._stop - self._start)
@@ -144,7 +144,7 @@ class BucketFeedback:
     def owed(self) -> dict[str, torch.Tensor]:
         """For each parameter a flat fp32 copy of what later sums over ranks are owed by this rank."""
         whole = self._sent[0].clone()
-        whole[self._start : self._stop].add_(self._mean[0], alpha=self._weight)
+        whole[self._start : self._stop].add_(self._mean[0], alpha=self.weight)
         return {name: whole[start:stop].clone() for name, start, stop in self.layout.segments()}
 
     def preset(self, sent: dict[str, torch.Tensor]) -> None:
@@ -176,7 +176,7 @@ class BucketFeedback:
             if self._start <= low and high <= self._stop:
                 self._mean[0][low - self._start : high - self._start].copy_(piece)
             else:
-                self._sent[0][low:high].add_(piece, alpha=self._weight)
+                self._sent[0][low:high].add_(piece, alpha=self.weight)
 
 
 @final
@@ -248,7 +248,7 @@ class ErrorFeedback:
         return {
             "rank": self._rank,
             "world_size": self._world_size,
-            "weight": _weight(self._codec, self._world_size),
+            "weight": self._buckets[0].weight if self._buckets else _weight(self._codec, self._world_size),
             "layouts": [lay.as_list() for lay in self.layouts],
             "residuals": {name: entry for bucket in self._buckets for name, entry in bucket.state().items()},
         }

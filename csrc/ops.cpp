@@ -1,6 +1,5 @@
 // The fixed-rate quantisers and the casts: schemas, argument checks, dispatch.
 #include "kernels/kernels.h"
-#include "kernels/reduce.h"
 #include "ops_common.h"
 
 namespace {
@@ -58,26 +57,28 @@ int64_t decode_op(Tensor payload, Tensor out, int64_t family, int64_t rate, bool
 
 // The owner's part of an all-reduce in one pass over memory: values = beta * values + the decoded payloads, in their
 // order; encode that to `out`; decode it again in place. Returns -1, or -2 if the result is not finite, or the position
-// of the first invalid payload, and then nothing is written.
+// of an invalid payload, and then values and `out` are unfinished.
 int64_t reduce_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_phases, Tensor values, Tensor out,
                   int64_t family, int64_t rate, bool centroid, int64_t seed, int64_t step, int64_t sender_phase,
                   int64_t tensor, int64_t offset, double beta, int64_t isa) {
   const Payload result = payload_of(family, rate, centroid, seed, step, sender_phase, tensor, offset, values.numel());
   check(values, out, result);
-  STD_TORCH_CHECK(payloads.size() == sender_phases.size() && !payloads.empty(),
-                  "commpress: as many senders as payloads, and at least one, got ", payloads.size(), " payloads");
-  std::vector<Key> senders(payloads.size(), result.key);
-  std::vector<const uint8_t*> from;
-  for (size_t i = 0; i < payloads.size(); ++i) {
-    senders[i].sender_phase = static_cast<uint32_t>(sender_phases[i]);
-    check(values, payloads[i], result);
-    from.push_back(payloads[i].const_data_ptr<uint8_t>());
-    if (inspect(result, from.back()).invalid_block >= 0) return static_cast<int64_t>(i);
-  }
-  uint8_t* const to = out.mutable_data_ptr<uint8_t>();
-  reduce_payloads(result, senders, from, values.mutable_data_ptr<float>(), static_cast<float>(beta), to, isa_of(isa),
-                  torch_parallel);
-  return inspect(result, to).non_finite ? -2 : -1;
+  const Senders senders = senders_of(payloads, sender_phases, result.key);
+  for (const Tensor& payload : payloads) check(values, payload, result);
+  return code_of(reduce_payloads(result, senders.keys, senders.from, values.mutable_data_ptr<float>(),
+                                 static_cast<float>(beta), out.mutable_data_ptr<uint8_t>(), isa_of(isa),
+                                 torch_parallel));
+}
+
+// values = the decoded payloads, added in their order, in one pass over memory. Returns as `reduce`.
+int64_t decode_sum_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_phases, Tensor values, int64_t family,
+                      int64_t rate, bool centroid, int64_t seed, int64_t step, int64_t tensor, int64_t offset,
+                      int64_t isa) {
+  const Payload sum = payload_of(family, rate, centroid, seed, step, 0, tensor, offset, values.numel());
+  const Senders senders = senders_of(payloads, sender_phases, sum.key);
+  for (const Tensor& payload : payloads) check(values, payload, sum);
+  return code_of(sum_payloads(sum, senders.keys, senders.from, values.mutable_data_ptr<float>(), isa_of(isa),
+                              torch_parallel));
 }
 
 int64_t payload_nbytes_op(int64_t family, int64_t rate, bool centroid, int64_t offset, int64_t numel) {
@@ -111,6 +112,9 @@ STABLE_TORCH_LIBRARY(commpress, m) {
       "reduce(Tensor[] payloads, int[] sender_phases, Tensor(a!) values, Tensor(b!) out, int family, int rate, bool "
       "centroid, int seed, int step, int sender_phase, int tensor, int offset, "
       "float beta, int isa) -> int");
+  m.def(
+      "decode_sum(Tensor[] payloads, int[] sender_phases, Tensor(a!) values, int family, int rate, bool centroid, int "
+      "seed, int step, int tensor, int offset, int isa) -> int");
   m.def("payload_nbytes(int family, int rate, bool centroid, int offset, int numel) -> int");
   m.def("payload_nbytes_each(int family, bool centroid, Tensor rates, Tensor numels, Tensor(a!) out) -> ()");
   m.def("isa_available(int isa) -> bool");
@@ -120,6 +124,7 @@ STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
   m.impl("encode", TORCH_BOX(&encode_op));
   m.impl("decode", TORCH_BOX(&decode_op));
   m.impl("reduce", TORCH_BOX(&reduce_op));
+  m.impl("decode_sum", TORCH_BOX(&decode_sum_op));
   m.impl("payload_nbytes_each", TORCH_BOX(&payload_nbytes_each_op));
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "kernels/reduce.h"
 
 namespace commpress {
 
@@ -37,6 +38,30 @@ inline void check_kinds(const Tensor& values, const Tensor& payload) {
                   "commpress: values must be a contiguous 1-D float32 tensor");
   STD_TORCH_CHECK(payload.scalar_type() == ScalarType::Byte && payload.dim() == 1 && payload.is_contiguous(),
                   "commpress: a payload must be a contiguous 1-D uint8 tensor");
+}
+
+// -1, or -2 if the result is not finite, or the position of an invalid payload.
+inline int64_t code_of(const Outcome& outcome) {
+  return outcome.invalid >= 0 ? outcome.invalid : outcome.finite ? -1 : -2;
+}
+
+// Several payloads of the same coordinates, and the keys that encoded them.
+struct Senders {
+  std::vector<Key> keys;
+  std::vector<const uint8_t*> from;
+};
+
+inline Senders senders_of(const std::vector<Tensor>& payloads, const std::vector<int64_t>& sender_phases, Key key,
+                          int64_t byte = 0) {
+  STD_TORCH_CHECK(payloads.size() == sender_phases.size() && !payloads.empty(),
+                  "commpress: as many senders as payloads, and at least one, got ", payloads.size(), " payloads");
+  Senders senders;
+  for (size_t i = 0; i < payloads.size(); ++i) {
+    key.sender_phase = static_cast<uint32_t>(sender_phases[i]);
+    senders.keys.push_back(key);
+    senders.from.push_back(payloads[i].const_data_ptr<uint8_t>() + byte);
+  }
+  return senders;
 }
 
 }  // namespace commpress

@@ -1,5 +1,4 @@
 // Tensors whose layers have a codec each: one call for a table of layers.
-#include "kernels/reduce.h"
 #include "ops_common.h"
 
 namespace {
@@ -47,6 +46,13 @@ bool valid(const std::vector<Part>& parts, const uint8_t* payload) {
   return true;
 }
 
+void check_payloads(const std::vector<Tensor>& payloads, int64_t nbytes) {
+  for (const Tensor& payload : payloads)
+    STD_TORCH_CHECK(payload.scalar_type() == ScalarType::Byte && payload.dim() == 1 && payload.is_contiguous() &&
+                        payload.numel() == nbytes,
+                    "commpress: a payload must be a contiguous 1-D uint8 tensor of ", nbytes, " bytes");
+}
+
 void encode_layers_op(Tensor x, Tensor payload, Tensor table, int64_t seed, int64_t step, int64_t sender_phase,
                       int64_t tensor, double gain, int64_t isa) {
   const std::vector<Part> parts = parts_of(table, key_of(seed, step, sender_phase, tensor), x, payload);
@@ -80,27 +86,36 @@ int64_t reduce_layers_op(std::vector<Tensor> payloads, std::vector<int64_t> send
                          Tensor table, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, double beta,
                          int64_t isa) {
   const std::vector<Part> parts = parts_of(table, key_of(seed, step, sender_phase, tensor), values, out);
-  STD_TORCH_CHECK(payloads.size() == sender_phases.size() && !payloads.empty(),
-                  "commpress: as many senders as payloads, and at least one, got ", payloads.size(), " payloads");
-  for (size_t i = 0; i < payloads.size(); ++i) {
-    check_kinds(values, payloads[i]);
-    STD_TORCH_CHECK(payloads[i].numel() == out.numel(), "commpress: a payload of ", payloads[i].numel(), " bytes");
-    if (!valid(parts, payloads[i].const_data_ptr<uint8_t>())) return static_cast<int64_t>(i);
-  }
+  check_payloads(payloads, out.numel());
   const Isa path = isa_of(isa);
   float* const x = values.mutable_data_ptr<float>();
   uint8_t* const to = out.mutable_data_ptr<uint8_t>();
   bool finite = true;
   for (const Part& part : parts) {
-    std::vector<Key> senders(payloads.size(), part.payload.key);
-    std::vector<const uint8_t*> from;
-    for (size_t i = 0; i < payloads.size(); ++i) {
-      senders[i].sender_phase = static_cast<uint32_t>(sender_phases[i]);
-      from.push_back(payloads[i].const_data_ptr<uint8_t>() + part.byte);
-    }
-    reduce_payloads(part.payload, senders, from, x + part.first, static_cast<float>(beta), to + part.byte, path,
-                    torch_parallel);
-    finite = finite && !inspect(part.payload, to + part.byte).non_finite;
+    const Senders senders = senders_of(payloads, sender_phases, part.payload.key, part.byte);
+    const Outcome outcome = reduce_payloads(part.payload, senders.keys, senders.from, x + part.first,
+                                            static_cast<float>(beta), to + part.byte, path, torch_parallel);
+    if (outcome.invalid >= 0) return outcome.invalid;
+    finite &= outcome.finite;
+  }
+  return finite ? -1 : -2;
+}
+
+// As `decode_sum` in ops.cpp.
+int64_t decode_sum_layers_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_phases, Tensor values,
+                             Tensor table, int64_t seed, int64_t step, int64_t tensor, int64_t isa) {
+  STD_TORCH_CHECK(!payloads.empty(), "commpress: no payload to decode");
+  const std::vector<Part> parts = parts_of(table, key_of(seed, step, 0, tensor), values, payloads[0]);
+  check_payloads(payloads, payloads[0].numel());
+  const Isa path = isa_of(isa);
+  float* const out = values.mutable_data_ptr<float>();
+  bool finite = true;
+  for (const Part& part : parts) {
+    const Senders senders = senders_of(payloads, sender_phases, part.payload.key, part.byte);
+    const Outcome outcome =
+        sum_payloads(part.payload, senders.keys, senders.from, out + part.first, path, torch_parallel);
+    if (outcome.invalid >= 0) return outcome.invalid;
+    finite &= outcome.finite;
   }
   return finite ? -1 : -2;
 }
@@ -117,10 +132,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
   m.def(
       "reduce_layers(Tensor[] payloads, int[] sender_phases, Tensor(a!) values, Tensor(b!) out, Tensor table, int "
       "seed, int step, int sender_phase, int tensor, float beta, int isa) -> int");
+  m.def(
+      "decode_sum_layers(Tensor[] payloads, int[] sender_phases, Tensor(a!) values, Tensor table, int seed, int step, "
+      "int tensor, int isa) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
   m.impl("encode_layers", TORCH_BOX(&encode_layers_op));
   m.impl("decode_layers", TORCH_BOX(&decode_layers_op));
   m.impl("reduce_layers", TORCH_BOX(&reduce_layers_op));
+  m.impl("decode_sum_layers", TORCH_BOX(&decode_sum_layers_op));
 }

@@ -63,6 +63,8 @@ def test_one_call_for_all_layers_does_what_single_calls_do(specs):
     assert layered.reduce(payloads, keys, after, values=one, out=by_one, beta=0.5)
     assert Codec.reduce(layered, payloads, keys, after, values=two, out=by_two, beta=0.5)
     assert torch.equal(one, two) and torch.equal(by_one, by_two)
+    assert layered.decode_sum(payloads, keys, out=one) and Codec.decode_sum(layered, payloads, keys, out=two)
+    assert torch.equal(one, two)
     one[5] = float("inf")
     assert not layered.reduce(payloads, keys, after, values=one, out=by_one, beta=0.5)
 
@@ -78,9 +80,11 @@ def test_an_invalid_layer_is_refused_before_anything_is_written():
     payload[where : where + 4] = torch.tensor([1, 0, 255, 255], dtype=torch.uint8)  # a scale that is NaN
     with pytest.raises(WireError, match="layer"):
         layered.decode(payload, key, out=out)
+    assert bool((out == 7).all())
     with pytest.raises(WireError, match="rank 0"):
         layered.reduce([payload], [key], key, values=out, out=torch.empty_like(payload))
-    assert bool((out == 7).all())
+    with pytest.raises(WireError, match="rank 0"):
+        layered.decode_sum([payload], [key], out=out)
 
 
 sizes = st.lists(st.sampled_from([0, 1, 100, 4095, 4096, 4097, 10_000]), min_size=1, max_size=6)

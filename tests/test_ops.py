@@ -130,16 +130,42 @@ def test_one_pass_reduction_says_when_something_is_not_finite(spec):
     assert bool(torch.isfinite(values[:4096]).all())
 
 
-def test_one_pass_reduction_names_the_rank_of_a_corrupt_payload_and_writes_nothing():
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("numel", [1, 513, 4097, (1 << 20) + 3])
+def test_a_sum_in_one_pass_is_one_decode_after_the_other(spec, numel):
+    codec = commpress.codec(spec)
+    senders = [KEY.replace(phase=2, sender=1), KEY.replace(phase=1, sender=0), KEY.replace(phase=1, sender=7)]
+    payloads = [codec.encode(normal(numel, s.sender), s, offset=4096, gain=0.5) for s in senders]
+    expected, got = torch.full((numel,), 7.0), torch.full((numel + 16,), 9.0)
+    assert Codec.decode_sum(codec, payloads, senders, out=expected, offset=4096) is True
+    for shift in (0, 1):  # aligned, and not
+        assert codec.decode_sum(payloads, senders, out=got[shift : shift + numel], offset=4096) is True
+        assert torch.equal(got[shift : shift + numel], expected)
+        assert bool((got[shift + numel :] == 9).all())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_sum_in_one_pass_says_when_it_is_not_finite(spec):
+    codec, numel = commpress.codec(spec), 9000
+    x = torch.full((numel,), 3e38)
+    for value, finite in ((float("nan"), False), (float("-inf"), False), (3e38, None)):
+        x[numel - 1] = value
+        payload, out = codec.encode(x, KEY), torch.empty(numel)
+        found = codec.decode_sum([payload, payload], [KEY, KEY], out=out)
+        assert found is bool(torch.isfinite(out).all())
+        assert finite is None or found is finite
+
+
+def test_one_pass_operators_name_the_rank_of_a_corrupt_payload():
     codec = commpress.codec("uniform:4")
     senders = [KEY.replace(sender=s) for s in (4, 5)]
     payloads = [codec.encode(normal(2000, s.sender), s) for s in senders]
     payloads[1][1] = 0xFF  # a negative scale
     values = normal(2000, 0)
-    before = values.clone()
     with pytest.raises(WireError, match="rank 5"):
         codec.reduce(payloads, senders, KEY, values=values, out=torch.empty_like(payloads[0]))
-    assert torch.equal(values, before)
+    with pytest.raises(WireError, match="rank 5"):
+        codec.decode_sum(payloads, senders, out=values)
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -232,6 +232,25 @@ class Codec(abc.ABC):
             out.detach().copy_(flat.view(out.shape))
         return out
 
+    def decode_sum(
+        self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
+    ) -> bool:
+        """Writes the sum of the decoded payloads, added in their order, to ``out``.
+
+        Args:
+            payloads, keys: at least one payload of ``out.numel()`` coordinates from ``offset`` on, and the keys that encoded them.
+            out: 1-D contiguous floating-point CPU tensor.
+
+        Returns:
+            Whether the sum is finite.
+
+        Raises:
+            WireError: a payload is invalid; what ``out`` then holds is undefined. TensorError, SpecError: as in :meth:`decode`.
+        """
+        for i, (payload, key) in enumerate(zip(payloads, keys, strict=True)):
+            self.decode(payload, key, out=out, accumulate=i > 0, offset=offset)
+        return bool(torch.isfinite(out.sum())) or bool(torch.isfinite(out).all())  # a finite sum says it at once
+
     def reduce(
         self,
         payloads: Sequence[torch.Tensor],
@@ -255,7 +274,7 @@ class Codec(abc.ABC):
             Whether the result is finite.
 
         Raises:
-            WireError: a payload is invalid. TensorError, SpecError: as in :meth:`decode`.
+            WireError: a payload is invalid; what ``values`` and ``out`` then hold is undefined. TensorError, SpecError: as in :meth:`decode`.
         """
         for i, (payload, sender) in enumerate(zip(payloads, keys, strict=True)):
             self.decode(payload, sender, out=values, accumulate=True, offset=offset, beta=1.0 if i else beta)

@@ -129,9 +129,8 @@ class BothContributions(OwnShard):
                 job.observer.reduced(start, stop)
                 job.codec2.encode(part, key, out=payload, offset=start, gain=job.gain)
                 job.observer.encoded(2, start, stop, payload, key, job.gain)
-                self._add(job, start, stop, payload, rank, other.pieces[number][2], layout.sources[0])
-                if not job.nonfinite and not _is_finite(part):
-                    job.nonfinite = True
+                finite = self._sum(job, start, stop, payload, rank, other.pieces[number][2], layout.sources[0])
+                job.nonfinite = job.nonfinite or not finite
         except Exception as problem:
             job.note(problem)
 
@@ -141,19 +140,17 @@ class BothContributions(OwnShard):
         try:
             for number, (start, stop, payload) in enumerate(message.pieces):
                 assert mine is not None
-                self._add(job, start, stop, payload, src, mine.pieces[number][2], 1 - src)
+                self._sum(job, start, stop, payload, src, mine.pieces[number][2], 1 - src)
         except Exception as problem:
             job.note(problem)
 
     @staticmethod
-    def _add(
+    def _sum(
         job: Job, start: int, stop: int, owners: torch.Tensor, owner: int, others: torch.Tensor, other: int
-    ) -> None:
-        """In one order on both ranks: the roundings are the same."""
-        part = job.flat[start:stop]
-        job.codec2.decode(owners, job.key.replace(phase=2, sender=owner), out=part, offset=start)
-        key = job.key.replace(phase=1, sender=other)
-        job.codec1.decode(others, key, out=part, accumulate=True, offset=start)
+    ) -> bool:
+        """In one order on both ranks: the roundings are the same. Returns whether the sum is finite."""
+        keys = [job.key.replace(phase=2, sender=owner), job.key.replace(phase=1, sender=other)]
+        return bool(job.codec1.decode_sum([owners, others], keys, out=job.flat[start:stop], offset=start))
 
 
 @final

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from commpress.codecs import Key
+from commpress.codecs import Key, LayeredCodec
 from commpress.collectives import Communicator, Reducer, group_timeout, shard_bounds, wire_nbytes
 from commpress.errors import CommpressError
 from commpress.feedback import ErrorFeedback, Layout
@@ -92,8 +92,9 @@ class Exchange(Reduction):
         self._statistics: Statistics | None = None
         if statistics and self._control is not None:
             notes = Notes(self._control, NBYTES_PER_LAYER * len(dims), timeout)
+            sent = codec if self._planner is None else LayeredCodec([])  # as every plan's
             self._statistics = Statistics(
-                dims, notes, unbiased=codec.unbiased, passed_on=codec.passes_on(self.world_size)
+                dims, notes, unbiased=codec.unbiased, passed_on=sent.passes_on(self.world_size)
             )
         self._predictor = Predictor(dims) if plan is not None and plan.predict and self.world_size > 1 else None
         self._shaper = Shaper(dims, shaping) if shaping and self.world_size > 1 else None

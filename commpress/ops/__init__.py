@@ -9,10 +9,10 @@ from commpress.ops._homomorphic import (
     homomorphic_encode,
     homomorphic_scales,
 )
-from commpress.ops._layers import decode_layers, encode_layers, reduce_layers
+from commpress.ops._layers import decode_layers, decode_sum_layers, encode_layers, reduce_layers
 from commpress.ops._library import Isa, isa_available
 from commpress.ops._modulo import Modulo, modulo_decode, modulo_encode
-from commpress.ops._quantisers import decode, encode, payload_nbytes, payload_nbytes_each, reduce
+from commpress.ops._quantisers import decode, decode_sum, encode, payload_nbytes, payload_nbytes_each, reduce
 from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_nbytes
 from commpress.ops._tcq import tcq_dequantise, tcq_quantise
 
@@ -27,6 +27,8 @@ __all__ = [
     "Scheme",
     "decode",
     "decode_layers",
+    "decode_sum",
+    "decode_sum_layers",
     "ecsq_decode",
     "ecsq_encode",
     "ecsq_payload_nbytes",

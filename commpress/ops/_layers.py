@@ -56,6 +56,21 @@ def reduce_layers(
     return library.reduce_layers(payloads, senders, values, out, table, signed(seed), *words, beta, int(isa))
 
 
+def decode_sum_layers(
+    payloads: list[torch.Tensor],
+    values: torch.Tensor,
+    table: torch.Tensor,
+    *,
+    seed: int,
+    senders: list[int],
+    step: int,
+    tensor: int,
+    isa: Isa = Isa.BEST,
+) -> int:
+    """As :func:`decode_sum`."""
+    return library.decode_sum_layers(payloads, senders, values, table, signed(seed), step, tensor, int(isa))
+
+
 def _reported_success(*_: object) -> bool:
     return True
 
@@ -67,3 +82,4 @@ def _reported_finite(*_: object) -> int:
 torch.library.register_fake("commpress::encode_layers")(wrote_argument)
 torch.library.register_fake("commpress::decode_layers")(_reported_success)
 torch.library.register_fake("commpress::reduce_layers")(_reported_finite)
+torch.library.register_fake("commpress::decode_sum_layers")(_reported_finite)

@@ -74,11 +74,31 @@ def reduce(
 ) -> int:
     """``values = beta * values + sum of the payloads``, encoded to ``out`` and decoded again in place, in one pass over memory.
 
-    ``senders``: word 2 of each payload's key; ``words``: of the key that encodes. Returns -1, -2 if the result is not finite, or the position of the first invalid payload,
-    and then has written nothing. Releases the GIL.
+    ``senders``: word 2 of each payload's key; ``words``: of the key that encodes. Returns -1, -2 if the result is not finite, or the position of an invalid payload,
+    and then ``values`` and ``out`` are unfinished. Releases the GIL.
     """
     return library.reduce(
         payloads, senders, values, out, family, rate, centroid, signed(seed), *words, offset, beta, int(isa)
+    )
+
+
+def decode_sum(
+    payloads: list[torch.Tensor],
+    values: torch.Tensor,
+    *,
+    family: int,
+    rate: int,
+    centroid: bool,
+    seed: int,
+    senders: list[int],
+    step: int,
+    tensor: int,
+    offset: int,
+    isa: Isa = Isa.BEST,
+) -> int:
+    """``values`` = the sum of the payloads in their order, in one pass over memory. Arguments and result as of :func:`reduce`."""
+    return library.decode_sum(
+        payloads, senders, values, family, rate, centroid, signed(seed), step, tensor, offset, int(isa)
     )
 
 
@@ -90,3 +110,4 @@ torch.library.register_fake("commpress::payload_nbytes_each")(wrote_argument)
 torch.library.register_fake("commpress::encode")(wrote_argument)
 torch.library.register_fake("commpress::decode")(_reported_success)
 torch.library.register_fake("commpress::reduce")(_reported_success)
+torch.library.register_fake("commpress::decode_sum")(_reported_success)

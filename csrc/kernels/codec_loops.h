@@ -8,8 +8,6 @@
 namespace commpress {
 namespace COMMPRESS_ISA {
 
-constexpr int64_t STREAM_NUMEL = 1 << 20;  // 4 MiB of values: more than a second-level cache holds
-
 static void cast_encode(const Codec& codec, const float* x, int64_t n, float gain, uint8_t* out) {
   const bool fp16 = codec.family == CAST_FP16;
   uint16_t chunk[BLOCK];
@@ -76,7 +74,7 @@ void encode(const Payload& p, const float* x, float gain, uint8_t* out) {
 }
 
 void decode(const Payload& p, const uint8_t* in, float* out, bool accumulate, float gain, float beta) {
-  const bool stream = !accumulate && p.numel >= STREAM_NUMEL && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+  const bool stream = !accumulate && streams(p.numel, out);
   const Sink sink{delivery_of(accumulate, stream, beta), gain, beta};
   for (int64_t i = 0; i < p.numel; i += BLOCK) {
     const int64_t n = p.numel - i < BLOCK ? p.numel - i : BLOCK;
@@ -101,6 +99,24 @@ void decode(const Payload& p, const uint8_t* in, float* out, bool accumulate, fl
     }
   }
   if (stream) finish_stores();
+}
+
+bool move_block(const float* x, int64_t n, float* out, bool past_caches) {
+  if (!past_caches) {
+    memcpy(out, x, 4 * n);
+    return largest_bits(x, n) < SCALE32_INFINITY;
+  }
+  Ints largest = all(0u);
+  const Ints mask = all(0x7FFFFFFFu);
+  const int64_t rows = n / 16;
+  for (int64_t row = 0; row < rows; ++row) {
+    const Floats values = load(x + 16 * row);
+    largest = larger(largest, bits(values) & mask);
+    store_past_caches(out + 16 * row, values);
+  }
+  finish_stores();
+  memcpy(out + 16 * rows, x + 16 * rows, 4 * (n - 16 * rows));
+  return largest_lane(largest) < SCALE32_INFINITY && largest_bits(x + 16 * rows, n - 16 * rows) < SCALE32_INFINITY;
 }
 
 }  // namespace COMMPRESS_ISA

@@ -7,6 +7,7 @@ namespace commpress {
   namespace path {                                                         \
   void encode(const Payload&, const float*, float, uint8_t*);              \
   void decode(const Payload&, const uint8_t*, float*, bool, float, float); \
+  bool move_block(const float*, int64_t, float*, bool);                    \
   }
 COMMPRESS_DECLARE(path_plain)
 #if defined(COMMPRESS_X86)
@@ -44,6 +45,14 @@ void decode(const Payload& payload, const uint8_t* in, float* out, bool accumula
   if (isa == Isa::AVX2) return path_avx2::decode(payload, in, out, accumulate, gain, beta);
 #endif
   path_plain::decode(payload, in, out, accumulate, gain, beta);
+}
+
+bool move_block(const float* x, int64_t n, float* out, bool past_caches, Isa isa) {
+#if defined(COMMPRESS_X86)
+  if (isa == Isa::AVX2) return path_avx2::move_block(x, n, out, past_caches);
+  if (isa == Isa::AVX512) return path_avx512::move_block(x, n, out, past_caches);
+#endif
+  return path_plain::move_block(x, n, out, past_caches);
 }
 
 namespace {

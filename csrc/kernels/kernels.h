@@ -33,4 +33,14 @@ Findings inspect(const Payload& payload, const uint8_t* in);
 // mean something.
 void decode(const Payload& payload, const uint8_t* in, float* out, bool accumulate, float gain, float beta, Isa isa);
 
+// Whether values of a tensor of `numel` are better written past the caches: it is more than a second-level cache holds,
+// and aligned for it.
+constexpr int64_t STREAM_NUMEL = 1 << 20;  // 4 MiB
+inline bool streams(int64_t numel, const float* out) {
+  return numel >= STREAM_NUMEL && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+}
+
+// Copies n values, past the caches if `out` is aligned to 64 bytes and `past_caches`; returns whether all are finite.
+bool move_block(const float* x, int64_t n, float* out, bool past_caches, Isa isa);
+
 }  // namespace commpress

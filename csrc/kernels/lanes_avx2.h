@@ -63,11 +63,16 @@ static inline Ints where_less(Ints x, Ints y, Ints yes, Ints no) {
 
 static inline Ints shift_left(Ints x, int k) { return {_mm256_slli_epi32(x.a, k), _mm256_slli_epi32(x.b, k)}; }
 static inline Ints shift_right(Ints x, int k) { return {_mm256_srli_epi32(x.a, k), _mm256_srli_epi32(x.b, k)}; }
+static inline Ints shift_right_signed(Ints x, int k) { return {_mm256_srai_epi32(x.a, k), _mm256_srai_epi32(x.b, k)}; }
 // Left by i % 4 bytes.
 template <int I>
 static inline Ints rotate_bytes(Ints x, std::integral_constant<int, I>) {
   if constexpr (I % 4 == 0) return x;
-  return shift_left(x, 8 * (I % 4)) | shift_right(x, 32 - 8 * (I % 4));
+  constexpr int K = 4 - I % 4;  // the byte that becomes the lowest
+  constexpr int LANE = K | (K + 1) % 4 << 8 | (K + 2) % 4 << 16 | (K + 3) % 4 << 24, NEXT = 0x04040404;
+  const __m256i order = _mm256_setr_epi32(LANE, LANE + NEXT, LANE + 2 * NEXT, LANE + 3 * NEXT, LANE, LANE + NEXT,
+                                          LANE + 2 * NEXT, LANE + 3 * NEXT);
+  return {_mm256_shuffle_epi8(x.a, order), _mm256_shuffle_epi8(x.b, order)};
 }
 
 // rest | (x & mask)

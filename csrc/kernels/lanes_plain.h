@@ -89,6 +89,10 @@ static inline Ints where_less(const Ints& a, const Ints& b, const Ints& yes, con
 static inline Ints shift_left(const Ints& a, int k) {
   return quarters<Ints>([&](int q) { return a.v[q] << static_cast<uint32_t>(k); });
 }
+static inline Ints shift_right_signed(const Ints& a, int k) {
+  using Signed4 = int32_t __attribute__((vector_size(16)));
+  return quarters<Ints>([&](int q) { return reinterpret_cast<Int4>(reinterpret_cast<Signed4>(a.v[q]) >> k); });
+}
 static inline Ints shift_right(const Ints& a, int k) {
   return quarters<Ints>([&](int q) { return a.v[q] >> static_cast<uint32_t>(k); });
 }

@@ -65,6 +65,14 @@ static COMMPRESS_INLINE Ints get(const Ints (&words)[B], int row) {
                         : shift_right(words[k], shift);
 }
 
+// The codes of a row as signed numbers, where B divides 32.
+template <int B>
+static COMMPRESS_INLINE Ints get_signed(const Ints (&words)[B], int row) {
+  static_assert(32 % B == 0, "a code lies in one word");
+  const int k = row * B / 32, shift = row * B % 32;
+  return shift_right_signed(shift + B == 32 ? words[k] : shift_left(words[k], 32 - B - shift), 32 - B);
+}
+
 [[maybe_unused]] static void pack_string(const uint32_t* codes, int64_t n, int bits, uint8_t* out) {
   uint64_t pending = 0;
   int held = 0;

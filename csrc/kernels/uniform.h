@@ -141,7 +141,15 @@ static void uniform_decode_group(const uint8_t* in, float step, float* out, floa
   Ints words[B];
   for (int k = 0; k < B; ++k) words[k] = load_bytes(in + 64 * k);
   const Floats b = all(beta);
-  if constexpr (B <= 4) {
+  if constexpr ((B == 2 || B == 4) && B > TABLE_BITS) {
+    // A longer look-up than one instruction takes longer than the arithmetic: a code with its top bit flipped is the
+    // level as a signed number.
+    for (int k = 0; k < B; ++k) words[k] = words[k] ^ all(top_bits(B, k));
+    const Floats s = all(step);
+    each<32>([&](auto row) __attribute__((always_inline)) {
+      deliver<DELIVERY>(out + 16 * row, to_float(get_signed<B>(words, row)) * s, b);
+    });
+  } else if constexpr (B <= 4) {
     float values[1 << B];
     for (uint32_t c = 0; c < 1u << B; ++c) values[c] = uniform_value(c, B, step);
     const Table<1 << B> table(values);
