@@ -77,8 +77,8 @@ int64_t decode_sum_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_
   const Payload sum = payload_of(family, rate, centroid, seed, step, 0, tensor, offset, values.numel());
   const Senders senders = senders_of(payloads, sender_phases, sum.key);
   for (const Tensor& payload : payloads) check(values, payload, sum);
-  return code_of(sum_payloads(sum, senders.keys, senders.from, values.mutable_data_ptr<float>(), isa_of(isa),
-                              torch_parallel));
+  return code_of(
+      sum_payloads(sum, senders.keys, senders.from, values.mutable_data_ptr<float>(), isa_of(isa), torch_parallel));
 }
 
 int64_t payload_nbytes_op(int64_t family, int64_t rate, bool centroid, int64_t offset, int64_t numel) {
