@@ -55,9 +55,7 @@ static inline Ints where_less(Ints a, Ints b, Ints yes, Ints no) {
 static inline Ints shift_left(Ints a, int k) {
   return {reinterpret_cast<__m512i>(reinterpret_cast<__v16su>(a.v) << k)};
 }
-static inline Ints shift_right_signed(Ints a, int k) {
-  return {_mm512_srai_epi32(a.v, static_cast<unsigned>(k))};
-}
+static inline Ints shift_right_signed(Ints a, int k) { return {_mm512_srai_epi32(a.v, static_cast<unsigned>(k))}; }
 static inline Ints shift_right(Ints a, int k) {
   return {reinterpret_cast<__m512i>(reinterpret_cast<__v16su>(a.v) >> k)};
 }
