@@ -256,6 +256,33 @@ struct Search {
                    all((1u << B) - 1));
   }
 };
+// Up to three thresholds are compared with faster than looked up.
+template <int B>
+struct Compare {
+  Ints operator()(Floats v) const {
+    const Floats u = absolute(v);
+    Ints code = all(1u << (B - 1));
+    const auto compare = [&](float threshold) __attribute__((always_inline)) {
+      const __m256 t = _mm256_set1_ps(threshold);
+      code = {_mm256_sub_epi32(code.a, _mm256_castps_si256(_mm256_cmp_ps(u.a, t, _CMP_GE_OQ))),
+              _mm256_sub_epi32(code.b, _mm256_castps_si256(_mm256_cmp_ps(u.b, t, _CMP_GE_OQ)))};
+    };
+    constexpr float first = positive_threshold<B>(0), second = positive_threshold<B>(1),
+                    third = positive_threshold<B>(2);
+    compare(first);
+    if constexpr (B == 3) {
+      compare(second);
+      compare(third);
+    }
+    const __m256 zero = _mm256_setzero_ps();
+    return code ^ (bits(Floats{_mm256_cmp_ps(v.a, zero, _CMP_LT_OQ), _mm256_cmp_ps(v.b, zero, _CMP_LT_OQ)}) &
+                   all((1u << B) - 1));
+  }
+};
+template <>
+struct Search<2> : Compare<2> {};
+template <>
+struct Search<3> : Compare<3> {};
 template <>
 struct Search<1> {
   Ints operator()(Floats v) const {

@@ -98,6 +98,15 @@ COMMPRESS_HD int32_t lloyd_code(float v) {
   return L::CELL_BASE[cell] + (v >= L::CELL_THRESHOLD[cell] ? 1 : 0);
 }
 
+// The k-th threshold above zero.
+template <int B>
+constexpr float positive_threshold(int k) {
+  using L = LloydMax<B>;
+  for (int cell = L::CELLS + 1; cell < 2 * L::CELLS; ++cell)
+    if (L::CELL_THRESHOLD[cell] < 1e38f && k-- == 0) return L::CELL_THRESHOLD[cell];
+  return L::CELL_THRESHOLD[2 * L::CELLS - 1];
+}
+
 // Scale on the wire. energy = sum x^2 and deviation = s are of the block after multiplication by 2^-exponent; product =
 // P, square = Q of docs/wire-format.md 4.3; gram = c, the factor by which the rotations stretch. Unbiased: Vargaftik et
 // al., "EDEN", 2022.
