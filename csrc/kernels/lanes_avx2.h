@@ -190,6 +190,7 @@ struct Philox {
 };
 
 constexpr int TABLE_BITS = 3;  // the longest index of a look-up that is one instruction
+constexpr int HALF_BITS = 4;   // the codes whose levels are looked up by magnitude, which makes it one
 
 template <int N>
 struct Table {
@@ -237,46 +238,42 @@ struct Table<16> {
   }
 };
 
-// Lloyd-Max codes of v; see lloyd_code(). The quantisers are symmetric, so |v| is looked up in the positive half.
+// The code of v from that of |v|: the quantisers are symmetric.
+template <int B>
+static inline Ints with_sign(Ints code, Floats v) {
+  const __m256 zero = _mm256_setzero_ps();
+  return code ^ (bits(Floats{_mm256_cmp_ps(v.a, zero, _CMP_LT_OQ), _mm256_cmp_ps(v.b, zero, _CMP_LT_OQ)}) &
+                 all((1u << B) - 1));
+}
+// code + 1 where u reaches the threshold: a comparison that holds is -1.
+static inline Ints count_reached(Ints code, Floats u, Floats threshold) {
+  return {_mm256_sub_epi32(code.a, _mm256_castps_si256(_mm256_cmp_ps(u.a, threshold.a, _CMP_GE_OQ))),
+          _mm256_sub_epi32(code.b, _mm256_castps_si256(_mm256_cmp_ps(u.b, threshold.b, _CMP_GE_OQ)))};
+}
+
+// Lloyd-Max codes of v; see lloyd_code().
 template <int B>
 struct Search {
   using L = LloydMax<B>;
   Table<L::CELLS> threshold{L::CELL_THRESHOLD + L::CELLS}, base{L::CELL_BASE + L::CELLS};
-  Ints operator()(Floats v) const {
-    const Floats u = absolute(v);
+  Ints of_magnitude(Floats u) const {
     const __m256 last = _mm256_set1_ps(L::CELLS - 0.0625f);
     const Ints cell{_mm256_cvttps_epi32(_mm256_min_ps(u.a, last)), _mm256_cvttps_epi32(_mm256_min_ps(u.b, last))};
-    const Floats t = threshold[cell];
-    const Ints low = bits(base[cell]);
-    // A comparison that holds is -1.
-    const Ints code{_mm256_sub_epi32(low.a, _mm256_castps_si256(_mm256_cmp_ps(u.a, t.a, _CMP_GE_OQ))),
-                    _mm256_sub_epi32(low.b, _mm256_castps_si256(_mm256_cmp_ps(u.b, t.b, _CMP_GE_OQ)))};
-    const __m256 zero = _mm256_setzero_ps();
-    return code ^ (bits(Floats{_mm256_cmp_ps(v.a, zero, _CMP_LT_OQ), _mm256_cmp_ps(v.b, zero, _CMP_LT_OQ)}) &
-                   all((1u << B) - 1));
+    return count_reached(bits(base[cell]), u, threshold[cell]);
   }
+  Ints signed_code(Ints code, Floats v) const { return with_sign<B>(code, v); }
+  Ints operator()(Floats v) const { return with_sign<B>(of_magnitude(absolute(v)), v); }
 };
 // Up to three thresholds are compared with faster than looked up.
 template <int B>
 struct Compare {
   Ints operator()(Floats v) const {
-    const Floats u = absolute(v);
-    Ints code = all(1u << (B - 1));
-    const auto compare = [&](float threshold) __attribute__((always_inline)) {
-      const __m256 t = _mm256_set1_ps(threshold);
-      code = {_mm256_sub_epi32(code.a, _mm256_castps_si256(_mm256_cmp_ps(u.a, t, _CMP_GE_OQ))),
-              _mm256_sub_epi32(code.b, _mm256_castps_si256(_mm256_cmp_ps(u.b, t, _CMP_GE_OQ)))};
-    };
     constexpr float first = positive_threshold<B>(0), second = positive_threshold<B>(1),
                     third = positive_threshold<B>(2);
-    compare(first);
-    if constexpr (B == 3) {
-      compare(second);
-      compare(third);
-    }
-    const __m256 zero = _mm256_setzero_ps();
-    return code ^ (bits(Floats{_mm256_cmp_ps(v.a, zero, _CMP_LT_OQ), _mm256_cmp_ps(v.b, zero, _CMP_LT_OQ)}) &
-                   all((1u << B) - 1));
+    const Floats u = absolute(v);
+    Ints code = count_reached(all(1u << (B - 1)), u, all(first));
+    if constexpr (B == 3) code = count_reached(count_reached(code, u, all(second)), u, all(third));
+    return with_sign<B>(code, v);
   }
 };
 template <>

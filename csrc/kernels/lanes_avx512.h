@@ -187,6 +187,7 @@ struct Philox {
 };
 
 constexpr int TABLE_BITS = 4;  // the longest index of a look-up that is one instruction
+constexpr int HALF_BITS = 0;   // the codes whose levels are looked up by magnitude
 
 template <int N>
 struct Table {

@@ -192,6 +192,7 @@ struct Philox {
 };
 
 constexpr int TABLE_BITS = 0;  // the longest index of a look-up that is one instruction or none
+constexpr int HALF_BITS = 0;   // the codes whose levels are looked up by magnitude
 
 // N floats (a power of two), looked up by the low log2(N) bits of an index.
 template <int N>

@@ -12,17 +12,30 @@ struct Quantiser {
   using L = LloydMax<B>;
   const Search<B> search{};
   const Table<(1 << B)> level{L::LEVEL}, product_level{L::PRODUCT_LEVEL};
+  const Table<(1 << (B - 1))> half_level{L::LEVEL + (1 << (B - 1))},
+      half_product_level{L::PRODUCT_LEVEL + (1 << (B - 1))};
   Ints words[B];
 
   template <bool CENTROID>
   COMMPRESS_INLINE void row(int row, Floats v, Floats& p, Floats& q) {
-    const Ints code = search(v);
-    p = kept(p + v * product_level[code]);
-    if constexpr (CENTROID) {
-      const Floats l = level[code];
-      q = kept(q + l * l);
+    if constexpr (B == HALF_BITS) {  // the products and squares of a magnitude are those of the number
+      const Floats u = absolute(v);
+      const Ints code = search.of_magnitude(u);
+      p = kept(p + u * half_product_level[code]);
+      if constexpr (CENTROID) {
+        const Floats l = half_level[code];
+        q = kept(q + l * l);
+      }
+      put<B>(words, row, search.signed_code(code, v));
+    } else {
+      const Ints code = search(v);
+      p = kept(p + v * product_level[code]);
+      if constexpr (CENTROID) {
+        const Floats l = level[code];
+        q = kept(q + l * l);
+      }
+      put<B>(words, row, code);
     }
-    put<B>(words, row, code);
   }
   COMMPRESS_INLINE void finish(uint8_t* out) {
     for (int k = 0; k < B; ++k) store(out + 64 * k, words[k]);
