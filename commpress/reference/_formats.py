@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from commpress.errors import WireError
 from commpress.reference import _random, _sums
+from commpress.reference._packing import U8, pack_block, pack_trits, unpack_block, unpack_trits
 from commpress.reference._rates import BLOCK, GROUP
 
-U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -154,7 +154,7 @@ def parse(text: str) -> Format:
 E4M3 = Format("float", 4, 3, block=0, stochastic=False)
 
 
-# ---- sizes and packing ----
+# ---- sizes ----
 
 
 def scales_nbytes(f: Format, n: int) -> int:
@@ -174,49 +174,6 @@ def payload_nbytes(f: Format, numel: int) -> int:
     whole, rest = divmod(numel, BLOCK)
     total = whole * (scales_nbytes(f, BLOCK) + codes_nbytes(f, BLOCK))
     return total + (scales_nbytes(f, rest) + codes_nbytes(f, rest) if rest else 0)
-
-
-def pack(codes: U32, bits: int) -> U8:
-    """The codes of a block, each below ``2 ** bits``, in groups of 512."""
-    out = []
-    for at in range(0, codes.size, GROUP):
-        run = codes[at : at + GROUP]
-        as_bits = (run[:, None] >> np.arange(bits, dtype=np.uint32)) & np.uint32(1)
-        if run.size == GROUP:
-            lanes = as_bits.reshape(32, 16, bits).transpose(1, 0, 2).reshape(16, bits, 32)
-            as_bits = lanes.transpose(1, 0, 2)  # words of all lanes side by side
-        out.append(np.packbits(as_bits.reshape(-1).astype(np.uint8), bitorder="little"))
-    return np.concatenate(out)
-
-
-def unpack(data: U8, n: int, bits: int) -> npt.NDArray[np.int64]:
-    """The inverse of :func:`pack`."""
-    out, at = [], 0
-    for begin in range(0, n, GROUP):
-        m = min(GROUP, n - begin)
-        nbytes = (m * bits + 7) // 8
-        as_bits = np.unpackbits(data[at : at + nbytes], bitorder="little")[: m * bits]
-        if m == GROUP:
-            as_bits = as_bits.reshape(bits, 16, 32).transpose(1, 0, 2).reshape(16, 32, bits).transpose(1, 0, 2)
-        out.append(as_bits.reshape(m, bits).astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64)))
-        at += nbytes
-    return np.concatenate(out)
-
-
-def pack_trits(codes: U32) -> U8:
-    """Byte i holds, in base three, the bytes i, i + N, ... of the codes packed as eight bits each; N = ceil(n / 5)."""
-    count = -(-codes.size // 5)
-    digits = np.ones(5 * count, np.int64)
-    digits[: codes.size] = pack(codes, 8)
-    return (3 ** np.arange(5) @ digits.reshape(5, count)).astype(np.uint8)
-
-
-def unpack_trits(data: U8, n: int) -> npt.NDArray[np.int64]:
-    """The inverse of :func:`pack_trits`. Raises WireError for a byte that is no five digits."""
-    if (data > 242).any():
-        raise WireError(f"a byte {data.max()} is no five digits of base three")
-    digits = (data.astype(np.int64) // 3 ** np.arange(5)[:, None] % 3).reshape(-1)[:n]
-    return unpack(digits.astype(np.uint8), n, 8)
 
 
 # ---- encoding ----
@@ -246,7 +203,7 @@ def encode(x: F32, f: Format, key: _random.KeyLike, index: int, gain: np.float32
     if f.kind == "float" and f.block == 0:
         codes = f.codes(np.clip(np.where(np.isfinite(x), x, 0) * gain, -FLT_MAX, FLT_MAX), words)
         special = np.where(np.isnan(x), f.nan, f.infinity) | np.signbit(x).astype(np.int64) << (f.bits - 1)
-        return pack(np.where(np.isfinite(x), codes, special).astype(np.uint32), f.bits).tobytes()
+        return pack_block(np.where(np.isfinite(x), codes, special).astype(np.uint32), f.bits).tobytes()
     if f.kind == "float":
         scales, multipliers = float_scales(f, largest)
         head = bytes(s if ok else 0xFF for s, ok in zip(scales, finite, strict=True))
@@ -259,16 +216,16 @@ def encode(x: F32, f: Format, key: _random.KeyLike, index: int, gain: np.float32
     else:
         head = sign_scales(f, ys, exponents, finite)
         signs = np.where(np.repeat(finite, [p.size for p in parts]), np.signbit(x), 0)
-        return head + pack(signs.astype(np.uint32), 1).tobytes()
+        return head + pack_block(signs.astype(np.uint32), 1).tobytes()
     multiplier = np.repeat(np.array(multipliers, np.float32), [part.size for part in parts])
     if f.kind != "levels":
-        return head + pack(f.codes(y * multiplier, words), f.bits).tobytes()
+        return head + pack_block(f.codes(y * multiplier, words), f.bits).tobytes()
     digits = 31 - f.bits if f.stochastic else 0
     fixed = np.rint(y * (multiplier * np.float32(2.0**digits))).astype(np.int64) + (f.levels << digits)
     if f.stochastic:
         fixed = fixed + (words & np.uint32(2**digits - 1)) >> digits
     codes = fixed.astype(np.uint32)
-    return head + (pack_trits(codes) if f.trits else pack(codes, f.bits)).tobytes()
+    return head + (pack_trits(codes) if f.trits else pack_block(codes, f.bits)).tobytes()
 
 
 def wire(scale: np.float32, finite: bool) -> bytes:
@@ -357,7 +314,7 @@ def mean(v: F32, count: int, exponent: int) -> np.float32:
 def decode(data: U8, f: Format, n: int, gain: np.float32) -> F32:
     """The values of a block. Raises WireError for a scale or a code that no encoder writes."""
     at = scales_nbytes(f, n)
-    codes = unpack_trits(data[at:], n) if f.trits else unpack(data[at:], n, f.bits)
+    codes = unpack_trits(data[at:], n) if f.trits else unpack_block(data[at:], n, f.bits)
     if f.kind == "float" and f.block == 0:
         return unscaled_values(f, codes) * gain
     repeat = f.block or BLOCK
