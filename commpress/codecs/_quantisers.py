@@ -57,7 +57,7 @@ class QuantisingCodec(Codec):
         return self.family not in _CASTS.values()
 
     def passes_on(self, world_size: int) -> bool:
-        # At four bits the mean's second quantisation adds a percent to the error, and the owner's one pass over memory (`reduce`) saves a fifth of the time.
+        # At four bits the mean's second quantisation adds one to four percent of the energy, and the owner's one pass over memory (`reduce`) saves a fifth of the time.
         return self.rate < _PASSED_ON_BELOW and super().passes_on(world_size)
 
     def for_feedback(self) -> Codec:
