@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from commpress.errors import SpecError
 
@@ -50,3 +51,7 @@ class Key:
     def words(self) -> tuple[int, int, int]:
         """Philox counter words 1 to 3 without the purpose: ``(step, sender << 8 | phase << 4, tensor)``."""
         return self.step, self.sender << 8 | self.phase << 4, self.tensor
+
+    def of_same_tensor(self, keys: Iterable[Key]) -> bool:
+        """Whether `keys` differ from this one in sender and phase at most: what the operators for several payloads take."""
+        return all((k.seed, k.step, k.tensor) == (self.seed, self.step, self.tensor) for k in keys)

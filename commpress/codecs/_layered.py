@@ -233,7 +233,7 @@ class LayeredCodec(Codec):
         beta: float = 1.0,
     ) -> bool:
         table = self._table(offset, values.numel(), values.dtype)
-        if table is not None and all((k.seed, k.step, k.tensor) == (key.seed, key.step, key.tensor) for k in keys):
+        if table is not None and key.of_same_tensor(keys):
             senders = [k.words()[1] for k in keys]
             status = ops.reduce_layers(
                 list(payloads), values, out, table, seed=key.seed, senders=senders, words=key.words(), beta=beta
@@ -259,9 +259,7 @@ class LayeredCodec(Codec):
     ) -> bool:
         first = keys[0]
         table = self._table(offset, out.numel(), out.dtype)
-        if table is not None and all(
-            (k.seed, k.step, k.tensor) == (first.seed, first.step, first.tensor) for k in keys
-        ):
+        if table is not None and first.of_same_tensor(keys):
             senders = [k.words()[1] for k in keys]
             status = ops.decode_sum_layers(
                 list(payloads), out, table, seed=first.seed, senders=senders, step=first.step, tensor=first.tensor

@@ -137,7 +137,7 @@ class QuantisingCodec(Codec):
         beta: float = 1.0,
     ) -> bool:
         one_pass = values.dtype == torch.float32 and values.numel() > 0
-        if not one_pass or any((k.seed, k.step, k.tensor) != (key.seed, key.step, key.tensor) for k in keys):
+        if not (one_pass and key.of_same_tensor(keys)):
             return super().reduce(payloads, keys, key, values=values, out=out, offset=offset, beta=beta)
         status = ops.reduce(
             list(payloads),
@@ -161,7 +161,7 @@ class QuantisingCodec(Codec):
     ) -> bool:
         first = keys[0]
         one_pass = out.dtype == torch.float32 and out.numel() > 0
-        if not one_pass or any((k.seed, k.step, k.tensor) != (first.seed, first.step, first.tensor) for k in keys):
+        if not (one_pass and first.of_same_tensor(keys)):
             return super().decode_sum(payloads, keys, out=out, offset=offset)
         status = ops.decode_sum(
             list(payloads),
