@@ -82,6 +82,23 @@ void check_shuffle(const Fiber& fiber) {
 
 bool is_shuffle(Operation operation) { return operation >= Operation::SHUFFLE && operation <= Operation::SHUFFLE_XOR; }
 
+// The group that waits for this lane with its mask, or a free one. Lanes that wait with another mask may do so for long
+// while others meet in parts of it, but not if each side waits for the other.
+int group_of(const Warp& warp, const Fiber& fiber) {
+  int found = -1;
+  for (unsigned rest = warp.under_way; rest; rest &= rest - 1) {
+    const Group& group = warp.groups[lowest_lane(rest)];
+    if (group.mask == fiber.mask)
+      found = lowest_lane(rest);
+    else if ((group.mask & fiber.bit()) && (group.arrived & fiber.mask))
+      die("lanes of a warp meet with different masks", fiber);
+  }
+  if (found >= 0) return found;
+  // There is one for each lane. The same one for the same mask, if it can be, keeps ThreadSanitizer's orders apart.
+  const int preferred = lowest_lane(fiber.mask);
+  return warp.under_way >> preferred & 1 ? lowest_lane(~warp.under_way) : preferred;
+}
+
 void complete(Warp& warp, const Group& group) {
   if (group.operation == Operation::SYNCWARP) return;
   if (group.operation == Operation::VOTE) return vote_all(warp, group);
@@ -106,25 +123,25 @@ uint64_t collective(Operation operation, unsigned mask, uint64_t value, unsigned
   if (mask & ~warp.alive) die("mask names a lane that has exited or does not exist", self);
   if (is_shuffle(operation)) check_shuffle(self);
 
-  const int name = lowest_lane(mask);
-  Group& group = warp.groups[name];
+  const int number = group_of(warp, self);
+  Group& group = warp.groups[number];
   if (group.arrived == 0) {
     group.mask = mask;
     group.operation = operation;
     group.site = site;
     ++group.generation;
-  } else if (group.mask != mask) {
-    die("lanes of a warp meet with different masks", self);
+    warp.under_way |= 1u << number;
   } else if (group.operation != operation || !same_site(group.site, site)) {
     die("lanes of a warp meet in different collectives", self);
   }
 
-  uint64_t* const order = block.group_order(self.warp, name, group.generation);
+  uint64_t* const order = block.group_order(self.warp, number, group.generation);
   if (operation == Operation::SYNCWARP) order_release(order);
   group.arrived |= self.bit();
   if (group.arrived == mask) {
     complete(warp, group);
     group.arrived = 0;
+    warp.under_way &= ~(1u << number);
     warp.ready |= mask;
     maybe_let_others_run();
   } else {

@@ -145,7 +145,10 @@ void end_thread() {
   Warp& warp = block.warps[self.warp];
   engine.idle_yields = 0;
   if (!stack_guard_holds(self.context)) die("a thread has used more than its 256 KB of stack", self);
-  if (block.arrived) die("a thread exits while others wait in __syncthreads", self);
+  if (block.arrived) {
+    print_all_waiting();
+    die("a thread exits while others wait in __syncthreads", self);
+  }
   for (unsigned waiting = warp.alive & ~warp.ready; waiting; waiting &= waiting - 1)
     if (warp.fibers[lowest_lane(waiting)].mask & self.bit())
       die("a lane exits while others of its warp wait for it", warp.fibers[lowest_lane(waiting)]);

@@ -32,8 +32,7 @@ struct Fiber : Thread {
   unsigned bit() const { return 1u << lane; }
 };
 
-// Lanes that have agreed on a mask. Masks of collectives under way at the same time are disjoint, so the lowest lane
-// names the group.
+// Lanes that meet in a collective, all with this mask.
 struct Group {
   unsigned arrived = 0, mask = 0;
   unsigned generation = 0;
@@ -44,6 +43,7 @@ struct Group {
 struct Warp {
   Fiber* fibers = nullptr;
   unsigned alive = 0, ready = 0;  // of the alive lanes, those that do not wait
+  unsigned under_way = 0;         // the groups that some lanes have arrived at
   Group groups[WARP];
 };
 
