@@ -87,7 +87,7 @@ struct Engine {
   uint64_t noise = 0;
   uint64_t idle_yields = 0;  // since a thread last began to wait or ended
 };
-extern Engine engine;
+extern Engine& engine;
 
 inline Fiber& running() { return *static_cast<Fiber*>(current); }
 
