@@ -1,7 +1,6 @@
 // The emulator's interface: schedules, launches, shared arrays, and the calls under the intrinsics. What it checks:
-//   warp collectives   lanes meet per (warp, mask); the mask holds the caller and no lane that has exited, and all
-//   lanes
-//                      come from the same call of the same operation
+//   warp collectives   lanes meet per warp and mask; the mask holds the caller and no lane that has exited, and all of
+//                      them come from the same call of the same operation
 //   barriers           every thread of the block arrives, at the same line
 //   progress           a deadlock is reported with what each thread waits for, and so is a polling loop that never ends
 //   shared memory      filled with a chosen byte before use, at most 48 KB, guarded on both sides of each array
@@ -26,9 +25,10 @@ enum class Order {
 
 struct Schedule {
   Order order = Order::IN_ORDER;
-  uint64_t seed = 0;              // of RANDOM
-  unsigned blocks_in_flight = 1;  // blocks that have begun and not ended
-  uint8_t shared_fill = 0xA5;     // every byte of shared memory that nothing has written yet
+  uint64_t seed = 0;  // of RANDOM
+  // Blocks that have begun and not ended. ThreadSanitizer has room for about 6,000 threads in them.
+  unsigned blocks_in_flight = 1;
+  uint8_t shared_fill = 0xA5;  // every byte of shared memory that nothing has written yet
 };
 
 // Of every launch from here on.
@@ -47,13 +47,15 @@ void launch(dim3 grid, dim3 block, Kernel&& kernel) {
 
 void* shared_memory(const void* key, size_t nbytes, size_t alignment);
 
+template <class T, size_t N>
+using Array = T[N];
+
 // The running block's array of this place in the source, named by the type of a lambda that is written there.
 template <class T, size_t N, class Place>
-T (&shared_array(Place))
-[N] {
+Array<T, N>& shared_array(Place) {
   static_assert(std::is_trivially_destructible_v<T> && alignof(T) <= 128);
   static const char key = 0;
-  return *static_cast<T(*)[N]>(shared_memory(&key, sizeof(T) * N, alignof(T)));
+  return *static_cast<Array<T, N>*>(shared_memory(&key, sizeof(T) * N, alignof(T)));
 }
 
 // ---- under the intrinsics ----

@@ -83,9 +83,7 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline float __int2float_rn(int x) { return static_cast<float>(x); }
 inline float __uint2float_rn(unsigned x) { return static_cast<float>(x); }
-
-// To infinity and NaN as well, which is no undefined behaviour in CUDA.
-__attribute__((no_sanitize("float-divide-by-zero"))) inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 
 namespace simt {
