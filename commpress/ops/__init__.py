@@ -1,6 +1,7 @@
 """Typed wrappers of the C++ operators, and their fake kernels. Everything about a codec's meaning is in :mod:`commpress.codecs`."""
 
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
+from commpress.ops._cuda import DeviceTable, cuda_built, decode_table, device_table, encode_table, new_report
 from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes
 from commpress.ops._formats import Format, FormatFlag, Scheme, format_decode, format_encode, format_nbytes
 from commpress.ops._homomorphic import (
@@ -17,6 +18,7 @@ from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_n
 from commpress.ops._tcq import tcq_dequantise, tcq_quantise
 
 __all__ = [
+    "DeviceTable",
     "Format",
     "FormatFlag",
     "Isa",
@@ -25,15 +27,19 @@ __all__ = [
     "bitshift_encode",
     "bitshift_nbytes",
     "Scheme",
+    "cuda_built",
     "decode",
     "decode_layers",
     "decode_sum",
     "decode_sum_layers",
+    "decode_table",
+    "device_table",
     "ecsq_decode",
     "ecsq_encode",
     "ecsq_payload_nbytes",
     "encode",
     "encode_layers",
+    "encode_table",
     "format_decode",
     "format_encode",
     "format_nbytes",
@@ -44,6 +50,7 @@ __all__ = [
     "isa_available",
     "modulo_decode",
     "modulo_encode",
+    "new_report",
     "payload_nbytes",
     "payload_nbytes_each",
     "reduce",

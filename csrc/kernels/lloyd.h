@@ -237,13 +237,6 @@ static int64_t lloyd_decode_runs(const uint8_t* in, int64_t n, int32_t rate, uin
   return in - begin;
 }
 
-// Above this scale a value could pass the largest float; a finite block decodes to finite values.
-constexpr float LARGE_FACTOR = 0x1p100f;
-static float finite_product(float level, float factor) {
-  const float limit = float_of(SCALE32_INFINITY - 1), value = level == 0.0f ? level : level * factor;
-  return value > limit ? limit : value < -limit ? -limit : value;
-}
-
 static int64_t rotated_decode_block(const uint8_t* in, int64_t n, Rate rate, const Key& key, uint64_t index, float* out,
                                     const Sink& sink) {
   const int rows = static_cast<int>(n / 16);

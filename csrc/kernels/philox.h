@@ -28,6 +28,12 @@ struct Words4 {
   uint32_t w[4];
 };
 
+// Word i, chosen without memory to look it up in.
+COMMPRESS_HD uint32_t pick(const Words4& words, uint32_t i) {
+  const uint32_t even = i & 2 ? words.w[2] : words.w[0], odd = i & 2 ? words.w[3] : words.w[1];
+  return i & 1 ? odd : even;
+}
+
 COMMPRESS_HD Words4 philox(const Key& key, uint32_t purpose, uint32_t index) {
   uint32_t c0 = index, c1 = key.step, c2 = key.sender_phase | purpose, c3 = key.tensor;
   uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
@@ -47,7 +53,7 @@ COMMPRESS_HD Words4 philox(const Key& key, uint32_t purpose, uint32_t index) {
 // Row r = i / 16 and lane i % 16 of coordinate i; `rows_per_word` rows share a vector of 16 words: 4 for rounding (a
 // byte each), 32 for signs (a bit each).
 COMMPRESS_HD uint32_t lane_word(const Key& key, uint32_t purpose, uint32_t first, uint32_t vector, uint32_t lane) {
-  return philox(key, purpose, first + 8 * (vector / 2) + lane / 2).w[2 * (vector % 2) + lane % 2];
+  return pick(philox(key, purpose, first + 8 * (vector / 2) + lane / 2), 2 * (vector % 2) + lane % 2);
 }
 
 // The 32 random bits that round coordinate `index` of the tensor.
@@ -58,7 +64,7 @@ COMMPRESS_HD uint32_t rounding_word(const Key& key, uint64_t index) {
 
 // The j-th random word that selects coordinates of the block which begins at `start`.
 COMMPRESS_HD uint32_t selection_word(const Key& key, uint64_t start, uint32_t j) {
-  return philox(key, SELECT, static_cast<uint32_t>(start / 4) + j / 4).w[j % 4];
+  return pick(philox(key, SELECT, static_cast<uint32_t>(start / 4) + j / 4), j % 4);
 }
 
 }  // namespace commpress

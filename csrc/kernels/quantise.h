@@ -86,7 +86,32 @@ COMMPRESS_HD float uniform_value(uint32_t code, int bits, float step) {
   return static_cast<float>(level) * step;
 }
 
+// ---- selection, below one bit ----
+
+// Window j of k over n coordinates is [j n / k, (j+1) n / k); the selected coordinate is drawn from it.
+struct Window {
+  int64_t chosen, length;
+};
+COMMPRESS_HD Window window(const Key& key, uint64_t start, int64_t n, int64_t k, int64_t j) {
+  const int64_t begin = j * n / k, length = (j + 1) * n / k - begin;
+  return {begin + multiply_high(selection_word(key, start, static_cast<uint32_t>(j)), static_cast<uint32_t>(length)),
+          length};
+}
+
+// A selected value stands for its window.
+COMMPRESS_HD float window_value(float x, int64_t length) {
+  const float value = x * static_cast<float>(length), limit = float_of(SCALE32_INFINITY - 1);
+  return value > limit ? limit : value < -limit ? -limit : value;
+}
+
 // ---- Lloyd-Max ----
+
+// Above this scale a value could pass the largest float; a finite block decodes to finite values.
+constexpr float LARGE_FACTOR = 0x1p100f;
+COMMPRESS_HD float finite_product(float level, float factor) {
+  const float limit = float_of(SCALE32_INFINITY - 1), value = level == 0.0f ? level : level * factor;
+  return value > limit ? limit : value < -limit ? -limit : value;
+}
 
 // Code of v = y * (PER_SIGMA / deviation): the number of thresholds that v reaches.
 template <int B>
@@ -100,7 +125,7 @@ COMMPRESS_HD int32_t lloyd_code(float v) {
 
 // The k-th threshold above zero.
 template <int B>
-constexpr float positive_threshold(int k) {
+COMMPRESS_HD constexpr float positive_threshold(int k) {
   using L = LloydMax<B>;
   for (int cell = L::CELLS + 1; cell < 2 * L::CELLS; ++cell)
     if (L::CELL_THRESHOLD[cell] < 1e38f && k-- == 0) return L::CELL_THRESHOLD[cell];

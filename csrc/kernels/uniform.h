@@ -186,18 +186,6 @@ static int64_t uniform_decode_run(const uint8_t* in, int64_t n, int bits, float*
   return 2 + packed_nbytes(n, bits);
 }
 
-// ---- selection, below one bit ----
-
-// Window j of k over n coordinates is [j n / k, (j+1) n / k); the selected coordinate is drawn from it.
-struct Window {
-  int64_t chosen, length;
-};
-static COMMPRESS_INLINE Window window(const Key& key, uint64_t start, int64_t n, int64_t k, int64_t j) {
-  const int64_t begin = j * n / k, length = (j + 1) * n / k - begin;
-  return {begin + multiply_high(selection_word(key, start, static_cast<uint32_t>(j)), static_cast<uint32_t>(length)),
-          length};
-}
-
 // The scale of a group whose values need no care: it is whole, dense, finite, neither huge nor tiny. Otherwise a
 // multiplier of zero.
 static COMMPRESS_INLINE UniformScale uniform_plain_scale(const float* x, int64_t n, int32_t rate, uint64_t index,
@@ -249,9 +237,8 @@ static int64_t uniform_encode_block(const float* x, int64_t n, int32_t rate, con
   const bool finite = largest_bits(x, n) < SCALE32_INFINITY;
   for (int64_t j = 0; j < k; ++j) {
     const Window w = window(key, index, n, k, j);
-    const float value = x[w.chosen] * static_cast<float>(w.length), limit = float_of(SCALE32_INFINITY - 1);
     // One value that is not finite marks the whole block, selected or not.
-    chosen[j] = !finite ? float_of(SCALE32_INFINITY) : value > limit ? limit : value < -limit ? -limit : value;
+    chosen[j] = finite ? window_value(x[w.chosen], w.length) : float_of(SCALE32_INFINITY);
   }
   return uniform_encode_runs(chosen, k, rate, key, index, gain, out);
 }

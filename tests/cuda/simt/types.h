@@ -3,6 +3,7 @@
 
 #define __global__
 #define __device__
+#define __grid_constant__
 #define __host__
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))

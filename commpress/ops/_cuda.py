@@ -1,0 +1,133 @@
+"""The kernels on CUDA devices: `csrc/ops_cuda.cpp`. None of them waits for the device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from commpress.ops._library import library, signed, wrote_argument
+
+COLUMNS = 9  # family, rate, centroid, number added to the key's tensor, offset, coordinates, first value, first byte, blocks before
+BLOCK = 4096
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DeviceTable:
+    """Layers of a flat tensor as the kernels read them.
+
+    Attributes:
+        rows: int64 of shape (layers, 9); in host memory if there is one layer, else on the device.
+        units: int32, the layer of each block, on the device; None if there is one layer.
+        blocks, nbytes: of all layers together.
+        families: the families that occur, as bits.
+    """
+
+    rows: torch.Tensor
+    units: torch.Tensor | None
+    blocks: int
+    nbytes: int
+    families: int
+
+
+def device_table(layers: list[tuple[int, int, int, int, int, int, int]], device: torch.device) -> DeviceTable:
+    """From (family, rate, centroid, number added to the key's tensor, offset, coordinates, payload bytes) of each layer, in order."""
+    rows, units, first, byte, families = [], [], 0, 0, 0
+    for i, (family, rate, centroid, tensor, offset, numel, nbytes) in enumerate(layers):
+        rows.append([family, rate, centroid, tensor, offset, numel, first, byte, len(units)])
+        units += [i] * -(-numel // BLOCK)
+        first, byte, families = first + numel, byte + nbytes, families | 1 << family
+    table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), COLUMNS)
+    if len(rows) == 1:
+        return DeviceTable(table, None, len(units), byte, families)
+    of_block = torch.tensor(units, dtype=torch.int32)
+    return DeviceTable(table.to(device), of_block.to(device), len(units), byte, families)
+
+
+def new_report(device: torch.device) -> torch.Tensor:
+    """What decoders write to: 1 + the position of a sender whose payload is invalid, and whether something is not finite."""
+    return torch.zeros(2, dtype=torch.int32, device=device)
+
+
+def encode_table(
+    x: torch.Tensor,
+    payload: torch.Tensor,
+    table: DeviceTable,
+    *,
+    seed: int,
+    words: tuple[int, int, int],
+    gain: float = 1.0,
+    counter: torch.Tensor | None = None,
+) -> None:
+    """Writes the layers' payloads of ``gain * x``, one after the other.
+
+    Args:
+        x: 1-D contiguous float32, bfloat16 or float16 tensor on a CUDA device.
+        payload: 1-D uint8 of ``table.nbytes`` there.
+        words: step, sender and phase, tensor of the key.
+        counter: one int64 there that is added to the step when the kernel runs: what a captured graph counts with.
+    """
+    library.encode_table(
+        x,
+        payload,
+        table.rows,
+        table.units,
+        table.blocks,
+        table.nbytes,
+        table.families,
+        signed(seed),
+        *words,
+        gain,
+        counter,
+    )
+
+
+def decode_table(
+    payloads: list[torch.Tensor],
+    values: torch.Tensor,
+    table: DeviceTable,
+    *,
+    seed: int,
+    senders: list[int],
+    step: int,
+    tensor: int,
+    report: torch.Tensor,
+    accumulate: bool = False,
+    gain: float = 1.0,
+    beta: float = 1.0,
+    counter: torch.Tensor | None = None,
+) -> None:
+    """``values = gain * decoded payloads``, added in their order, or on top of ``beta * values``; what is wrong goes to ``report``.
+
+    Args:
+        values: 1-D contiguous float32 on a CUDA device.
+        senders: second word of each payload's key.
+        report: of :func:`new_report`; never cleared here. After an invalid payload ``values`` are undefined.
+    """
+    library.decode_table(
+        payloads,
+        senders,
+        values,
+        table.rows,
+        table.units,
+        table.blocks,
+        table.nbytes,
+        table.families,
+        signed(seed),
+        step,
+        tensor,
+        accumulate,
+        gain,
+        beta,
+        report,
+        counter,
+    )
+
+
+def cuda_built() -> bool:
+    """Whether this build of the extension has the CUDA kernels."""
+    return library.cuda_built()
+
+
+torch.library.register_fake("commpress::encode_table")(wrote_argument)
+torch.library.register_fake("commpress::decode_table")(wrote_argument)

@@ -1,0 +1,102 @@
+// What a launch is told. Plain data without CUDA: the operators fill it in, the kernels read it.
+#pragma once
+#include "philox.h"
+#include "wire.h"
+
+namespace commpress {
+namespace cuda {
+
+// A row of the table of layers, all int64 as in the tensor that holds it.
+struct Layer {
+  int64_t family, rate, centroid;
+  int64_t tensor;         // added to the key's
+  int64_t offset, numel;  // offset: index of the first coordinate, a multiple of BLOCK
+  int64_t first, byte;    // where it begins in the values and in the payload
+  int64_t unit;           // blocks of all layers before
+};
+constexpr int64_t LAYER_COLUMNS = sizeof(Layer) / sizeof(int64_t);
+
+struct Job {
+  const Layer* layers;           // in device memory; null: `single` is all there is
+  const int32_t* layer_of_unit;  // in device memory: which layer a block belongs to
+  Layer single;
+  int64_t units;  // blocks of all layers
+  Key key;
+  const int64_t* step;  // in device memory, added to the key's step; may be null. What a captured graph counts with.
+};
+
+// Payloads of the same coordinates, and who sent them. More senders than fit go in several launches.
+constexpr int MOST_SENDERS = 16;
+struct Sources {
+  const uint8_t* payload[MOST_SENDERS];
+  uint32_t sender_phase[MOST_SENDERS];
+  int32_t count, position;  // position: number of the first among all senders
+};
+
+struct Delivery {
+  bool accumulate;
+  float gain, beta;  // beta applies to what was there before the first sender
+};
+
+// What decoders report, in device memory, zero before.
+struct Report {
+  int32_t invalid;     // 1 + position of a sender whose payload is invalid
+  int32_t non_finite;  // not zero: so is something in the result
+};
+
+enum Input : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+// What is encoded.
+struct Gradient {
+  const void* data;
+  Input input;
+};
+
+// A device, the number of its multiprocessors, and a cudaStream_t of it.
+struct Queue {
+  int device, processors;
+  void* stream;
+};
+int processors_of(int device);
+
+// Launches of one kernel each; they return a cudaError_t, 0 for success. `plain`: it does RAW and casts as well.
+int encode_uniform(const Job& job, const Gradient& x, float gain, uint8_t* out, bool plain, const Queue& queue);
+int encode_rotated(const Job& job, const Gradient& x, float gain, uint8_t* out, bool plain, const Queue& queue);
+int decode_uniform(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                   bool plain, const Queue& queue);
+int decode_rotated(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                   bool plain, const Queue& queue);
+
+// Families that a table holds, as bits: `uniform` has a kernel, the others another, and the first that is launched does
+// RAW and casts as well. So a table without `uniform`, or without others, takes one launch.
+constexpr uint32_t family_bit(int family) { return 1u << family; }
+struct Launches {
+  bool rotated, uniform, plain_with_rotated;
+};
+constexpr Launches launches_of(uint32_t families) {
+  const uint32_t plain = family_bit(RAW) | family_bit(CAST_FP16) | family_bit(CAST_BF16);
+  const bool uniform = (families & family_bit(UNIFORM)) != 0,
+             rotated = (families & (family_bit(HADAMARD_LLOYD) | family_bit(LLOYD))) != 0 || !uniform;
+  return {rotated, uniform, rotated && (families & plain) != 0};
+}
+
+inline int encode(const Job& job, uint32_t families, const Gradient& x, float gain, uint8_t* out, const Queue& queue) {
+  if (job.units == 0) return 0;
+  const Launches launches = launches_of(families);
+  const int error = launches.rotated ? encode_rotated(job, x, gain, out, launches.plain_with_rotated, queue) : 0;
+  if (error || !launches.uniform) return error;
+  return encode_uniform(job, x, gain, out, !launches.plain_with_rotated, queue);
+}
+
+inline int decode(const Job& job, uint32_t families, const Sources& sources, float* out, const Delivery& delivery,
+                  Report* report, const Queue& queue) {
+  if (job.units == 0) return 0;
+  const Launches launches = launches_of(families);
+  const int error =
+      launches.rotated ? decode_rotated(job, sources, out, delivery, report, launches.plain_with_rotated, queue) : 0;
+  if (error || !launches.uniform) return error;
+  return decode_uniform(job, sources, out, delivery, report, !launches.plain_with_rotated, queue);
+}
+
+}  // namespace cuda
+}  // namespace commpress

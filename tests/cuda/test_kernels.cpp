@@ -1,0 +1,278 @@
+// The kernels against the CPU path, to the bit: families, rates, sizes, magnitudes, dtypes, alignments, several
+// senders, tables of layers; and payloads that no encoder writes.
+//   test_kernels [SEED [ORDER [BLOCKS_IN_FLIGHT [PARTS]]]]
+// ORDER: 0 in order, 1 reversed, 2 random. PARTS: every how many-th case is run, 1 for all.
+#include <cstring>
+#include <memory>
+
+#include "cuda_job.h"
+#include "quantise.h"
+#include "simt/engine.h"
+#include "support.h"
+
+namespace {
+
+using namespace commpress;
+using test::Buffer;
+using test::Noise;
+using test::require;
+
+constexpr cuda::Queue QUEUE{0, 1, nullptr};
+
+enum Kind { NORMAL, HEAVY, SPARSE, FEW, ZERO, TINY, HUGE_VALUES, NOT_FINITE, MIXED, KINDS };
+const char* const KIND_NAMES[] = {"normal", "heavy", "sparse", "few", "zero", "tiny", "huge", "not finite", "mixed"};
+
+float normal(Noise& noise) {
+  float sum = -6.0f;
+  for (int i = 0; i < 12; ++i) sum += noise.unit();
+  return sum;
+}
+
+std::vector<float> values(Kind kind, int64_t n, Noise& noise) {
+  std::vector<float> x(n);
+  for (int64_t i = 0; i < n; ++i) {
+    const float v = normal(noise);
+    const Kind here = kind == MIXED ? static_cast<Kind>(i / 4096 % MIXED) : kind;
+    x[i] = here == HEAVY         ? v * v * v * v * v
+           : here == SPARSE      ? (noise.below(20) ? 0.0f : v)
+           : here == FEW         ? (noise.below(900) ? 0.0f : v)
+           : here == ZERO        ? (noise.below(2) ? 0.0f : -0.0f)
+           : here == TINY        ? v * 0x1p-130f
+           : here == HUGE_VALUES ? v * 0x1p124f
+                                 : v;
+    if (here == NOT_FINITE && noise.below(3000) == 0)
+      x[i] = float_of(noise.below(2) ? 0x7FC00000u : noise.below(2) ? 0x7F800000u : 0xFF800000u);
+  }
+  return x;
+}
+
+// Several layers of a bucket, and the table that kernels read.
+struct Bucket {
+  std::vector<cuda::Layer> layers;
+  std::vector<int32_t> layer_of_unit;
+  int64_t numel = 0, nbytes = 0, units = 0;
+  uint32_t families = 0;
+
+  void add(Codec codec, int64_t tensor, int64_t offset, int64_t n) {
+    layers.push_back({codec.family, codec.rate, codec.centroid, tensor, offset, n, numel, nbytes, units});
+    const int64_t blocks = (n + BLOCK - 1) / BLOCK;
+    layer_of_unit.insert(layer_of_unit.end(), blocks, static_cast<int32_t>(layers.size() - 1));
+    numel += n;
+    nbytes += payload_nbytes(codec, offset, n);
+    units += blocks;
+    families |= cuda::family_bit(codec.family);
+  }
+  cuda::Job job(const Key& key, const int64_t* step) const {
+    if (layers.size() == 1) return {nullptr, nullptr, layers[0], units, key, step};
+    return {layers.data(), layer_of_unit.data(), {}, units, key, step};
+  }
+  // fn(payload description, first coordinate, first byte) for each layer.
+  template <class F>
+  void each(const Key& key, F&& fn) const {
+    for (const cuda::Layer& layer : layers) {
+      Payload payload{{static_cast<int32_t>(layer.family), static_cast<int32_t>(layer.rate), layer.centroid != 0},
+                      key,
+                      layer.offset,
+                      layer.numel};
+      payload.key.tensor += static_cast<uint32_t>(layer.tensor);
+      fn(payload, layer.first, layer.byte);
+    }
+  }
+};
+
+void same(const uint8_t* a, const uint8_t* b, int64_t n, const std::string& what) {
+  for (int64_t i = 0; i < n; ++i)
+    if (a[i] != b[i]) test::fail(what + ": byte " + std::to_string(i) + " of " + std::to_string(n) + " differs");
+}
+
+// NaN is NaN, whatever kind.
+void same(const float* a, const float* b, int64_t n, const std::string& what) {
+  for (int64_t i = 0; i < n; ++i)
+    if (bits_of(a[i]) != bits_of(b[i]) && (a[i] == a[i] || b[i] == b[i]))
+      test::fail(what + ": value " + std::to_string(i) + " of " + std::to_string(n) + " is " + std::to_string(a[i]) +
+                 ", not " + std::to_string(b[i]));
+}
+
+Key key_of(Noise& noise) {
+  return {noise.next(), static_cast<uint32_t>(noise.below(1000)), static_cast<uint32_t>(noise.below(64)) << 8 | 16,
+          static_cast<uint32_t>(noise.below(100))};
+}
+
+// x in another dtype; and what it then holds, as floats.
+std::vector<uint16_t> narrowed(std::vector<float>& x, cuda::Input input) {
+  std::vector<uint16_t> halves(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    halves[i] = input == cuda::BFLOAT16 ? to_bf16(x[i]) : to_fp16(x[i]);
+    x[i] = input == cuda::BFLOAT16 ? from_bf16(halves[i]) : from_fp16(halves[i]);
+  }
+  return halves;
+}
+
+// Encodes for several senders, decodes their sum, and compares all of it with the CPU path.
+void check(const Bucket& bucket, Kind kind, cuda::Input input, int senders, const std::string& what, Noise& noise) {
+  const float gain = noise.below(2) ? 1.0f : 0.25f + noise.unit(), beta = noise.below(2) ? 1.0f : noise.unit();
+  const bool accumulate = noise.below(2);
+  const int64_t step = noise.below(50);
+  const Key common = key_of(noise);
+  std::vector<std::vector<uint8_t>> payloads;
+  std::vector<std::unique_ptr<Buffer>> sent;
+  cuda::Sources sources{};
+  Buffer sum(4 * bucket.numel, 4 * noise.below(4), 0), known(4 * bucket.numel, 0, 0);
+  const std::vector<float> before = values(NORMAL, bucket.numel, noise);
+  if (bucket.numel) {
+    std::memcpy(sum.data(), before.data(), 4 * bucket.numel);
+    std::memcpy(known.data(), before.data(), 4 * bucket.numel);
+  }
+  bool overflow = false;
+  for (int sender = 0; sender < senders; ++sender) {
+    Key key = common, counted = common;
+    key.sender_phase = counted.sender_phase = static_cast<uint32_t>(sender) << 8 | 16;
+    counted.step += static_cast<uint32_t>(step);
+    std::vector<float> x = values(kind, bucket.numel, noise);
+    const int64_t width = input == cuda::FLOAT32 ? 4 : 2;
+    Buffer data(width * bucket.numel, width * noise.below(5), 0);
+    if (input == cuda::FLOAT32) {
+      if (bucket.numel) std::memcpy(data.data(), x.data(), 4 * bucket.numel);
+    } else {
+      const std::vector<uint16_t> halves = narrowed(x, input);
+      if (bucket.numel) std::memcpy(data.data(), halves.data(), 2 * bucket.numel);
+    }
+    sent.push_back(std::make_unique<Buffer>(bucket.nbytes, noise.below(17), 0xCD));
+    Buffer& payload = *sent.back();
+    require(
+        cuda::encode(bucket.job(key, &step), bucket.families, {data.data(), input}, gain, payload.data(), QUEUE) == 0,
+        what + ": launch");
+    std::vector<uint8_t> expected(bucket.nbytes);
+    bucket.each(counted, [&](const Payload& p, int64_t first, int64_t byte) {
+      encode(p, x.data() + first, gain, expected.data() + byte, Isa::PLAIN);
+      decode(p, expected.data() + byte, known.floats() + first, accumulate || sender > 0, gain, sender ? 1.0f : beta,
+             Isa::PLAIN);
+    });
+    payload.check_guards(what);
+    same(payload.data(), expected.data(), bucket.nbytes, what + ", payload");
+    sources.payload[sender] = payload.data();
+    sources.sender_phase[sender] = key.sender_phase;
+  }
+  sources.count = senders;
+  cuda::Report report{0, 0};
+  require(cuda::decode(bucket.job(common, &step), bucket.families, sources, sum.floats(), {accumulate, gain, beta},
+                       &report, QUEUE) == 0,
+          what + ": launch");
+  sum.check_guards(what);
+  same(sum.floats(), known.floats(), bucket.numel, what + ", sum");
+  for (int64_t i = 0; i < bucket.numel; ++i) overflow = overflow || !(bits_of(known.floats()[i]) << 1 < 0xFF000000u);
+  require(report.invalid == 0, what + ": a payload of its own is called invalid");
+  require((report.non_finite != 0) == overflow, what + ": finiteness");
+}
+
+struct Run {
+  uint64_t seed;
+  int64_t parts, number = 0;
+  bool next() { return number++ % parts == static_cast<int64_t>(seed % static_cast<uint64_t>(parts)); }
+};
+
+void single_layers(Run& run) {
+  const int32_t rates[] = {10000,   333333,  999999,  1000000, 1500000, 2000000, 2718281,
+                           3000000, 4000000, 5000000, 6000000, 7000000, 8000000};
+  const int64_t sizes[] = {1, 31, 127, 128, 500, 512, 4095, 4096, 4097, 8192 + 640, 3 * 4096 - 5};
+  const Codec families[] = {
+      {UNIFORM, 0, false}, {LLOYD, 0, false}, {HADAMARD_LLOYD, 0, false}, {HADAMARD_LLOYD, 0, true}};
+  for (Codec codec : families)
+    for (int32_t rate : rates)
+      for (int64_t n : sizes)
+        for (int kind = 0; kind < KINDS; ++kind) {
+          codec.rate = rate;
+          const std::string what = "family " + std::to_string(codec.family) + (codec.centroid ? " centroid" : "") +
+                                   " rate " + std::to_string(rate) + " n " + std::to_string(n) + " " + KIND_NAMES[kind];
+          if (!run.next()) continue;
+          Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+          Bucket bucket;
+          bucket.add(codec, noise.below(3), BLOCK * noise.below(1000), n);
+          check(bucket, static_cast<Kind>(kind), static_cast<cuda::Input>(noise.below(3)),
+                1 + static_cast<int>(noise.below(3)), what, noise);
+        }
+}
+
+void plain_layers(Run& run) {
+  for (int family : {RAW, CAST_FP16, CAST_BF16})
+    for (int64_t n : {1, 31, 4096, 4097, 10000})
+      for (int kind = 0; kind < KINDS; ++kind) {
+        if (!run.next()) continue;
+        Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+        Bucket bucket;
+        bucket.add({family, 0, false}, 0, BLOCK * noise.below(1000), n);
+        check(bucket, static_cast<Kind>(kind), cuda::FLOAT32, 2, "family " + std::to_string(family), noise);
+      }
+}
+
+void tables(Run& run) {
+  for (int table = 0; table < 60; ++table) {
+    if (!run.next()) continue;
+    Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+    Bucket bucket;
+    const int count = 1 + static_cast<int>(noise.below(6));
+    for (int i = 0; i < count; ++i) {
+      const int32_t family = table % 3 == 0   ? static_cast<int32_t>(noise.below(6))
+                             : table % 3 == 1 ? (noise.below(2) ? HADAMARD_LLOYD : RAW)
+                                              : (noise.below(3) ? UNIFORM : RAW);
+      const int32_t rate = noise.below(4) ? static_cast<int32_t>(RATE_ONE * (1 + noise.below(8)))
+                                          : static_cast<int32_t>(1 + noise.below(8 * RATE_ONE));
+      bucket.add({family, rate, family == HADAMARD_LLOYD && noise.below(2)}, 65536 * (i + 1), BLOCK * noise.below(9),
+                 1 + noise.below(noise.below(2) ? 3 * BLOCK : 300));
+    }
+    check(bucket, static_cast<Kind>(noise.below(KINDS)), cuda::FLOAT32, 1 + static_cast<int>(noise.below(4)),
+          "table " + std::to_string(table), noise);
+  }
+}
+
+// Any bytes: the same values as the CPU path gives, and the same verdict.
+void hostile(Run& run) {
+  for (int attempt = 0; attempt < 120; ++attempt) {
+    if (!run.next()) continue;
+    Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+    const int32_t family = UNIFORM + static_cast<int32_t>(noise.below(3));
+    const int32_t rate =
+        static_cast<int32_t>(noise.below(2) ? RATE_ONE * (1 + noise.below(8)) : 1 + noise.below(8 * RATE_ONE));
+    Bucket bucket;
+    bucket.add({family, rate, noise.below(2) == 1 && family == HADAMARD_LLOYD}, 0, BLOCK * noise.below(9),
+               1 + noise.below(2 * BLOCK));
+    const Key key = key_of(noise);
+    Buffer payload(bucket.nbytes, noise.below(5), 0);
+    for (int64_t i = 0; i < bucket.nbytes; ++i)
+      payload.data()[i] = static_cast<uint8_t>(noise.below(attempt % 2 ? 256 : 3));
+    Buffer out(4 * bucket.numel, 0, 0);
+    cuda::Sources sources{};
+    sources.payload[0] = payload.data();
+    sources.sender_phase[0] = key.sender_phase;
+    sources.count = 1;
+    sources.position = 6;
+    cuda::Report report{0, 0};
+    cuda::decode(bucket.job(key, nullptr), bucket.families, sources, out.floats(), {false, 1.0f, 1.0f}, &report, QUEUE);
+    out.check_guards("hostile");
+    bucket.each(key, [&](const Payload& p, int64_t, int64_t) {
+      const bool valid = inspect(p, payload.data()).invalid_block < 0;
+      require(report.invalid == (valid ? 0 : 7), "verdict on bytes of family " + std::to_string(family) + " rate " +
+                                                     std::to_string(rate) + " n " + std::to_string(bucket.numel));
+      if (!valid) return;
+      std::vector<float> known(bucket.numel);
+      decode(p, payload.data(), known.data(), false, 1.0f, 1.0f, Isa::PLAIN);
+      same(out.floats(), known.data(), bucket.numel, "values of any bytes, family " + std::to_string(family));
+    });
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const auto number = [&](int i, int64_t otherwise) { return i < count ? std::atoll(arguments[i]) : otherwise; };
+  const uint64_t seed = static_cast<uint64_t>(number(1, 1));
+  const simt::Order orders[] = {simt::Order::IN_ORDER, simt::Order::REVERSED, simt::Order::RANDOM};
+  simt::set_schedule({orders[number(2, 0)], static_cast<unsigned>(seed), static_cast<unsigned>(number(3, 1)),
+                      static_cast<uint8_t>(seed % 2 ? 0xA5 : 0)});
+  Run run{seed, number(4, 1)};
+  single_layers(run);
+  plain_layers(run);
+  tables(run);
+  hostile(run);
+  std::printf("passed\n");
+}
