@@ -72,21 +72,39 @@ def _shuffle(one: Instruction, operands: Operands) -> Step:
     control, clamp = (operands.read(text, "u32") for text in one.operands[2:4])
     mask = mask_of(one, operands)
 
-    def step(batch: Batch, lanes: Lanes) -> None:
-        table = _by_seat(lanes, as_lanes(value(batch, lanes), lanes))
+    def sources(batch: Batch, lanes: Lanes) -> tuple[np.ndarray, np.ndarray]:
+        """The row of each lane's source among the lanes of the batch, and whether it is in range."""
         by, bounds = control(batch, lanes).astype(np.int64) & 31, clamp(batch, lanes).astype(np.int64)
+        asked = mask(batch, lanes)
+        key = (mode, int(by[0]), int(bounds[0]), int(asked[0]))
+        constant = lanes.index is None and len(by) == len(bounds) == len(asked) == 1
+        if constant and key in lanes.shape.shuffles:
+            return lanes.shape.shuffles[key]
         segment, lane = bounds >> 8 & 31, lanes.lane
         low = lane & segment
         high = low | (bounds & 31 & ~segment)
         wanted = {"up": lane - by, "down": lane + by, "bfly": lane ^ by, "idx": low | (by & ~segment)}[mode]
         found = wanted >= high if mode == "up" else wanted <= high
         source = np.where(found, wanted, lane)
-        if ((mask(batch, lanes) >> source & 1) == 0).any():
+        if ((asked >> source & 1) == 0).any():
             raise MaskError("a shuffle from a lane outside the mask")
-        seats = lanes.warp * 32 + source
-        if not _by_seat(lanes, np.ones(lanes.count, bool)).ravel()[seats].all():
+        rows = np.full(lanes.shape.warps * 32, -1)
+        rows[lanes.seat] = lanes.numbers
+        chosen = rows[lanes.warp * 32 + source]
+        if (chosen < 0).any():
             raise MaskError("a shuffle from a lane that does not exist")
-        write(batch, lanes, table.ravel()[seats])
+        if constant:
+            lanes.shape.shuffles[key] = chosen, found
+        return chosen, found
+
+    def step(batch: Batch, lanes: Lanes) -> None:
+        chosen, found = sources(batch, lanes)
+        values = as_lanes(value(batch, lanes), lanes)
+        if lanes.index is not None:
+            everyone = np.zeros(lanes.shape.count, values.dtype)
+            everyone[lanes.index] = values
+            values = everyone
+        write(batch, lanes, values[chosen])
         if write_inside is not None:
             write_inside(batch, lanes, found)
 

@@ -64,6 +64,8 @@ def remainder(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def shift_left(a: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Shifts by a 32-bit count; by the width or more gives zero."""
     bits = _bits(a)
+    if len(count) == 1 and count[0] < bits:
+        return a << count.astype(a.dtype)
     shifted = a << np.minimum(count, np.uint32(bits - 1)).astype(a.dtype)
     return np.where(count >= bits, a.dtype.type(0), shifted)
 
@@ -71,6 +73,8 @@ def shift_left(a: np.ndarray, count: np.ndarray) -> np.ndarray:
 def shift_right(a: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Shifts by a 32-bit count; by the width or more leaves zeros, or the sign of a signed value."""
     bits = _bits(a)
+    if len(count) == 1 and count[0] < bits:
+        return a >> count.astype(a.dtype)
     shifted = a >> np.minimum(count, np.uint32(bits - 1)).astype(a.dtype)
     return shifted if a.dtype.kind == "i" else np.where(count >= bits, a.dtype.type(0), shifted)
 

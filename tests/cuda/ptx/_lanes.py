@@ -25,6 +25,8 @@ class Shape:
         self.warp = self.block * self.warps_per_block + self.thread // 32  # within the batch
         self.lane = self.thread & 31
         self.seat = self.warp * 32 + self.lane  # a thread's number if every warp were full
+        # where shuffles by constants take from, which is the same for all of one kind
+        self.shuffles: dict[tuple[str, int, int, int], tuple[np.ndarray, np.ndarray]] = {}
         self.present = self.bits(np.arange(self.count))
 
     def bits(self, index: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class Machine:
         arguments: Sequence[Argument],
         dynamic_shared: int = 0,
         *,
-        lanes: int = 4096,
+        lanes: int = 8192,
         patience: int = 5_000_000,
     ) -> None:
         threads = int(np.prod(block))

@@ -18,7 +18,7 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _LINE = re.compile(r"^[ \t]*\.(?:loc|file|version|target|address_size)\b[^\n]*$", re.MULTILINE)
 _LABEL = re.compile(r"([$\w]+)\s*:(?!:)")
 _WORD = re.compile(r"[%$A-Za-z_][\w$@~]*")
-_GUARD = re.compile(r"@(!?)\s*(%?[\w$]+)\s+(.*)", re.DOTALL)
+_GUARD = re.compile(r"@(!?)\s*(%?[\w$@~]+)\s+(.*)", re.DOTALL)
 _REGISTERS = re.compile(r"(%?[\w$]+)<(\d+)>")
 _VARIABLE = re.compile(
     r"\.(?P<space>global|const|shared|local|param)\b(?P<attributes>(?:\s*\.(?:align\s+\d+|ptr|global|const|shared|local|"

@@ -79,7 +79,7 @@ class Scheduler:
         counts.threads[number:end] += lanes.count
         self._strong |= program.strong_before[end] > program.strong_before[number]
         try:
-            for number in range(number, end):  # noqa: B020, PLW2901  the number is what an error reports
+            for number in range(number, end):  # noqa: B020  the number is what an error reports
                 condition = program.condition(number)
                 if condition is None:
                     program.step(number)(batch, lanes)
@@ -180,7 +180,9 @@ class Scheduler:
         raise UnsupportedError("a call of something that is not in this text")
 
     def _collective(self, lanes: Lanes, chosen: Lanes, number: int) -> int | None:
-        ready = self._all_there(chosen, self._masks(chosen, number))
+        ready: Lanes | None = chosen
+        if chosen.index is not None or not self._is_full(chosen, number):
+            ready = self._all_there(chosen, self._masks(chosen, number))
         if ready is None:
             self._pc[chosen.numbers] = number
             self._state[chosen.numbers] = _WAIT
@@ -194,6 +196,11 @@ class Scheduler:
         self._pc[ready.numbers] = number + 1
         self._state[ready.numbers] = _RUN
         return None
+
+    def _is_full(self, lanes: Lanes, number: int) -> bool:
+        """Whether the mask is all ones, and the same for all."""
+        masks = self._program.mask(number)(self._batch, lanes)
+        return len(masks) == 1 and int(masks[0]) == 0xFFFFFFFF
 
     def _masks(self, lanes: Lanes, number: int) -> np.ndarray:
         """The mask of each lane, checked against the lane itself and those that have exited."""
