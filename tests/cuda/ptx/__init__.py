@@ -1,6 +1,6 @@
 """Executes the PTX that nvcc produced, with numpy: the kernels that a GPU would run, checked and counted, without one.
 
-    kernels = load(pathlib.Path("kernels.ptx").read_text())  # nvcc -ptx -arch=compute_90 -fmad=false
+    kernels = load(compile_ptx(pathlib.Path("kernels.cu")))
     memory = Memory()
     x, y = memory.add(source), memory.add(target)
     counts = Machine(kernels["scale"], memory, 4, 64, [x, y, source.size, np.float32(2)]).run()
@@ -11,6 +11,7 @@ Results are those of the hardware to the bit, except for instructions that the P
 (`Counts.inexact`). Not seen: races in global memory, other than within one instruction; the weak ordering of memory.
 """
 
+from ._compile import compile_ptx, find_nvcc
 from ._counts import Counts, Traffic, class_of
 from ._errors import (
     AlignmentError,
@@ -52,5 +53,7 @@ __all__ = [
     "UninitializedError",
     "UnsupportedError",
     "class_of",
+    "compile_ptx",
+    "find_nvcc",
     "load",
 ]

@@ -62,7 +62,7 @@ class Launch:
     def _symbols(self) -> dict[str, int]:
         """What a variable's name stands for: an offset in shared or local memory, an address elsewhere."""
         kernel = self.kernel
-        found = dict(self.memory.variables_of(kernel))
+        found = {name: self.memory.address_of(variable) for name, variable in kernel.variables.items()}
         found.update(kernel.shared)
         found.update(kernel.local)
         found.update(dict.fromkeys(kernel.dynamic_shared, self.dynamic_offset))

@@ -158,7 +158,7 @@ def _reduce(one: Instruction, operands: Operands) -> Step:
     def step(batch: Batch, lanes: Lanes) -> None:
         order, starts, member = _groups(lanes, mask(batch, lanes))
         values = as_lanes(value(batch, lanes), lanes)
-        write(batch, lanes, operation.reduceat(values[order], starts)[member])
+        write(batch, lanes, operation.reduceat(values[order], starts, dtype=values.dtype)[member])
 
     return step
 

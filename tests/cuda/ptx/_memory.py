@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from ._errors import AlignmentError, BoundsError
-from ._kernel import Kernel
+from ._kernel import Variable
 
 SLOT_BITS = 40
 _OFFSET_MASK = (1 << SLOT_BITS) - 1
@@ -44,7 +44,7 @@ class Memory:
         self._bytes: list[np.ndarray] = [np.zeros(0, np.uint8)]  # none has the number 0, so that null is outside
         self._writable = [False]
         self._touched: dict[str, list[np.ndarray]] = {"ld": [np.zeros(0, bool)], "st": [np.zeros(0, bool)]}
-        self._variables: dict[int, tuple[Kernel, dict[str, int]]] = {}
+        self._variables: dict[int, tuple[Variable, int]] = {}
 
     def add(self, array: np.ndarray) -> int:
         """Makes an array reachable for kernels, which write to it in place, and returns its address.
@@ -63,16 +63,16 @@ class Memory:
             touched.append(np.zeros(len(flat) // 32 + 1, bool))
         return (len(self._bytes) - 1) << SLOT_BITS
 
-    def variables_of(self, kernel: Kernel) -> dict[str, int]:
-        """Addresses of the kernel's ``.global`` and ``.const`` variables, which are made on the first call."""
-        if id(kernel) not in self._variables:
-            addresses = {}
-            for variable in kernel.variables.values():
-                array = np.zeros(variable.nbytes, np.uint8) if variable.data is None else variable.data.copy()
-                array.flags.writeable = variable.space != "const"
-                addresses[variable.name] = self.add(array)
-            self._variables[id(kernel)] = (kernel, addresses)
-        return self._variables[id(kernel)][1]
+    def address_of(self, variable: Variable) -> int:
+        """The address of a ``.global`` or ``.const`` variable, which is made on the first call.
+
+        The kernels of one text share their variables, and what they leave in them is kept from launch to launch.
+        """
+        if id(variable) not in self._variables:
+            array = np.zeros(variable.nbytes, np.uint8) if variable.data is None else variable.data.copy()
+            array.flags.writeable = variable.space != "const"
+            self._variables[id(variable)] = variable, self.add(array)
+        return self._variables[id(variable)][1]
 
     def forget_touched(self) -> None:
         for touched in self._touched.values():
