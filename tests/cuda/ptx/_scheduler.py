@@ -15,8 +15,8 @@ from ._program import Kind, Program
 _RUN, _WAIT, _BARRIER, _NAP, _GONE = range(5)
 _FAR = 1 << 60
 # Turns of a loop that reads what others write before its threads step aside, and how often they may in vain.
-_SPIN_TURNS = 16
-_NAPS = 20_000
+_SPIN_TURNS = 8
+_NAPS = 5000
 
 
 @final
@@ -137,14 +137,14 @@ class Scheduler:
         target = self._program.target(self._program.instructions[number].operands[0])
         if target > number:
             return target
-        self._patience -= 1
-        if self._patience < 0:
-            raise DeadlockError("the kernel does not end; its loops took as many turns as they may")
         self._turns += 1
         if self._strong and self._turns >= _SPIN_TURNS:
             self._pc[chosen.numbers] = target
             self._state[chosen.numbers] = _NAP
             return None
+        self._patience -= not self._strong
+        if self._patience < 0:
+            raise DeadlockError("the kernel does not end; its loops took as many turns as they may")
         return target
 
     def _table(self, lanes: Lanes, chosen: Lanes, number: int) -> int | None:

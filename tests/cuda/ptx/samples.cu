@@ -94,15 +94,33 @@ KERNEL jump_table(const unsigned* x, unsigned* y, int n) {
   if (i >= n) return;
   unsigned v = x[i];
   switch (v % 9) {
-    case 0: v = v * 3 + 1; break;
-    case 1: v = __brev(v); break;
-    case 2: v = v / 7; break;
-    case 3: v ^= 0x5A5A; break;
-    case 4: v = __popc(v); break;
-    case 5: v = v << 3 | v >> 29; break;
-    case 6: v = ~v; break;
-    case 7: v = v % 1000; break;
-    default: v -= 17; break;
+    case 0:
+      v = v * 3 + 1;
+      break;
+    case 1:
+      v = __brev(v);
+      break;
+    case 2:
+      v = v / 7;
+      break;
+    case 3:
+      v ^= 0x5A5A;
+      break;
+    case 4:
+      v = __popc(v);
+      break;
+    case 5:
+      v = v << 3 | v >> 29;
+      break;
+    case 6:
+      v = ~v;
+      break;
+    case 7:
+      v = v % 1000;
+      break;
+    default:
+      v -= 17;
+      break;
   }
   y[i] = v;
 }
@@ -343,33 +361,33 @@ KERNEL faults(float* x, int n, int which) {
   __shared__ float never[64];
   const int t = threadIdx.x, lane = t & 31;
   if (t >= n) return;
-  if (which == 1) x[t + 1] = 1;                                        // past the end
-  if (which == 2) *reinterpret_cast<float2*>(x + 1) = {1, 2};          // misaligned
-  if (which == 3) x[t] = never[63 - t];                                // not written
+  if (which == 1) x[t + 1] = 1;                                // past the end
+  if (which == 2) *reinterpret_cast<float2*>(x + 1) = {1, 2};  // misaligned
+  if (which == 3) x[t] = never[63 - t];                        // not written
   if (which == 4 || which == 5) {
     held[t] = x[t];
-    if (which == 4) __syncwarp();                                      // of the warp only
+    if (which == 4) __syncwarp();  // of the warp only
     x[t] = held[which == 4 ? t ^ 32 : t ^ 1];
   }
-  if (which == 6 && lane < 16) x[t] = __shfl_sync(kAll, x[t], 3);      // half of the mask never comes
-  if (which == 7 && lane < 16) x[t] = __shfl_sync(0xFFFF, x[t], 20);   // from outside the mask
-  if (which == 8) x[t] = __shfl_sync(0xFFFF, x[t], 3);                 // lanes outside their own mask
-  if (which == 9) {                                                    // a barrier after an exit
+  if (which == 6 && lane < 16) x[t] = __shfl_sync(kAll, x[t], 3);     // half of the mask never comes
+  if (which == 7 && lane < 16) x[t] = __shfl_sync(0xFFFF, x[t], 20);  // from outside the mask
+  if (which == 8) x[t] = __shfl_sync(0xFFFF, x[t], 3);                // lanes outside their own mask
+  if (which == 9) {                                                   // a barrier after an exit
     if (t == 5) return;
     __syncthreads();
   }
-  if (which == 10) {                                                   // different barriers
+  if (which == 10) {  // different barriers
     if (t < 32)
       asm volatile("bar.sync 0;" ::: "memory");
     else
       asm volatile("{ bar.sync 0; nanosleep.u32 1; }" ::: "memory");
   }
-  if (which == 11) {                                                   // waits for what no one does
+  if (which == 11) {  // waits for what no one does
     volatile float* seen = x;
     while (seen[0] == 0) {
     }
   }
-  if (which == 12) {                                                   // never ends
+  if (which == 12) {  // never ends
     for (unsigned k = 0;; k += 2)
       if (k == (t | 1)) {
         x[t] = 0;
@@ -378,18 +396,18 @@ KERNEL faults(float* x, int n, int which) {
   }
   if (which == 13) asm volatile("trap;");
   if (which == 14) assert(n == 0);
-  if (which == 15) x[0] = t;                                           // all to one place
-  if (which == 16) {                                                   // read, then written by others
+  if (which == 15) x[0] = t;  // all to one place
+  if (which == 16) {          // read, then written by others
     held[t] = x[t];
     __syncthreads();
     x[t] = held[t ^ 32];
     held[t] = 0;
   }
   if (which == 17) asm volatile("{ .reg .b64 q; mov.b64 q, 0; st.global.u32 [q], 0; }");
-  if (which == 18) {                                                   // past shared memory
+  if (which == 18) {  // past shared memory
     float* p = held + 1000 * which;
     *reinterpret_cast<volatile float*>(p + t) = 1;
   }
-  if (which == 19) asm volatile("bar.sync 1, 96;" ::: "memory");       // too few ever come
+  if (which == 19) asm volatile("bar.sync 1, 96;" ::: "memory");                        // too few ever come
   if (which == 20) asm volatile("fence.proxy.async; cp.async.wait_all;" ::: "memory");  // not known here
 }
