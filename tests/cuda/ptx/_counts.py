@@ -110,6 +110,17 @@ class Counts:
     def never_executed(self) -> list[str]:
         return [i.text for i, warps in zip(self.kernel.instructions, self.warps.tolist(), strict=True) if not warps]
 
+    @property
+    def lines(self) -> dict[str, dict[str, int]]:
+        """By location in the source, how many instructions the PTX has there and how many a warp executed."""
+        found: dict[str, dict[str, int]] = {}
+        for instruction, warps in zip(self.kernel.instructions, self.warps.tolist(), strict=True):
+            if instruction.location:
+                line = found.setdefault(instruction.location, {"instructions": 0, "warps": 0})
+                line["instructions"] += 1
+                line["warps"] += warps
+        return found
+
     def summary(self, elements: int) -> dict[str, Any]:
         """Everything as plain numbers, as tools.roofline reads it; `elements` is how many the launch worked on."""
         return {
@@ -125,6 +136,7 @@ class Counts:
             "shared_wavefronts": self.shared_wavefronts,
             "shared_ideal": self.shared_ideal,
             "inexact": self.inexact,
+            "lines": self.lines,
         }
 
     def save(self, path: str | pathlib.Path, elements: int) -> None:

@@ -11,13 +11,18 @@ import numpy as np
 @final
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction: ``@!%p1 ld.global.u32 %r1, [%rd1]`` has the opcode ``ld`` and the modifiers ``global``, ``u32``."""
+    """One instruction: ``@!%p1 ld.global.u32 %r1, [%rd1]`` has the opcode ``ld`` and the modifiers ``global``, ``u32``.
+
+    `location` is where it comes from, ``file:line``, or ``file:line<file:line`` with the place that a function was
+    expanded in; empty without ``-lineinfo``.
+    """
 
     opcode: str
     modifiers: tuple[str, ...]
     operands: tuple[str, ...]
     guard: tuple[str, bool] | None  # the predicate, and whether it is negated
     text: str
+    location: str = ""
 
     @property
     def name(self) -> str:

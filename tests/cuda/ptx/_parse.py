@@ -15,7 +15,10 @@ from ._types import dtype_of
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 # Lines without a semicolon that say nothing about execution.
-_LINE = re.compile(r"^[ \t]*\.(?:loc|file|version|target|address_size)\b[^\n]*$", re.MULTILINE)
+_LINE = re.compile(r"^[ \t]*\.(?:file|version|target|address_size)\b[^\n]*$", re.MULTILINE)
+_FILE = re.compile(r'^[ \t]*\.file\s+(\d+)\s+"([^"\n]*)"', re.MULTILINE)
+_LOCATION = re.compile(r"^[ \t]*\.loc\b[^\n;]*", re.MULTILINE)
+_PLACE = re.compile(r"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)")
 _LABEL = re.compile(r"([$\w]+)\s*:(?!:)")
 _WORD = re.compile(r"[%$A-Za-z_][\w$@~]*")
 _GUARD = re.compile(r"@(!?)\s*(%?[\w$@~]+)\s+(.*)", re.DOTALL)
@@ -66,7 +69,9 @@ def load(text: str) -> dict[str, Kernel]:
         ParseError: the text is not understood.
         UnsupportedError: a kernel calls a function that calls itself.
     """
-    text = _LINE.sub("", _COMMENT.sub(" ", text))
+    files = {number: path.rpartition("/")[2] for number, path in _FILE.findall(text)}
+    # the only directive in a body that ends without a semicolon
+    text = _LOCATION.sub(r"\g<0>;", _LINE.sub("", _COMMENT.sub(" ", text)))
     bodies: dict[str, _Body] = {}
     variables: dict[str, Variable] = {}
     for header, content in _top_level(text):
@@ -75,7 +80,7 @@ def load(text: str) -> dict[str, Kernel]:
                 variable = _variable(re.sub(r"^\s*(?:\.(?:visible|extern|weak|common)\s*)+", "", header))
                 variables[variable.name] = variable
         elif re.search(r"\.(?:entry|func)\b", header):
-            body = _body(header, content)
+            body = _body(header, content, files)
             bodies[body.name] = body
     return {name: _finish(body, bodies, variables) for name, body in bodies.items() if ".entry" in body.header}
 
@@ -137,13 +142,13 @@ def _constant(word: str, dtype: np.dtype) -> int:
     return int(word, 0) & ((1 << 8 * dtype.itemsize) - 1)
 
 
-def _body(header: str, content: str) -> _Body:
+def _body(header: str, content: str, files: dict[str, str]) -> _Body:
     found = re.search(r"\.(entry|func)\s*(\([^)]*\))?\s*([\w$]+)\s*(\(.*?\))?\s*(?:\.|$)", header, re.DOTALL)
     if found is None:
         raise ParseError(f"not the head of a kernel: {header[:200]!r}")
     lists = [[_variable(part) for part in split_operands((found[i] or "()")[1:-1])] for i in (2, 4)]
     body = _Body(found[3], header, results=lists[0], parameters=lists[1])
-    _Reader(body, content).run()
+    _Reader(body, content, files).run()
     return body
 
 
@@ -151,8 +156,9 @@ def _body(header: str, content: str) -> _Body:
 class _Reader:
     """Goes through the statements of one body. Names that an inner pair of braces declares get a suffix of their own."""
 
-    def __init__(self, body: _Body, content: str) -> None:
-        self._body, self._content = body, content
+    def __init__(self, body: _Body, content: str, files: dict[str, str]) -> None:
+        self._body, self._content, self._files = body, content, files
+        self._location = ""
         self._scopes: list[dict[str, str]] = [{}]
         self._opened = 0
 
@@ -212,12 +218,16 @@ class _Reader:
                     self._body.registers[self._declare(one)] = kind[1:]
         elif text.startswith(".branchtargets"):
             self._body.targets[self._last_label] = split_operands(self._resolve(text.split(None, 1)[1]))
-        elif text.startswith((".shared", ".local", ".param")):
+        elif re.match(r"\.(?:shared|local|param)\b", text):
             variable = _variable(text)
             name = self._declare(variable.name)
             self._body.variables[name] = dataclasses.replace(variable, name=name)
+        elif text.startswith(".loc"):
+            places = [f"{self._files.get(file, file)}:{line}" for file, line in _PLACE.findall(text)]
+            self._location = "<".join(places)
         elif not text.startswith("."):
-            self._body.instructions.append(instruction(self._resolve(text)))
+            one = instruction(self._resolve(text))
+            self._body.instructions.append(dataclasses.replace(one, location=self._location))
 
 
 def instruction(text: str) -> Instruction:
