@@ -446,6 +446,38 @@ def test_special_floats(kernels):
     assert (found[25][np.isnan(a)] == 0x7FFF).all()
 
 
+def test_halves_and_doubles(kernels):
+    n = 500
+    rng = random()
+    values = (rng.standard_normal((3, n, 2)) * np.exp2(rng.integers(-4, 5, (3, n, 2)))).astype(np.float32)
+    half = values.astype(np.float16)
+    brain = bfloat16(values.ravel()).reshape(values.shape)
+    for stored, widen, narrow in (
+        (
+            half.view(np.uint16),
+            lambda v: v.view(np.float16).astype(np.float64),
+            lambda v: v.astype(np.float16).view(np.uint16),
+        ),
+        (
+            brain,
+            lambda v: (v.astype(np.uint32) << 16).view(np.float32).astype(np.float64),
+            lambda v: bfloat16(v.astype(np.float32)),
+        ),
+    ):
+        a, b, c = (np.ascontiguousarray(part).view(np.uint32).ravel() for part in stored)
+        out, sums = poisoned(6 * n, np.uint32), poisoned(n, np.float64)
+        run(kernels["halves"], blocks_of(n), 64, [a, b, c, out, sums, n])
+        found = out.view(np.uint16).reshape(2, 3, n, 2)
+        x, y, z = (widen(part) for part in stored)
+        rows = found[0] if stored.dtype == np.uint16 and stored is not brain else found[1]
+        for number, exact in enumerate((x + y, x * y, x * y + z)):
+            # these operands are so near one another that float64, and for bfloat16 float32 too, is nearly exact
+            wrong = rows[number] != narrow(exact.ravel()).reshape(n, 2)
+            assert wrong.mean() < (0.001 if stored is brain else 1e-9), number
+        s, t = a.astype(np.float64), b.view(np.int32).astype(np.float64)
+        assert np.array_equal(sums, (s + t) * t - s / 3)
+
+
 @pytest.mark.parametrize("n", [0, 15, 16, 17, 1024, 1037])
 def test_vectors_of_every_width(kernels, n):
     x, y = random().integers(0, 256, n + 16, np.uint8), poisoned(n + 16, np.uint8)

@@ -96,7 +96,10 @@ def test_work_of_a_loop_and_of_everything():
 
 
 def counts_of_listing(**changes):
-    lines = {"a.cu:3": {"instructions": 2, "warps": 2}, "b.h:9<a.cu:4": {"instructions": 5, "warps": 50}}
+    lines = {
+        "a.cu:3": {"other": [2, 2]},
+        "b.h:9<a.cu:4": {"other": [5, 45], "ld.global": [1, 10], "st.global": [1, 10], "shfl": [1, 10]},
+    }
     return {
         "kernel": "sample",
         "elements": 640,
@@ -113,7 +116,8 @@ def test_work_from_counts(tmp_path):
     code, path = listed(), tmp_path / "counts.json"
     path.write_text(json.dumps(counts_of_listing()))
     work = work_of(code, {"counts": "counts.json"}, tmp_path)
-    assert work.weights[0] == 32 / 640 and work.weights[1] == 320 / 640
+    assert work.weights[0] == 32 / 640 and work.weights[11] == 9 * 32 / 640
+    assert set(work.weights[1:5] + work.weights[7:11]) == {320 / 640} and not any(work.weights[12:])
     assert work.bytes_per_element == 6 and work.agreement == 1 and work.conflicts == 0.1
     figures = predict(code, work, {})
     assert failures(figures, {}) == []

@@ -16,8 +16,8 @@ gates.json has an entry for each kernel, under a part of its name that no other 
 ``region`` says whose instructions count. ``loop``: those of the largest loop that loads from global memory, once for
 ``elements`` elements. ``all``: all of them, once for ``elements``. In place of ``region`` and ``elements``, ``counts``
 names a file that the executor in tests/cuda/ptx wrote (``Counts.save``) for the same source compiled with
-``-lineinfo``: each instruction then counts as often as the PTX of its source line was executed, and bank conflicts and
-bytes are those that were seen; ``bytes_per_element`` may then be left out.
+``-lineinfo``: each block of instructions then counts as often as the PTX of its source lines was executed, and bank
+conflicts and bytes are those that were seen; ``bytes_per_element`` may then be left out.
 
 Limits may be set on every number of the table, the names of which are the fields of `Figures`. ``spills`` must be 0
 unless a limit says otherwise.

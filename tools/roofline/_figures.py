@@ -156,7 +156,7 @@ def failures(figures: Figures, gate: dict[str, Any]) -> list[str]:
                 found.append(f"{name} is {values[name]:.4g}, {'more' if side == 'max' else 'less'} than {limit:g}")
     if not _AGREEMENT[0] <= figures.agreement <= _AGREEMENT[1]:
         found.append(
-            f"agreement is {figures.agreement:.3g}: lines of the source do not tell how often this code runs "
-            f"(a loop that the assembler unrolled?); use a static region"
+            f"agreement is {figures.agreement:.3g}: the lines of the source do not tell how often this code runs "
+            "(a loop that the assembler unrolled?); use a static region"
         )
     return found

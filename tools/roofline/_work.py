@@ -5,11 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import statistics
 from typing import Any, final
 
 from tools.roofline._sass import Code, Instruction, RooflineError
 
 _GLOBAL = ("LDG", "STG", "RED", "ATOMG", "ATOM")
+# Instructions that PTX and SASS have one to one, so that the counts of the one hold for the other.
+_ANCHORS = {
+    "LDG": ("ld.global",),
+    "STG": ("st.global",),
+    "LDS": ("ld.shared",),
+    "STS": ("st.shared",),
+    "SHFL": ("shfl",),
+    "RED": ("red.global", "atom.global"),
+    "ATOMG": ("atom.global", "red.global"),
+    "ATOMS": ("atom.shared", "red.shared"),
+}
 _PTX_GLOBAL = ("ld.global", "st.global", "red.global", "atom.global")
 
 
@@ -66,14 +78,17 @@ def _largest_loop(code: Code) -> set[int]:
 
 
 def of_counts(code: Code, path: pathlib.Path) -> Work:
-    """Each instruction as often as the PTX of its line was executed.
+    """Each instruction as often as the PTX of its block was executed.
+
+    Within a block without branches all are executed equally often: as often as its accesses to memory and shuffles,
+    which the PTX has on the same lines; in a block without those, as the PTX of its lines in the median.
 
     Raises:
         RooflineError: the file is not one of this kernel, or there are no lines.
     """
     try:
         counts = json.loads(path.read_text())
-        lines: dict[str, dict[str, int]] = counts["lines"]
+        lines: dict[str, dict[str, list[int]]] = counts["lines"]
         elements = counts["elements"]
     except (OSError, ValueError, KeyError) as error:
         raise RooflineError(f"cannot read the counts {path}: {error}") from error
@@ -81,21 +96,23 @@ def of_counts(code: Code, path: pathlib.Path) -> Work:
         raise RooflineError(f"{path} counts the kernel {counts['kernel']}, not {code.name}")
     if not lines or not any(one.location for one in code.instructions):
         raise RooflineError(f"{code.name}: without -lineinfo in both the PTX and the cubin, counts cannot be used")
-    weights, unknown = [], 0
-    last = 0.0
-    for number, one in enumerate(code.instructions):
-        if number in code.slow:
-            weights.append(0.0)
-            continue
-        line = lines.get(one.location)
-        if line is None:
-            unknown += 1  # goes with its neighbour: the compiler has made it from there
-        else:
-            last = 32 * line["warps"] / line["instructions"] / elements
-        weights.append(last)
+    weights = [0.0] * len(code.instructions)
+    unanchored = 0
+    known = 0.0
+    for block in _blocks(code):
+        anchored = [w for number in block if (w := _anchor(code.instructions[number], lines)) is not None]
+        by_line = [w for number in block if (w := _other(code.instructions[number], lines)) is not None]
+        if anchored:
+            known = statistics.fmean(anchored)
+        elif by_line:
+            known = statistics.median(by_line)
+        unanchored += 0 if anchored else len(block)
+        for number in block:
+            weights[number] = 32 * known / elements
     origin = (
-        f"executed: SASS by how often the PTX of its source line ran on {elements} elements; "
-        f"{len(code.slow)} instructions of slow paths and padding left out, {unknown} of lines without PTX"
+        f"executed: every block of SASS as often as the PTX of its source lines ran on {elements} elements; "
+        f"{len(code.slow)} instructions of slow paths and padding left out, "
+        f"{unanchored} in blocks without an access to memory that would make it exact"
     )
     touched = counts["touched_bytes"]
     return Work(
@@ -105,6 +122,42 @@ def of_counts(code: Code, path: pathlib.Path) -> Work:
         bytes_per_element=(touched["ld"] + touched["st"]) / elements,
         agreement=_agreement(code.instructions, weights, counts),
     )
+
+
+def _blocks(code: Code) -> list[list[int]]:
+    """The numbers of the instructions of each block that has no branch but at its end, without slow paths."""
+    # labels that only slow paths lead to part nothing
+    ways = [one for number, one in enumerate(code.instructions) if number not in code.slow and not _is_diverged(one)]
+    starts = {code.labels.get(one.target or "", -1) for one in ways}
+    blocks: list[list[int]] = [[]]
+    for number, one in enumerate(code.instructions):
+        if number in starts and blocks[-1]:
+            blocks.append([])
+        if number not in code.slow:
+            blocks[-1].append(number)
+        if one.opcode in ("BRA", "BRX", "EXIT", "RET") and not _is_diverged(one) and blocks[-1]:
+            blocks.append([])
+    return [block for block in blocks if block]
+
+
+def _is_diverged(one: Instruction) -> bool:
+    return one.opcode == "BRA" and "DIV" in one.modifiers
+
+
+def _anchor(one: Instruction, lines: dict[str, dict[str, list[int]]]) -> float | None:
+    """How many warps executed an instruction that the PTX has too; None for others."""
+    line = lines.get(one.location, {})
+    found = [line[name] for name in _ANCHORS.get(one.opcode, ()) if name in line]
+    return found[0][1] / found[0][0] if found else None
+
+
+def _other(one: Instruction, lines: dict[str, dict[str, list[int]]]) -> float | None:
+    """How many warps executed the PTX of the same line, on average over its instructions."""
+    line = lines.get(one.location)
+    if not line:
+        return None
+    instructions, warps = line.get("other") or next(iter(line.values()))
+    return warps / instructions
 
 
 def _agreement(instructions: list[Instruction], weights: list[float], counts: dict[str, Any]) -> float | None:

@@ -14,6 +14,7 @@ from ._kernel import Instruction, Kernel
 
 _SPACES = ("global", "shared", "local", "param", "const")
 _ACCESSES = ("ld", "st", "atom", "red")
+_ONE_TO_ONE = {f"{access}.{space}" for access in _ACCESSES for space in ("global", "shared")} | {"shfl"}
 
 
 def class_of(instruction: Instruction) -> str:
@@ -111,14 +112,20 @@ class Counts:
         return [i.text for i, warps in zip(self.kernel.instructions, self.warps.tolist(), strict=True) if not warps]
 
     @property
-    def lines(self) -> dict[str, dict[str, int]]:
-        """By location in the source, how many instructions the PTX has there and how many a warp executed."""
-        found: dict[str, dict[str, int]] = {}
+    def lines(self) -> dict[str, dict[str, list[int]]]:
+        """By location in the source and class, how many instructions the PTX has there and how many warps executed.
+
+        The classes are those of `class_of` for what machine code has one to one: accesses to global and shared memory
+        and shuffles; ``other`` for the rest.
+        """
+        found: dict[str, dict[str, list[int]]] = {}
         for instruction, warps in zip(self.kernel.instructions, self.warps.tolist(), strict=True):
             if instruction.location:
-                line = found.setdefault(instruction.location, {"instructions": 0, "warps": 0})
-                line["instructions"] += 1
-                line["warps"] += warps
+                name = class_of(instruction)
+                line = found.setdefault(instruction.location, {})
+                count = line.setdefault(name if name in _ONE_TO_ONE else "other", [0, 0])
+                count[0] += 1
+                count[1] += warps
         return found
 
     def summary(self, elements: int) -> dict[str, Any]:

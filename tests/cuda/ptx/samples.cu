@@ -324,6 +324,26 @@ KERNEL floats(const float* a, const float* b, const float* c, const unsigned* bi
   real(r);
 }
 
+// Arithmetic on pairs of 16-bit numbers, and on doubles.
+KERNEL halves(const unsigned* a, const unsigned* b, const unsigned* c, unsigned* out, double* sums, int n) {
+  const int i = thread_number();
+  if (i >= n) return;
+  int k = 0;
+  auto put = [&](auto value) { out[n * k++ + i] = *reinterpret_cast<const unsigned*>(&value); };
+  const auto x = reinterpret_cast<const __half2*>(a)[i], y = reinterpret_cast<const __half2*>(b)[i];
+  const auto z = reinterpret_cast<const __half2*>(c)[i];
+  const auto p = reinterpret_cast<const __nv_bfloat162*>(a)[i], q = reinterpret_cast<const __nv_bfloat162*>(b)[i];
+  const auto r = reinterpret_cast<const __nv_bfloat162*>(c)[i];
+  put(__hadd2(x, y));
+  put(__hmul2(x, y));
+  put(__hfma2(x, y, z));
+  put(__hadd2(p, q));
+  put(__hmul2(p, q));
+  put(__hfma2(p, q, r));
+  const double s = (double)a[i], t = (double)(int)b[i];
+  sums[i] = (s + t) * t - s / 3;
+}
+
 // Vectors of every width, with hints; copies n bytes, a multiple of 16, and a tail.
 KERNEL copy(const unsigned char* x, unsigned char* y, int n) {
   const int i = thread_number();
