@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -16,7 +16,7 @@ SHARED_BASE = 1 << 60
 LOCAL_BASE = 1 << 61
 
 # A 16-byte access moves as one complex number: numpy has no wider integer, and copies keep every bit.
-MOVERS = {
+MOVERS: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.uint8),
     2: np.dtype(np.uint16),
     4: np.dtype(np.uint32),

@@ -93,7 +93,8 @@ class Operands:
         if _NUMBER.fullmatch(text):
             value = int(text.rstrip("U"), 0)
         else:
-            value = symbol_of(self._launch, text)
+            name, _, offset = text.partition("+")
+            value = symbol_of(self._launch, name) + int(offset or "0", 0)
         if dtype == PREDICATE:
             return np.array([bool(value)])
         mask = (1 << 8 * dtype.itemsize) - 1
@@ -152,7 +153,9 @@ class Operands:
     def parameter(self, text: str) -> int | None:
         """The offset among the parameters' bytes of an address like ``[name+4]``; None if it is no parameter."""
         found = _ADDRESS.fullmatch(text)
-        for parameter in self._launch.kernel.parameters if found else ():
+        if found is None:
+            return None
+        for parameter in self._launch.kernel.parameters:
             if parameter.name == found[1]:
                 return parameter.offset + int(found[2] or "0", 0)
         return None

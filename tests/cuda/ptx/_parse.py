@@ -214,8 +214,8 @@ class _Reader:
             _, kind, names = text.split(None, 2)
             for name in split_operands(names):
                 run = _REGISTERS.fullmatch(name)
-                for one in [f"{run[1]}{i}" for i in range(int(run[2]))] if run else [name]:
-                    self._body.registers[self._declare(one)] = kind[1:]
+                for register in [f"{run[1]}{i}" for i in range(int(run[2]))] if run else [name]:
+                    self._body.registers[self._declare(register)] = kind[1:]
         elif text.startswith(".branchtargets"):
             self._body.targets[self._last_label] = split_operands(self._resolve(text.split(None, 1)[1]))
         elif re.match(r"\.(?:shared|local|param)\b", text):

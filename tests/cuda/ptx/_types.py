@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ._errors import UnsupportedError
 
-UNSIGNED = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16), 32: np.dtype(np.uint32), 64: np.dtype(np.uint64)}
-SIGNED = {8: np.dtype(np.int8), 16: np.dtype(np.int16), 32: np.dtype(np.int32), 64: np.dtype(np.int64)}
-FLOAT = {16: np.dtype(np.float16), 32: np.dtype(np.float32), 64: np.dtype(np.float64)}
+UNSIGNED: dict[int, np.dtype[Any]] = {
+    8: np.dtype(np.uint8),
+    16: np.dtype(np.uint16),
+    32: np.dtype(np.uint32),
+    64: np.dtype(np.uint64),
+}
+SIGNED: dict[int, np.dtype[Any]] = {
+    8: np.dtype(np.int8),
+    16: np.dtype(np.int16),
+    32: np.dtype(np.int32),
+    64: np.dtype(np.int64),
+}
+FLOAT: dict[int, np.dtype[Any]] = {16: np.dtype(np.float16), 32: np.dtype(np.float32), 64: np.dtype(np.float64)}
 PREDICATE = np.dtype(bool)
 
-_KINDS = {"u": UNSIGNED, "b": UNSIGNED, "s": SIGNED, "f": FLOAT}
+_KINDS: dict[str, dict[int, np.dtype[Any]]] = {"u": UNSIGNED, "b": UNSIGNED, "s": SIGNED, "f": FLOAT}
 # Stored in registers as bits; the arithmetic on them is in _floats.py.
 _PACKED = {"bf16": UNSIGNED[16], "bf16x2": UNSIGNED[32], "f16x2": UNSIGNED[32]}
 
-_TYPES = {f"{kind}{bits}": dtype for kind, table in _KINDS.items() for bits, dtype in table.items()}
+_TYPES: dict[str, np.dtype[Any]] = {
+    f"{kind}{bits}": dtype for kind, table in _KINDS.items() for bits, dtype in table.items()
+}
 _TYPES.update(_PACKED, pred=PREDICATE)
 
 
