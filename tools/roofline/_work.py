@@ -1,0 +1,167 @@
+"""How often the instructions of a kernel are executed, per element."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from typing import Any, final
+
+from tools.roofline._sass import Code, Instruction, RooflineError
+
+_GLOBAL = ("LDG", "STG", "RED", "ATOMG", "ATOM")
+# Instructions that PTX and SASS have one to one, so that the counts of the one hold for the other.
+_ANCHORS = {
+    "LDG": ("ld.global",),
+    "STG": ("st.global",),
+    "LDS": ("ld.shared",),
+    "STS": ("st.shared",),
+    "SHFL": ("shfl",),
+    "RED": ("red.global", "atom.global"),
+    "ATOMG": ("atom.global", "red.global"),
+    "ATOMS": ("atom.shared", "red.shared"),
+}
+_PTX_GLOBAL = ("ld.global", "st.global", "red.global", "atom.global")
+
+
+@final
+@dataclasses.dataclass
+class Work:
+    """Executions per element.
+
+    Attributes:
+        weights: of each instruction of the code, by how many threads it is executed per element.
+        origin: in words, how they were found.
+        conflicts: passes over shared memory per element beyond those of accesses without conflicts.
+        bytes_per_element: what DRAM moves at least, where the executor saw it.
+        agreement: global accesses as the weights have them over those that were executed; 1 is perfect.
+    """
+
+    weights: list[float]
+    origin: str
+    conflicts: float = 0.0
+    bytes_per_element: float | None = None
+    agreement: float | None = None
+
+
+def of_region(code: Code, region: str, elements: float) -> Work:
+    """Every instruction of a region once for `elements` elements.
+
+    Raises:
+        RooflineError: there is no such region.
+    """
+    if region == "all":
+        chosen = set(range(len(code.instructions)))
+        origin = f"every instruction once for {elements:g} elements"
+    elif region == "loop":
+        chosen = _largest_loop(code)
+        origin = f"the loop of {len(chosen - code.slow)} instructions once for {elements:g} elements"
+    else:
+        raise RooflineError(f"{code.name}: the region {region!r} is neither 'loop' nor 'all'")
+    chosen -= code.slow
+    weights = [1 / elements if number in chosen else 0.0 for number in range(len(code.instructions))]
+    return Work(weights, f"static: {origin}, without {len(code.slow)} of slow paths and padding")
+
+
+def _largest_loop(code: Code) -> set[int]:
+    best: set[int] = set()
+    for number, one in enumerate(code.instructions):
+        start = code.labels.get(one.target or "", number + 1)
+        if one.opcode == "BRA" and start <= number and number not in code.slow:
+            body = set(range(start, number + 1))
+            if len(body) > len(best) and any(code.instructions[i].opcode == "LDG" for i in body):
+                best = body
+    if not best:
+        raise RooflineError(f"{code.name}: no loop that loads from global memory; the region 'all' needs none")
+    return best
+
+
+def of_counts(code: Code, path: pathlib.Path) -> Work:
+    """Each instruction as often as the PTX of its block was executed.
+
+    Within a block without branches all are executed equally often: as often as its accesses to memory and shuffles,
+    which the PTX has on the same lines; in a block without those, as the PTX of its lines in the median.
+
+    Raises:
+        RooflineError: the file is not one of this kernel, or there are no lines.
+    """
+    try:
+        counts = json.loads(path.read_text())
+        lines: dict[str, dict[str, list[int]]] = counts["lines"]
+        elements = counts["elements"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RooflineError(f"cannot read the counts {path}: {error}") from error
+    if counts["kernel"] != code.name:
+        raise RooflineError(f"{path} counts the kernel {counts['kernel']}, not {code.name}")
+    if not lines or not any(one.location for one in code.instructions):
+        raise RooflineError(f"{code.name}: without -lineinfo in both the PTX and the cubin, counts cannot be used")
+    weights = [0.0] * len(code.instructions)
+    unanchored = 0
+    known = 0.0
+    for block in _blocks(code):
+        anchored = [w for number in block if (w := _anchor(code.instructions[number], lines)) is not None]
+        by_line = [w for number in block if (w := _other(code.instructions[number], lines)) is not None]
+        if anchored:
+            known = statistics.fmean(anchored)
+        elif by_line:
+            known = statistics.median(by_line)
+        unanchored += 0 if anchored else len(block)
+        for number in block:
+            weights[number] = 32 * known / elements
+    origin = (
+        f"executed: every block of SASS as often as the PTX of its source lines ran on {elements} elements; "
+        f"{len(code.slow)} instructions of slow paths and padding left out, "
+        f"{unanchored} in blocks without an access to memory that would make it exact"
+    )
+    touched = counts["touched_bytes"]
+    return Work(
+        weights,
+        origin,
+        conflicts=(counts["shared_wavefronts"] - counts["shared_ideal"]) / elements,
+        bytes_per_element=(touched["ld"] + touched["st"]) / elements,
+        agreement=_agreement(code.instructions, weights, counts),
+    )
+
+
+def _blocks(code: Code) -> list[list[int]]:
+    """The numbers of the instructions of each block that has no branch but at its end, without slow paths."""
+    # labels that only slow paths lead to part nothing
+    ways = [one for number, one in enumerate(code.instructions) if number not in code.slow and not _is_diverged(one)]
+    starts = {code.labels.get(one.target or "", -1) for one in ways}
+    blocks: list[list[int]] = [[]]
+    for number, one in enumerate(code.instructions):
+        if number in starts and blocks[-1]:
+            blocks.append([])
+        if number not in code.slow:
+            blocks[-1].append(number)
+        if one.opcode in ("BRA", "BRX", "EXIT", "RET") and not _is_diverged(one) and blocks[-1]:
+            blocks.append([])
+    return [block for block in blocks if block]
+
+
+def _is_diverged(one: Instruction) -> bool:
+    return one.opcode == "BRA" and "DIV" in one.modifiers
+
+
+def _anchor(one: Instruction, lines: dict[str, dict[str, list[int]]]) -> float | None:
+    """How many warps executed an instruction that the PTX has too; None for others."""
+    line = lines.get(one.location, {})
+    found = [line[name] for name in _ANCHORS.get(one.opcode, ()) if name in line]
+    return found[0][1] / found[0][0] if found else None
+
+
+def _other(one: Instruction, lines: dict[str, dict[str, list[int]]]) -> float | None:
+    """How many warps executed the PTX of the same line, on average over its instructions."""
+    line = lines.get(one.location)
+    if not line:
+        return None
+    instructions, warps = line.get("other") or next(iter(line.values()))
+    return warps / instructions
+
+
+def _agreement(instructions: list[Instruction], weights: list[float], counts: dict[str, Any]) -> float | None:
+    """Accesses to global memory are the same in PTX and in SASS: what the weights say of them can be checked."""
+    executed = 32 * sum(counts["warp_instructions"].get(name, 0) for name in _PTX_GLOBAL) / counts["elements"]
+    weighted = sum(w for one, w in zip(instructions, weights, strict=True) if one.opcode in _GLOBAL)
+    return weighted / executed if executed else None
