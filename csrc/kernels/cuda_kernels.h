@@ -91,7 +91,8 @@ COMMPRESS_SELDOM void plain_decode(Workspace w, const uint8_t* in, Place at, flo
 
 template <int FAMILY>
 __global__ void __launch_bounds__(Shape<FAMILY>::THREADS, Shape<FAMILY>::ENCODERS)
-    encode_kernel(const Job job, const Values& x, float gain, uint8_t* out, bool plain) {
+    encode_kernel(const __grid_constant__ Job job, const __grid_constant__ Values x, float gain, uint8_t* out,
+                  bool plain) {
   COMMPRESS_SHARED(Shared<FAMILY>, shared, 1);
   const Workspace w = shared[0].workspace();
   fill_tables(shared[0]);
