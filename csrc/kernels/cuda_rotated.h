@@ -104,11 +104,12 @@ template <int B>
 COMMPRESS_DEVICE void join_rows(const uint32_t (&low)[2][4], const uint32_t (&high)[2][4], uint32_t (&joined_low)[4],
                                 uint32_t (&joined_high)[4]) {
   const bool odd = thread() / 4 % 2;
+  const uint32_t mask = lanes_of_group();  // the warp's other group may have codes of other lengths, and be elsewhere
   COMMPRESS_UNROLL_ALL
   for (int l = 0; l < 4; ++l) {
     uint32_t kept_low = odd ? low[1][l] : low[0][l], kept_high = odd ? high[1][l] : high[0][l];
-    uint32_t other_low = __shfl_xor_sync(ALL_LANES, odd ? low[0][l] : low[1][l], 4), other_high = 0;
-    if (B > 4) other_high = __shfl_xor_sync(ALL_LANES, odd ? high[0][l] : high[1][l], 4);
+    uint32_t other_low = __shfl_xor_sync(mask, odd ? low[0][l] : low[1][l], 4), other_high = 0;
+    if (B > 4) other_high = __shfl_xor_sync(mask, odd ? high[0][l] : high[1][l], 4);
     uint32_t &even_low = odd ? other_low : kept_low, &even_high = odd ? other_high : kept_high;
     uint32_t &odd_low = odd ? kept_low : other_low, &odd_high = odd ? kept_high : other_high;
     joined_low[l] = even_low | odd_low << B;
