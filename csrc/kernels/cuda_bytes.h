@@ -8,7 +8,8 @@ namespace commpress {
 namespace cuda {
 
 constexpr int STAGED_GROUP = 132;               // words that hold a group with its scale
-constexpr int STAGED_WORDS = 8 * STAGED_GROUP;  // and a block of them
+constexpr int STAGED_CODES = 112;               // one without, of seven bits
+constexpr int STAGED_WORDS = 8 * STAGED_GROUP;  // a block with scales
 
 COMMPRESS_DEVICE uint8_t* bytes_of(uint32_t* words) { return reinterpret_cast<uint8_t*>(words); }
 COMMPRESS_DEVICE const uint8_t* bytes_of(const uint32_t* words) { return reinterpret_cast<const uint8_t*>(words); }

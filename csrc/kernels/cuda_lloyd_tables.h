@@ -9,9 +9,9 @@ namespace cuda {
 template <int B>
 struct LloydTables {
   static constexpr int CELLS = LloydMax<B>::CELLS, HALF = 1 << (B - 1);
-  struct Cell {
+  struct alignas(8) Cell {
     float threshold;  // in this cell, or out of reach
-    int32_t below;    // thresholds below the cell and above zero
+    int32_t code;     // of what lies below it
   };
   Cell cell[CELLS];
   float product_level[HALF];  // of the codes for what is not negative
@@ -22,8 +22,7 @@ constexpr LloydTables<B> make_tables() {
   using L = LloydMax<B>;
   using Tables = LloydTables<B>;
   Tables tables{};
-  for (int i = 0; i < L::CELLS; ++i)
-    tables.cell[i] = {L::CELL_THRESHOLD[L::CELLS + i], L::CELL_BASE[L::CELLS + i] - Tables::HALF};
+  for (int i = 0; i < L::CELLS; ++i) tables.cell[i] = {L::CELL_THRESHOLD[L::CELLS + i], L::CELL_BASE[L::CELLS + i]};
   for (int i = 0; i < Tables::HALF; ++i) tables.product_level[i] = L::PRODUCT_LEVEL[Tables::HALF + i];
   for (int i = 0; i < 2 * Tables::HALF; ++i) tables.level[i] = L::LEVEL[i];
   return tables;
@@ -37,14 +36,6 @@ template <int B>
 static constexpr LloydTables<B> LLOYD_TABLES = make_tables<B>();
 #endif
 
-// Positive thresholds that a magnitude reaches.
-template <int B>
-COMMPRESS_DEVICE int reached(const LloydTables<B>& tables, float a) {
-  const float last = LloydMax<B>::CELLS - 0.0625f;
-  const auto cell = tables.cell[__float2int_rz(a < last ? a : last)];
-  return cell.below + (a >= cell.threshold ? 1 : 0);
-}
-
 struct Coded {
   int32_t code;   // as lloyd_code() of quantise.h
   float product;  // v times the code's PRODUCT_LEVEL
@@ -52,8 +43,8 @@ struct Coded {
 template <int B>
 COMMPRESS_DEVICE Coded coded(const LloydTables<B>& tables, float v) {
   constexpr int half = 1 << (B - 1);
-  const float a = float_of(magnitude(v));
-  int32_t c = 0;
+  const float a = fabsf(v);
+  int32_t code = half;  // of the magnitude
   float level = LloydMax<B>::PRODUCT_LEVEL[half];
   if constexpr (B == 2 || B == 3) {  // fewer comparisons than a look-up takes
     constexpr float first = positive_threshold<B>(0), second = positive_threshold<B>(B == 3 ? 1 : 0),
@@ -61,17 +52,18 @@ COMMPRESS_DEVICE Coded coded(const LloydTables<B>& tables, float v) {
     constexpr float above[4] = {LloydMax<B>::PRODUCT_LEVEL[half], LloydMax<B>::PRODUCT_LEVEL[half + 1],
                                 LloydMax<B>::PRODUCT_LEVEL[half + (B == 3 ? 2 : 1)],
                                 LloydMax<B>::PRODUCT_LEVEL[half + (B == 3 ? 3 : 1)]};
-    c = a >= first ? 1 : 0;
+    code += a >= first ? 1 : 0;
     level = a >= first ? above[1] : level;
     if (B == 3) {
-      c += (a >= second ? 1 : 0) + (a >= third ? 1 : 0);
+      code += (a >= second ? 1 : 0) + (a >= third ? 1 : 0);
       level = a >= third ? above[3] : a >= second ? above[2] : level;
     }
   } else if constexpr (B > 3) {
-    c = reached<B>(tables, a);
-    level = tables.product_level[c];
+    const auto cell = tables.cell[__float2int_rz(fminf(a, LloydMax<B>::CELLS - 0.0625f))];
+    code = cell.code + (a >= cell.threshold ? 1 : 0);
+    level = tables.product_level[code - half];
   }
-  return {half + (v < 0.0f ? ~c : c), a * level};
+  return {v < 0.0f ? code ^ (2 * half - 1) : code, a * level};
 }
 
 }  // namespace cuda

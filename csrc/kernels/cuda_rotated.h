@@ -117,16 +117,26 @@ COMMPRESS_DEVICE void join_rows(const uint32_t (&low)[2][4], const uint32_t (&hi
   }
 }
 
-COMMPRESS_DEVICE float chain_products(const Workspace& w) {
+// The sums of four accumulators' sixteen lanes each, by the first two warps; then a barrier, and the first warp's
+// threads know the total.
+COMMPRESS_DEVICE float total_of_y(const Workspace& w) {
   const int m = thread() / 16, lane = thread() % 16;
-  // Coordinate 64 i + 16 m + lane: bit 4 of its place is turned by bit 5 of the index.
-  const float* const y = w.y + 32 * (m / 2) + 16 * ((m & 1) ^ (m / 2)) + lane;
-  float sum = 0.0f;
   if (thread() < 64) {
+    // Coordinate 64 i + 16 m + lane: bit 4 of its place is turned by bit 5 of the index.
+    const float* const y = w.y + 32 * (m / 2) + 16 * ((m & 1) ^ (m / 2)) + lane;
+    float sum = 0.0f;
     COMMPRESS_UNROLL_ALL
     for (int i = 0; i < 64; ++i) sum += y[64 * i];
+    w.sums[thread()] = sum;
   }
-  return sum;
+  __syncthreads();
+  float all = 0.0f;
+  if (thread() < 32) {
+    all = (w.sums[lane] + w.sums[16 + lane]) + (w.sums[32 + lane] + w.sums[48 + lane]);
+    COMMPRESS_UNROLL_ALL
+    for (int width = 8; width; width /= 2) all += __shfl_down_sync(ALL_LANES, all, width, 16);
+  }
+  return all;
 }
 
 // The squares of the levels, where the shares of P were.
@@ -210,18 +220,18 @@ COMMPRESS_DEVICE bool rotated_encode_fast(const Workspace& w, const LloydTables<
     else
       code_rows<B>(LLOYD_TABLES<B>, v, inverse, y, part_low, part_high);
     join_rows<B>(part_low, part_high, low, high);
+    store_codes<B>(low, high, spot, reinterpret_cast<uint32_t*>(w.codes) + STAGED_CODES * spot.group,
+                   out + 4 + place.byte);
   });
   __syncthreads();
-  const float p = fold(w, chain_products(w));
+  const float p = total_of_y(w);
   float q = 0.0f;
   if (at.codec.centroid) {
+    __syncthreads();  // the first warp has read the sums
     with_bits(place.bits, [&](auto b) { square_levels<decltype(b)::value>(low, high, spot, w.y); });
     __syncthreads();
-    q = fold(w, chain_products(w));
+    q = total_of_y(w);
   }
-  with_bits(place.bits, [&](auto b) {
-    store_codes<decltype(b)::value>(low, high, spot, w.staged + STAGED_GROUP * spot.group, out + 4 + place.byte);
-  });
   if (t == 0) {
     const uint32_t scale = lloyd_scale(energy, deviation, p, q, static_cast<float>(BLOCK), at.codec.centroid, 0, gain);
     store_word(scale, out);

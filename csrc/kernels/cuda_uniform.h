@@ -11,7 +11,9 @@ namespace cuda {
 COMMPRESS_DEVICE bool list_run(const float* y, int n, int nbytes, float gain, uint32_t* words, int start) {
   const int lane = thread() % 32;
   const bool first = lane < 8 && 64 * lane < n && bits_of(y[64 * lane]) << 1 != 0;
-  if (__popc(__ballot_sync(ALL_LANES, first)) > 4) return false;
+  const bool dense = __popc(__ballot_sync(ALL_LANES, first)) > 4;
+  __syncwarp();  // a lane may scale what others have looked at
+  if (dense) return false;
   int count = 0;
   bool finite = true;
   for (int i = 0; i < n; i += 32) {
