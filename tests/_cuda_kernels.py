@@ -74,19 +74,22 @@ def _kept(name: str, suffix: str, make: typing.Callable[[pathlib.Path], None]) -
     return path
 
 
+def _ptx(name: str) -> pathlib.Path:
+    source = KERNELS / f"cuda_{name}.cu"
+    return _kept(name, "ptx", lambda to: to.write_text(ptx.compile_ptx(source, options=OPTIONS)) and None)
+
+
 @functools.cache
 def kernel(name: str) -> ptx.Kernel:
     """One of `NAMES`, as the executor reads it."""
-    source = KERNELS / f"cuda_{name}.cu"
-    path = _kept(name, "ptx", lambda to: to.write_text(ptx.compile_ptx(source, options=OPTIONS)) and None)
-    (one,) = ptx.load(path.read_text()).values()
+    (one,) = ptx.load(_ptx(name).read_text()).values()
     return one
 
 
+@functools.cache
 def cubin(name: str) -> pathlib.Path:
-    """Machine code for the H100."""
-    source = KERNELS / f"cuda_{name}.cu"
-    command = [ptx.find_nvcc(), "-cubin", "-arch=sm_90", "-fmad=false", *OPTIONS, str(source), "-o"]
+    """Machine code for the H100, made of the PTX that `kernel` has."""
+    command = [ptx.find_nvcc(), "-cubin", "-arch=sm_90", "-lineinfo", str(_ptx(name)), "-o"]
     return _kept(name, "cubin", lambda to: subprocess.run([*command, str(to)], check=True) and None)
 
 

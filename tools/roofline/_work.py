@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -13,10 +14,10 @@ from tools.roofline._sass import Code, Instruction, RooflineError
 _GLOBAL = ("LDG", "STG", "RED", "ATOMG", "ATOM")
 # Instructions that PTX and SASS have one to one, so that the counts of the one hold for the other.
 _ANCHORS = {
-    "LDG": ("ld.global",),
-    "STG": ("st.global",),
-    "LDS": ("ld.shared",),
-    "STS": ("st.shared",),
+    "LDG": ("ld.global", "ld.generic"),
+    "STG": ("st.global", "st.generic"),
+    "LDS": ("ld.shared", "ld.generic"),
+    "STS": ("st.shared", "st.generic"),
     "SHFL": ("shfl",),
     "RED": ("red.global", "atom.global"),
     "ATOMG": ("atom.global", "red.global"),
@@ -81,36 +82,32 @@ def of_counts(code: Code, path: pathlib.Path) -> Work:
     """Each instruction as often as the PTX of its block was executed.
 
     Within a block without branches all are executed equally often: as often as its accesses to memory and shuffles,
-    which the PTX has on the same lines; in a block without those, as the PTX of its lines in the median.
+    which machine code has one to one; in a block without those, as the PTX of its lines in the median. Predicated
+    accesses count only where there are no others: they may stand for a branch of the PTX.
 
     Raises:
-        RooflineError: the file is not one of this kernel, or there are no lines.
+        RooflineError: the file is not one of this kernel, or the cubin was not made from the PTX that was executed.
     """
     try:
         counts = json.loads(path.read_text())
-        lines: dict[str, dict[str, list[int]]] = counts["lines"]
+        lines = {int(line): (str(name), int(warps)) for line, (name, warps) in counts["lines"].items()}
         elements = counts["elements"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise RooflineError(f"cannot read the counts {path}: {error}") from error
     if counts["kernel"] != code.name:
         raise RooflineError(f"{path} counts the kernel {counts['kernel']}, not {code.name}")
-    if not lines or not any(one.location for one in code.instructions):
-        raise RooflineError(f"{code.name}: without -lineinfo in both the PTX and the cubin, counts cannot be used")
+    if not any(one.line for one in code.instructions):
+        raise RooflineError(f"{code.name}: without -lineinfo for the cubin, counts cannot be used")
     weights = [0.0] * len(code.instructions)
     unanchored = 0
     known = 0.0
     for block in _blocks(code):
-        anchored = [w for number in block if (w := _anchor(code.instructions[number], lines)) is not None]
-        by_line = [w for number in block if (w := _other(code.instructions[number], lines)) is not None]
-        if anchored:
-            known = statistics.fmean(anchored)
-        elif by_line:
-            known = statistics.median(by_line)
-        unanchored += 0 if anchored else len(block)
+        known, exact = _executions([code.instructions[number] for number in block], lines, known)
+        unanchored += 0 if exact else len(block)
         for number in block:
             weights[number] = 32 * known / elements
     origin = (
-        f"executed: every block of SASS as often as the PTX of its source lines ran on {elements} elements; "
+        f"executed: every block of SASS as often as the PTX it was made from, on {elements} elements; "
         f"{len(code.slow)} instructions of slow paths and padding left out, "
         f"{unanchored} in blocks without an access to memory that would make it exact"
     )
@@ -144,20 +141,28 @@ def _is_diverged(one: Instruction) -> bool:
     return one.opcode == "BRA" and "DIV" in one.modifiers
 
 
-def _anchor(one: Instruction, lines: dict[str, dict[str, list[int]]]) -> float | None:
-    """How many warps executed an instruction that the PTX has too; None for others."""
-    line = lines.get(one.location, {})
-    found = [line[name] for name in _ANCHORS.get(one.opcode, ()) if name in line]
-    return found[0][1] / found[0][0] if found else None
-
-
-def _other(one: Instruction, lines: dict[str, dict[str, list[int]]]) -> float | None:
-    """How many warps executed the PTX of the same line, on average over its instructions."""
-    line = lines.get(one.location)
-    if not line:
-        return None
-    instructions, warps = line.get("other") or next(iter(line.values()))
-    return warps / instructions
+def _executions(block: list[Instruction], lines: dict[int, tuple[str, int]], before: float) -> tuple[float, bool]:
+    """How many warps execute a block, and whether that is exact. `before`: of the block before, for one without lines."""
+    anchored: list[float] = []
+    predicated: list[float] = []
+    by_line: list[float] = []
+    copies = collections.Counter(one.line for one in block if one.opcode in _ANCHORS)
+    for one in block:
+        if not one.line:
+            continue
+        name, warps = lines.get(one.line, ("", 0))
+        wanted = _ANCHORS.get(one.opcode)
+        if wanted is None:
+            by_line.append(warps)
+        elif name in wanted or not name:
+            # a loop that the assembler unrolled has several
+            (predicated if one.predicated else anchored).append(warps / copies[one.line])
+        else:
+            raise RooflineError(f"line {one.line} of the PTX is {name}, but {one.opcode} in the cubin: not of this PTX")
+    if anchored:
+        return statistics.fmean(anchored), True
+    known = predicated + by_line
+    return (statistics.median(known) if known else before), False
 
 
 def _agreement(instructions: list[Instruction], weights: list[float], counts: dict[str, Any]) -> float | None:
