@@ -124,8 +124,8 @@ def _widths(code: Code) -> collections.Counter[tuple[str, bool]]:
 def _cycles(code: Code, work: Work) -> dict[str, float]:
     """Clocks of one multiprocessor per element, for the issue and for each pipe alone."""
     cycles = dict.fromkeys(("issue", *_gpu.PIPES), 0.0)
-    for one, weight in zip(code.instructions, work.weights, strict=True):
-        cycles["issue"] += weight / _gpu.ISSUE
+    for one, issued, weight in zip(code.instructions, work.weights, work.performed, strict=True):
+        cycles["issue"] += issued / _gpu.ISSUE
         pipe = _gpu.pipe_of(one.opcode, one.modifiers)
         if pipe is None:
             continue

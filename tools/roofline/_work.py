@@ -32,7 +32,9 @@ class Work:
     """Executions per element.
 
     Attributes:
-        weights: of each instruction of the code, by how many threads it is executed per element.
+        weights: of each instruction of the code, by how many threads it is issued per element.
+        performed: of each, by how many threads it is executed, where that is less: an access whose predicate is false
+            is issued, and goes no further.
         origin: in words, how they were found.
         conflicts: passes over shared memory per element beyond those of accesses without conflicts.
         bytes_per_element: what DRAM moves at least, where the executor saw it.
@@ -40,6 +42,7 @@ class Work:
     """
 
     weights: list[float]
+    performed: list[float]
     origin: str
     conflicts: float = 0.0
     bytes_per_element: float | None = None
@@ -62,7 +65,7 @@ def of_region(code: Code, region: str, elements: float) -> Work:
         raise RooflineError(f"{code.name}: the region {region!r} is neither 'loop' nor 'all'")
     chosen -= code.slow
     weights = [1 / elements if number in chosen else 0.0 for number in range(len(code.instructions))]
-    return Work(weights, f"static: {origin}, without {len(code.slow)} of slow paths and padding")
+    return Work(weights, weights, f"static: {origin}, without {len(code.slow)} of slow paths and padding")
 
 
 def _largest_loop(code: Code) -> set[int]:
@@ -99,13 +102,17 @@ def of_counts(code: Code, path: pathlib.Path) -> Work:
     if not any(one.line for one in code.instructions):
         raise RooflineError(f"{code.name}: without -lineinfo for the cubin, counts cannot be used")
     weights = [0.0] * len(code.instructions)
+    performed = list(weights)
     unanchored = 0
     known = 0.0
-    for block in _blocks(code):
-        known, exact = _executions([code.instructions[number] for number in block], lines, known)
+    blocks = _blocks(code)
+    executed = _Lines(code, blocks, lines)
+    for block in blocks:
+        known, exact = executed.executions([code.instructions[number] for number in block], known)
         unanchored += 0 if exact else len(block)
         for number in block:
             weights[number] = 32 * known / elements
+            performed[number] = min(weights[number], 32 * executed.performed(code.instructions[number], known) / elements)
     origin = (
         f"executed: every block of SASS as often as the PTX it was made from, on {elements} elements; "
         f"{len(code.slow)} instructions of slow paths and padding left out, "
@@ -114,10 +121,11 @@ def of_counts(code: Code, path: pathlib.Path) -> Work:
     touched = counts["touched_bytes"]
     return Work(
         weights,
+        performed,
         origin,
         conflicts=(counts["shared_wavefronts"] - counts["shared_ideal"]) / elements,
         bytes_per_element=(touched["ld"] + touched["st"]) / elements,
-        agreement=_agreement(code.instructions, weights, counts),
+        agreement=_agreement(code.instructions, performed, counts),
     )
 
 
@@ -141,28 +149,48 @@ def _is_diverged(one: Instruction) -> bool:
     return one.opcode == "BRA" and "DIV" in one.modifiers
 
 
-def _executions(block: list[Instruction], lines: dict[int, tuple[str, int]], before: float) -> tuple[float, bool]:
-    """How many warps execute a block, and whether that is exact. `before`: of the block before, for one without lines."""
-    anchored: list[float] = []
-    predicated: list[float] = []
-    by_line: list[float] = []
-    copies = collections.Counter(one.line for one in block if one.opcode in _ANCHORS)
-    for one in block:
-        if not one.line:
-            continue
-        name, warps = lines.get(one.line, ("", 0))
-        wanted = _ANCHORS.get(one.opcode)
-        if wanted is None:
-            by_line.append(warps)
-        elif name in wanted or not name:
-            # a loop that the assembler unrolled has several
-            (predicated if one.predicated else anchored).append(warps / copies[one.line])
-        else:
-            raise RooflineError(f"line {one.line} of the PTX is {name}, but {one.opcode} in the cubin: not of this PTX")
-    if anchored:
-        return statistics.fmean(anchored), True
-    known = predicated + by_line
-    return (statistics.median(known) if known else before), False
+@final
+class _Lines:
+    """How often the lines of the PTX were executed, shared among what the assembler made of each."""
+
+    def __init__(self, code: Code, blocks: list[list[int]], executed: dict[int, tuple[str, int]]) -> None:
+        self._executed = executed
+        of_block = [{code.instructions[number].line for number in block} for block in blocks]
+        self._blocks = collections.Counter(line for lines in of_block for line in lines)
+        ordinary = (code.instructions[number] for block in blocks for number in block)
+        self._accesses = collections.Counter(one.line for one in ordinary if one.opcode in _ANCHORS)
+
+    def performed(self, one: Instruction, issued: float) -> float:
+        """How many warps execute an access that is predicated; for others as often as they are issued."""
+        if not (one.predicated and one.line and one.opcode in _ANCHORS):
+            return issued
+        return self._executed.get(one.line, ("", 0))[1] / self._accesses[one.line]
+
+    def executions(self, block: list[Instruction], before: float) -> tuple[float, bool]:
+        """How many warps execute a block, and whether accesses tell. `before`: of the block before, if nothing tells.
+
+        The assembler unrolls loops and doubles what follows a branch: several accesses may then be one line of the PTX,
+        and which of them ran is not known. Each gets an equal part, so that their sum is right.
+        """
+        anchored: list[float] = []
+        predicated: list[float] = []
+        others: dict[int, list[float]] = collections.defaultdict(list)
+        for one in block:
+            if not one.line:
+                continue
+            name, warps = self._executed.get(one.line, ("", 0))
+            wanted = _ANCHORS.get(one.opcode)
+            if wanted is None:
+                others[self._blocks[one.line]].append(warps / self._blocks[one.line])
+            elif name in wanted or not name:
+                (predicated if one.predicated else anchored).append(warps / self._accesses[one.line])
+            else:
+                raise RooflineError(f"line {one.line} of the PTX is {name}, {one.opcode} in the cubin: not of this PTX")
+        if anchored:
+            return statistics.fmean(anchored), True
+        if others:  # what is in one block alone tells best: the rest may have been moved or made again
+            return statistics.median(others[min(others)]), False
+        return (statistics.fmean(predicated), False) if predicated else (before, False)
 
 
 def _agreement(instructions: list[Instruction], weights: list[float], counts: dict[str, Any]) -> float | None:
