@@ -11,9 +11,9 @@ from tools.roofline import _gpu
 from tools.roofline._sass import Code, RooflineError
 from tools.roofline._work import Work, of_counts, of_region
 
-# Outside of this, the estimate from lines of the source is not to be trusted: the assembler has unrolled a loop.
+# Outside of this, the estimate from lines of the PTX is not to be trusted.
 _AGREEMENT = (0.8, 1.25)
-_KNOWN = {"threads", "dynamic_shared", "elements", "bytes_per_element", "region", "counts", "min", "max"}
+_KNOWN = {"threads", "dynamic_shared", "elements", "bytes_per_element", "region", "counts", "kernel", "min", "max", "for_now", "why"}
 
 
 @final
@@ -145,18 +145,42 @@ def failures(figures: Figures, gate: dict[str, Any]) -> list[str]:
     Raises:
         RooflineError: a limit on something that is no number of `Figures`.
     """
-    values = dataclasses.asdict(figures)
-    limits = {"max": {"spills": 0, **gate.get("max", {})}, "min": gate.get("min", {})}
+    weaker = gate.get("for_now", {})
+    if weaker and not gate.get("why"):
+        raise RooflineError("limits for now without a reason in 'why'")
+    if unknown := set(weaker) - {name for _, name, _ in _limits(gate)}:
+        raise RooflineError(f"limits for now on {sorted(unknown)}, on which there are none")
     found = []
-    for side, named in limits.items():
-        for name, limit in named.items():
-            if not isinstance(values.get(name), int | float):
-                raise RooflineError(f"a limit on {name!r}, which is none of the figures")
-            if (values[name] > limit) if side == "max" else (values[name] < limit):
-                found.append(f"{name} is {values[name]:.4g}, {'more' if side == 'max' else 'less'} than {limit:g}")
+    for side, name, limit in _limits(gate):
+        limit, value = weaker.get(name, limit), _value(figures, name)
+        if _exceeds(side, value, limit):
+            found.append(f"{name} is {value:.4g}, {'more' if side == 'max' else 'less'} than {limit:g}")
     if not _AGREEMENT[0] <= figures.agreement <= _AGREEMENT[1]:
         found.append(
-            f"agreement is {figures.agreement:.3g}: the lines of the source do not tell how often this code runs "
-            "(a loop that the assembler unrolled?); use a static region"
+            f"agreement is {figures.agreement:.3g}: the lines of the PTX do not tell how often this code runs "
+            "(code that the assembler made several of?); use a static region"
         )
     return found
+
+
+def unneeded(figures: Figures, gate: dict[str, Any]) -> list[str]:
+    """Which of the weaker limits can go."""
+    limits = [one for one in _limits(gate) if one[1] in gate.get("for_now", {})]
+    return [name for side, name, limit in limits if not _exceeds(side, _value(figures, name), limit)]
+
+
+def _limits(gate: dict[str, Any]) -> list[tuple[str, str, float]]:
+    sides = {"max": {"spills": 0, **gate.get("max", {})}, "min": gate.get("min", {})}
+    return [(side, name, limit) for side, named in sides.items() for name, limit in named.items()]
+
+
+def _value(figures: Figures, name: str) -> float:
+    value = getattr(figures, name, None)
+    if not isinstance(value, int | float):
+        raise RooflineError(f"a limit on {name!r}, which is none of the figures")
+    return value
+
+
+def _exceeds(side: str, value: float, limit: float) -> bool:
+    """Whether a value is on the wrong side of its limit."""
+    return value > limit if side == "max" else value < limit
