@@ -201,9 +201,7 @@ class Launcher:
         report = np.zeros(2, np.int32)
         reported = self._memory.add(report)
         delivery = np.array([(accumulate, gain, beta)], _DELIVERY)[0]
-        self._launch(
-            "decode", lambda plain: [self._job, sources, out.address, delivery, reported, int(plain)]
-        )
+        self._launch("decode", lambda plain: [self._job, sources, out.address, delivery, reported, int(plain)])
         return out.bytes().view(np.float32).copy(), report
 
     def _constant(self, array: np.ndarray) -> int:

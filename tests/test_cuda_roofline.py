@@ -12,7 +12,7 @@ import _cuda_kernels as cuda
 import numpy as np
 import pytest
 import torch
-from _cuda_kernels import CACHE, ROOT, NAMES, Launcher, encode_on_cpu, layers_of, same_values
+from _cuda_kernels import CACHE, NAMES, ROOT, Launcher, encode_on_cpu, layers_of, same_values
 from _ptx import needs_nvcc
 from test_roofline import needs_tools
 

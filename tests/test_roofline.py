@@ -139,9 +139,8 @@ def test_work_from_counts(tmp_path):
 def test_predicated_accesses_and_copies(tmp_path):
     """An access whose predicate is false is issued, but moves nothing; of copies each runs in part."""
     text = LISTING.replace("                   LDG.E.128 R4", "              @!P3 LDG.E.128 R4").replace(
-        "SHFL.BFLY PT, R9, R8, 0x1, 0x1f ;", "SHFL.BFLY PT, R9, R8, 0x1, 0x1f ;\n" + "SHFL PT, R9, R8 ;".join(
-            ["        /*0080*/                   ", ""]
-        )
+        "SHFL.BFLY PT, R9, R8, 0x1, 0x1f ;",
+        "SHFL.BFLY PT, R9, R8, 0x1, 0x1f ;\n" + "SHFL PT, R9, R8 ;".join(["        /*0080*/                   ", ""]),
     )
     code, path = _sass.parse(text)["sample"], tmp_path / "counts.json"
     code.registers = 32

@@ -13,7 +13,19 @@ from tools.roofline._work import Work, of_counts, of_region
 
 # Outside of this, the estimate from lines of the PTX is not to be trusted.
 _AGREEMENT = (0.8, 1.25)
-_KNOWN = {"threads", "dynamic_shared", "elements", "bytes_per_element", "region", "counts", "kernel", "min", "max", "for_now", "why"}
+_KNOWN = {
+    "threads",
+    "dynamic_shared",
+    "elements",
+    "bytes_per_element",
+    "region",
+    "counts",
+    "kernel",
+    "min",
+    "max",
+    "for_now",
+    "why",
+}
 
 
 @final

@@ -112,7 +112,9 @@ def of_counts(code: Code, path: pathlib.Path) -> Work:
         unanchored += 0 if exact else len(block)
         for number in block:
             weights[number] = 32 * known / elements
-            performed[number] = min(weights[number], 32 * executed.performed(code.instructions[number], known) / elements)
+            performed[number] = min(
+                weights[number], 32 * executed.performed(code.instructions[number], known) / elements
+            )
     origin = (
         f"executed: every block of SASS as often as the PTX it was made from, on {elements} elements; "
         f"{len(code.slow)} instructions of slow paths and padding left out, "
