@@ -6,6 +6,7 @@ The floor is what the kernel must read and write; `copy` is a device-to-device c
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
 
 import torch
@@ -55,7 +56,7 @@ def main(numel: int = 64 * MIB) -> list[dict[str, object]]:
         results.append({"name": name, "seconds": seconds, "bytes": nbytes, "of_copy": rate / copied})
 
     found = ops.new_report(device)
-    for spec in (
+    for spec in sys.argv[1:] or (
         "uniform:1", "uniform:2", "uniform:3", "uniform:4", "uniform:8", "hadamard+lloyd:1", "hadamard+lloyd:2", "hadamard+lloyd:3",
         "hadamard+lloyd:4", "hadamard+lloyd:2.5", "hadamard+lloyd:8", "cast:bf16",
     ):  # fmt: skip

@@ -1,3 +1,4 @@
+import pathlib; import sys; sys.path.insert(0, str(pathlib.Path.cwd()))
 import sys, torch, commpress, time
 from commpress import ops
 

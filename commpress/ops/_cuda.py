@@ -8,8 +8,11 @@ import torch
 
 from commpress.ops._library import library, signed, wrote_argument
 
-COLUMNS = 9  # family, rate, centroid, number added to the key's tensor, offset, coordinates, first value, first byte, blocks before
-BLOCK = 4096
+# Columns of a table (csrc/kernels/cuda_job.h): family, rate, centroid, number added to the key's tensor, offset, coordinates, first value,
+# first byte, blocks before; bits of every code and bytes of a whole block, or zeros where they differ.
+COLUMNS = 11
+BLOCK, GROUP, RATE_ONE = 4096, 512, 1_000_000
+RAW, CAST_FP16, CAST_BF16, UNIFORM = range(4)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,7 +20,7 @@ class DeviceTable:
     """Layers of a flat tensor as the kernels read them.
 
     Attributes:
-        rows: int64 of shape (layers, 9); in host memory if there is one layer, else on the device.
+        rows: int64 of shape (layers, 11); in host memory if there is one layer, else on the device.
         units: int32, the layer of each block, on the device; None if there is one layer.
         blocks, nbytes: of all layers together.
         families: the families that occur, as bits.
@@ -30,11 +33,19 @@ class DeviceTable:
     families: int
 
 
+def _even(family: int, rate: int) -> tuple[int, int]:
+    """Bits of every code and bytes of every whole block of a codec, or zeros."""
+    if family <= CAST_BF16:
+        return 0, BLOCK * (4 if family == RAW else 2)
+    bits = rate // RATE_ONE if rate % RATE_ONE == 0 else 0
+    return bits, (2 * BLOCK // GROUP if family == UNIFORM else 4) + bits * BLOCK // 8 if bits else 0
+
+
 def device_table(layers: list[tuple[int, int, int, int, int, int, int]], device: torch.device) -> DeviceTable:
     """From (family, rate, centroid, number added to the key's tensor, offset, coordinates, payload bytes) of each layer, in order."""
     rows, units, first, byte, families = [], [], 0, 0, 0
     for i, (family, rate, centroid, tensor, offset, numel, nbytes) in enumerate(layers):
-        rows.append([family, rate, centroid, tensor, offset, numel, first, byte, len(units)])
+        rows.append([family, rate, centroid, tensor, offset, numel, first, byte, len(units), *_even(family, rate)])
         units += [i] * -(-numel // BLOCK)
         first, byte, families = first + numel, byte + nbytes, families | 1 << family
     table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), COLUMNS)

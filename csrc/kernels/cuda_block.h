@@ -1,8 +1,7 @@
 // What the careful way of a block needs: any number of coordinates, any magnitudes, step by step in shared memory. The
 // fast ways handle whole blocks of ordinary values; both give the bytes of the CPU kernels.
 #pragma once
-#include "cuda_bytes.h"
-#include "cuda_layers.h"
+#include "cuda_groups.h"
 #include "cuda_values.h"
 
 namespace commpress {
@@ -15,7 +14,7 @@ struct Workspace {
   uint32_t* signs;    // 128 words: bit r % 32 of word [r / 32][lane] belongs to row r
   float* sums;        // 64: [accumulator][lane]
   uint32_t* scratch;  // 32 words
-  uint32_t* staged;   // the bytes of a payload's piece; may share its place with `y`, where that says so
+  uint32_t* staged;   // STAGED_WORDS; may share its place with `y`, where that says so
 };
 
 // ---- sums, in the order of docs/wire-format.md section 5 ----

@@ -7,53 +7,85 @@
 namespace commpress {
 namespace cuda {
 
-constexpr int STAGED_WORDS = static_cast<int>(BLOCK / GROUP) * (64 * 8 + 2) / 4 + 4;  // the longest block of codes
+constexpr int STAGED_GROUP = 132;               // words that hold a group with its scale
+constexpr int STAGED_WORDS = 8 * STAGED_GROUP;  // and a block of them
 
 COMMPRESS_DEVICE uint8_t* bytes_of(uint32_t* words) { return reinterpret_cast<uint8_t*>(words); }
 COMMPRESS_DEVICE const uint8_t* bytes_of(const uint32_t* words) { return reinterpret_cast<const uint8_t*>(words); }
+COMMPRESS_DEVICE int alignment(const void* p) { return static_cast<int>(reinterpret_cast<uintptr_t>(p) & 15); }
 
-// Writes n bytes that begin at byte `start` of `words`: sixteen at a time where `to` is aligned for that.
-COMMPRESS_DEVICE void store_bytes(const uint32_t* words, int start, int n, uint8_t* to) {
-  const uint8_t* const from = bytes_of(words) + start;
-  const int head = smaller(n, static_cast<int>(-reinterpret_cast<uintptr_t>(to) & 15));
-  const int chunks = n - head < 3 ? 0 : (n - head - 3) / 16;  // a chunk may look at three bytes beyond its own
-  const int word = (start + head) / 4, shift = 8 * ((start + head) % 4);
-  for (int i = thread(); i < head; i += threads()) to[i] = from[i];
-  for (int c = thread(); c < chunks; c += threads()) {
-    const uint32_t* const w = words + word + 4 * c;
-    uint4 chunk = make_uint4(w[0], w[1], w[2], w[3]);
-    if (shift) {
-      chunk.x = window_of(chunk.x, chunk.y, shift);
-      chunk.y = window_of(chunk.y, chunk.z, shift);
-      chunk.z = window_of(chunk.z, chunk.w, shift);
-      chunk.w = window_of(chunk.w, w[4], shift);
-    }
-    reinterpret_cast<uint4*>(to + head)[c] = chunk;
+// ---- four words of global memory at any byte: the accesses are as wide as the address allows ----
+
+COMMPRESS_DEVICE uint4 load_four(const uint8_t* p) {
+  const int at = alignment(p);
+  if (at == 0) return __ldg(reinterpret_cast<const uint4*>(p));
+  if (at % 4 == 0) {
+    const uint32_t* const w = reinterpret_cast<const uint32_t*>(p);
+    return make_uint4(__ldg(w), __ldg(w + 1), __ldg(w + 2), __ldg(w + 3));
   }
-  for (int i = head + 16 * chunks + thread(); i < n; i += threads()) to[i] = from[i];
+  if (at % 2 == 0) {
+    const uint32_t* const w = reinterpret_cast<const uint32_t*>(p + 2);
+    const uint32_t a = static_cast<uint32_t>(__ldg(reinterpret_cast<const uint16_t*>(p))) << 16, b = __ldg(w),
+                   c = __ldg(w + 1), d = __ldg(w + 2), e = __ldg(reinterpret_cast<const uint16_t*>(w + 3));
+    return make_uint4(window_of(a, b, 16), window_of(b, c, 16), window_of(c, d, 16), window_of(d, e, 16));
+  }
+  uint32_t words[4] = {0, 0, 0, 0};
+  for (int i = 0; i < 16; ++i) words[i / 4] |= static_cast<uint32_t>(__ldg(p + i)) << (8 * (i % 4));
+  return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// Reads n bytes to byte 0 of `words` on; the last word is filled up with zeros.
-COMMPRESS_DEVICE void load_bytes(const uint8_t* from, int n, uint32_t* words) {
-  const int shift = 8 * static_cast<int>(reinterpret_cast<uintptr_t>(from) & 3);
-  const uint32_t* const aligned = reinterpret_cast<const uint32_t*>(from - shift / 8);
-  for (int w = thread(); w < (n + 3) / 4; w += threads()) {
-    uint32_t word = 0;
-    if (shift == 0 && 4 * w + 4 <= n) {
-      word = __ldg(aligned + w);
-    } else if (w > 0 && 4 * w + 8 <= n) {
-      word = window_of(__ldg(aligned + w), __ldg(aligned + w + 1), shift);
-    } else {
-      for (int i = 0; i < 4 && 4 * w + i < n; ++i) word |= static_cast<uint32_t>(from[4 * w + i]) << (8 * i);
+COMMPRESS_DEVICE void store_four(uint4 words, uint8_t* p) {
+  const int at = alignment(p);
+  if (at == 0) {
+    *reinterpret_cast<uint4*>(p) = words;
+  } else if (at % 4 == 0) {
+    uint32_t* const w = reinterpret_cast<uint32_t*>(p);
+    w[0] = words.x;
+    w[1] = words.y;
+    w[2] = words.z;
+    w[3] = words.w;
+  } else if (at % 2 == 0) {
+    uint32_t* const w = reinterpret_cast<uint32_t*>(p + 2);
+    *reinterpret_cast<uint16_t*>(p) = static_cast<uint16_t>(words.x);
+    w[0] = window_of(words.x, words.y, 16);
+    w[1] = window_of(words.y, words.z, 16);
+    w[2] = window_of(words.z, words.w, 16);
+    *reinterpret_cast<uint16_t*>(w + 3) = static_cast<uint16_t>(words.w >> 16);
+  } else {
+    for (int i = 0; i < 4; ++i) {
+      p[i] = static_cast<uint8_t>(words.x >> (8 * i));
+      p[4 + i] = static_cast<uint8_t>(words.y >> (8 * i));
+      p[8 + i] = static_cast<uint8_t>(words.z >> (8 * i));
+      p[12 + i] = static_cast<uint8_t>(words.w >> (8 * i));
     }
-    words[w] = word;
   }
 }
 
-// The word that begins at a byte of `words`. It looks at the word after, if it isn't aligned.
-COMMPRESS_DEVICE uint32_t word_at(const uint32_t* words, int byte) {
-  const uint32_t low = words[byte / 4];
-  return byte % 4 ? window_of(low, words[byte / 4 + 1], 8 * (byte % 4)) : low;
+COMMPRESS_DEVICE uint16_t half_from(const uint8_t* p) { return static_cast<uint16_t>(__ldg(p) | __ldg(p + 1) << 8); }
+COMMPRESS_DEVICE void store_half(uint32_t value, uint8_t* p) {
+  p[0] = static_cast<uint8_t>(value);
+  p[1] = static_cast<uint8_t>(value >> 8);
+}
+COMMPRESS_DEVICE uint32_t word_from(const uint8_t* p) {
+  return half_from(p) | static_cast<uint32_t>(half_from(p + 2)) << 16;
+}
+COMMPRESS_DEVICE void store_word(uint32_t value, uint8_t* p) {
+  store_half(value, p);
+  store_half(value >> 16, p + 2);
+}
+
+// ---- any number of bytes between shared and global memory; the workers t of `count` share them ----
+
+// Writes n bytes that begin at byte 0 of `words`, which is aligned to 16.
+COMMPRESS_DEVICE void store_bytes(const uint32_t* words, int n, uint8_t* to, int t, int count) {
+  for (int c = t; c < n / 16; c += count) store_four(reinterpret_cast<const uint4*>(words)[c], to + 16 * c);
+  for (int i = n / 16 * 16 + t; i < n; i += count) to[i] = bytes_of(words)[i];
+}
+
+// Reads n bytes to byte 0 of `words` on, which is aligned to 16.
+COMMPRESS_DEVICE void load_bytes(const uint8_t* from, int n, uint32_t* words, int t, int count) {
+  for (int c = t; c < n / 16; c += count) reinterpret_cast<uint4*>(words)[c] = load_four(from + 16 * c);
+  for (int i = n / 16 * 16 + t; i < n; i += count) bytes_of(words)[i] = __ldg(from + i);
 }
 
 COMMPRESS_DEVICE uint16_t half_at(const uint32_t* words, int byte) {

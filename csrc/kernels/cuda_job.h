@@ -13,8 +13,21 @@ struct Layer {
   int64_t offset, numel;  // offset: index of the first coordinate, a multiple of BLOCK
   int64_t first, byte;    // where it begins in the values and in the payload
   int64_t unit;           // blocks of all layers before
+  int64_t bits;           // of every code, if that is one number; else 0, and block_nbytes is 0 too
+  int64_t block_nbytes;   // of a whole block
 };
 constexpr int64_t LAYER_COLUMNS = sizeof(Layer) / sizeof(int64_t);
+
+// `bits` and `block_nbytes` of a codec.
+constexpr int64_t even_bits(const Codec& codec) {
+  return codec.family >= UNIFORM && codec.rate % RATE_ONE == 0 ? codec.rate / RATE_ONE : 0;
+}
+constexpr int64_t even_block_nbytes(const Codec& codec) {
+  if (codec.family == RAW) return 4 * BLOCK;
+  if (codec.family <= CAST_BF16) return 2 * BLOCK;
+  const int64_t bits = even_bits(codec);
+  return bits ? (codec.family == UNIFORM ? 2 * BLOCK / GROUP : 4) + bits * BLOCK / 8 : 0;
+}
 
 struct Job {
   const Layer* layers;           // in device memory; null: `single` is all there is

@@ -11,13 +11,11 @@ COMMPRESS_DEVICE bool is_mine(int family) {
   return family == FAMILY || (FAMILY == HADAMARD_LLOYD && family == LLOYD);
 }
 
-// Threads that work on a block, and how many such blocks a multiprocessor should hold at least.
+// Blocks of threads that a multiprocessor should hold at least; the compiler keeps registers few enough for that.
 template <int FAMILY>
-struct Shape {
-  static constexpr int THREADS = FAMILY == UNIFORM ? UNIFORM_THREADS : ROTATED_THREADS;
-  static constexpr int ENCODERS = FAMILY == UNIFORM ? 5 : 6, DECODERS = FAMILY == UNIFORM ? 4 : 5;
+struct Resident {
+  static constexpr int ENCODERS = FAMILY == UNIFORM ? 6 : 5, DECODERS = FAMILY == UNIFORM ? 6 : 5;
 };
-
 constexpr int BLOCKS_PER_PROCESSOR = 8;  // in a grid: as many as can be resident, whatever the kernel
 
 // Where a block's working memory lies. `uniform` packs while its values are still wanted; the others pack after.
@@ -29,7 +27,6 @@ struct Shared {
   alignas(16) uint32_t signs[128];
   float sums[64];
   uint32_t scratch[32];
-  Groups groups;
   LloydTables<4> four;   // in reach of all lanes at once
   float few_levels[32];  // level of code c of b <= 4 bits: number 2^b + c
 
@@ -58,39 +55,59 @@ COMMPRESS_DEVICE void fill_tables(Shared<FAMILY>& shared) {
 
 COMMPRESS_DEVICE bool is_plain(int family) { return family <= CAST_BF16; }
 
-COMMPRESS_SELDOM void plain_encode(Workspace w, Values x, Place at, float gain, uint8_t* out) {
-  const bool raw = at.codec.family == RAW;
-  uint16_t* const halves = reinterpret_cast<uint16_t*>(w.y);
-  for (int i = thread(); i < at.n; i += threads()) {
-    const float value = x[i];
-    if (raw)
-      w.y[i] = gain == 1.0f ? value : value * gain;
-    else
-      halves[i] = at.codec.family == CAST_FP16 ? to_fp16(value * gain) : to_bf16(value * gain);
+COMMPRESS_DEVICE uint32_t narrowed(int family, float x) { return family == CAST_FP16 ? to_fp16(x) : to_bf16(x); }
+COMMPRESS_DEVICE float widened(int family, uint32_t half) {
+  return family == CAST_FP16 ? from_fp16(static_cast<uint16_t>(half)) : from_bf16(static_cast<uint16_t>(half));
+}
+COMMPRESS_DEVICE float times(float x, float gain) { return gain == 1.0f ? x : x * gain; }  // 1 leaves every NaN alone
+
+// Sixteen bytes of the payload at a time, and the rest value by value.
+COMMPRESS_DEVICE void plain_encode(const Values& x, const Place& at, float gain, uint8_t* out) {
+  const int family = at.codec.family, step = family == RAW ? 4 : 8, whole = at.n / step;
+  for (int c = thread(); c < whole; c += threads()) {
+    uint32_t words[4];
+    COMMPRESS_UNROLL_ALL
+    for (int i = 0; i < 4; ++i)
+      words[i] = family == RAW
+                     ? bits_of(times(x[4 * c + i], gain))
+                     : narrowed(family, x[8 * c + 2 * i] * gain) | narrowed(family, x[8 * c + 2 * i + 1] * gain) << 16;
+    store_four(gathered(words), out + 16 * c);
   }
-  __syncthreads();
-  store_bytes(reinterpret_cast<uint32_t*>(w.y), 0, (raw ? 4 : 2) * at.n, out);
-  __syncthreads();
+  for (int i = whole * step + thread(); i < at.n; i += threads()) {
+    if (family == RAW)
+      store_word(bits_of(times(x[i], gain)), out + 4 * i);
+    else
+      store_half(narrowed(family, x[i] * gain), out + 2 * i);
+  }
 }
 
-COMMPRESS_SELDOM void plain_decode(Workspace w, const uint8_t* in, Place at, float* out, Sink sink) {
-  const bool raw = at.codec.family == RAW;
-  load_bytes(in, (raw ? 4 : 2) * at.n, reinterpret_cast<uint32_t*>(w.y));
-  __syncthreads();
-  const uint16_t* const halves = reinterpret_cast<const uint16_t*>(w.y);
-  for (int i = thread(); i < at.n; i += threads()) {
-    if (raw)
-      deliver(out + i, sink.gain == 1.0f ? w.y[i] : w.y[i] * sink.gain, sink);
-    else
-      deliver(out + i, (at.codec.family == CAST_FP16 ? from_fp16(halves[i]) : from_bf16(halves[i])) * sink.gain, sink);
+COMMPRESS_DEVICE void plain_decode(const uint8_t* in, const Place& at, float* out, const Sink& sink) {
+  const int family = at.codec.family, step = family == RAW ? 4 : 8, whole = at.n / step;
+  for (int c = thread(); c < whole; c += threads()) {
+    uint32_t words[4];
+    spread(load_four(in + 16 * c), words);
+    COMMPRESS_UNROLL_ALL
+    for (int i = 0; i < 4; ++i) {
+      if (family == RAW) {
+        deliver(out + 4 * c + i, times(float_of(words[i]), sink.gain), sink);
+      } else {
+        deliver(out + 8 * c + 2 * i, widened(family, words[i] & 0xFFFF) * sink.gain, sink);
+        deliver(out + 8 * c + 2 * i + 1, widened(family, words[i] >> 16) * sink.gain, sink);
+      }
+    }
   }
-  __syncthreads();
+  for (int i = whole * step + thread(); i < at.n; i += threads()) {
+    if (family == RAW)
+      deliver(out + i, times(float_of(word_from(in + 4 * i)), sink.gain), sink);
+    else
+      deliver(out + i, widened(family, half_from(in + 2 * i)) * sink.gain, sink);
+  }
 }
 
 // ---- encode ----
 
 template <int FAMILY>
-__global__ void __launch_bounds__(Shape<FAMILY>::THREADS, Shape<FAMILY>::ENCODERS)
+__global__ void __launch_bounds__(BLOCK_THREADS, Resident<FAMILY>::ENCODERS)
     encode_kernel(const __grid_constant__ Job job, const __grid_constant__ Values x, float gain, uint8_t* out,
                   bool plain) {
   COMMPRESS_SHARED(Shared<FAMILY>, shared, 1);
@@ -101,22 +118,23 @@ __global__ void __launch_bounds__(Shape<FAMILY>::THREADS, Shape<FAMILY>::ENCODER
     const Values from = x.from(at.first);
     uint8_t* const to = out + at.byte;
     if (is_plain(at.codec.family)) {
-      if (plain) plain_encode(w, from, at, gain, to);
+      if (plain) plain_encode(from, at, gain, to);
       continue;
     }
     if (!is_mine<FAMILY>(at.codec.family)) continue;
     const bool whole = at.n == BLOCK && !below_one_bit(at.codec.rate);
-    const Rate rate{at.codec.rate, at.codec.centroid};
     if constexpr (FAMILY == UNIFORM) {
-      if (!whole || !uniform_encode_fast(w.staged, shared[0].groups, from, rate.value, at.key, at.index, gain, to))
-        uniform_encode_careful(w, from, at.n, rate.value, at.key, at.index, gain, to);
+      if (whole) {
+        uniform_encode_fast(w, from, at, gain, to);
+        continue;
+      }
+      __syncthreads();  // warps may still be at blocks before
+      uniform_encode_careful(w, from, at.n, at.codec.rate, at.key, at.index, gain, to);
     } else if (at.codec.family == LLOYD) {
-      lloyd_encode_careful(w, from, at.n, rate.value, at.key, at.index, gain, to);
-    } else {
-      if (!whole || !rotated_encode_fast(w, shared[0].four, shared[0].groups, from, rate, at.key, at.index, gain, to))
-        rotated_encode_any(w, from, at.n, rate, at.key, at.index, gain, to);
+      lloyd_encode_careful(w, from, at.n, at.codec.rate, at.key, at.index, gain, to);
+    } else if (!whole || !rotated_encode_fast(w, shared[0].four, from, at, gain, to)) {
+      rotated_encode_any(w, from, at.n, {at.codec.rate, at.codec.centroid}, at.key, at.index, gain, to);
     }
-    __syncthreads();
   }
 }
 
@@ -126,10 +144,6 @@ __global__ void __launch_bounds__(Shape<FAMILY>::THREADS, Shape<FAMILY>::ENCODER
 template <int FAMILY>
 COMMPRESS_DEVICE bool decode_careful(const Workspace& w, const uint8_t* in, const Place& at, float* out,
                                      const Sink& sink) {
-  if (is_plain(at.codec.family)) {
-    plain_decode(w, in, at, out, sink);
-    return true;
-  }
   if constexpr (FAMILY == UNIFORM)
     return uniform_decode_careful(w, in, at.n, at.codec.rate, at.key, at.index, out, sink) >= 0;
   else if (at.codec.family == LLOYD)
@@ -139,7 +153,7 @@ COMMPRESS_DEVICE bool decode_careful(const Workspace& w, const uint8_t* in, cons
 }
 
 template <int FAMILY>
-__global__ void __launch_bounds__(Shape<FAMILY>::THREADS, Shape<FAMILY>::DECODERS)
+__global__ void __launch_bounds__(BLOCK_THREADS, Resident<FAMILY>::DECODERS)
     decode_kernel(const __grid_constant__ Job job, const __grid_constant__ Sources sources, float* out,
                   const __grid_constant__ Delivery delivery, Report* report, bool plain) {
   COMMPRESS_SHARED(Shared<FAMILY>, shared, 1);
@@ -147,25 +161,26 @@ __global__ void __launch_bounds__(Shape<FAMILY>::THREADS, Shape<FAMILY>::DECODER
   fill_tables(shared[0]);
   for (int64_t unit = blockIdx.x; unit < job.units; unit += gridDim.x) {
     Place at = place_of(job, unit);
-    if (is_plain(at.codec.family) ? !plain : !is_mine<FAMILY>(at.codec.family)) continue;
     float* const to = out + at.first;
-    if (!is_plain(at.codec.family) && at.n == BLOCK && !below_one_bit(at.codec.rate)) {
-      fill_groups(shared[0].groups, at.codec.rate, at.index, FAMILY == UNIFORM ? 2 : 0);
+    if (is_plain(at.codec.family)) {
+      if (!plain) continue;
+      for (int sender = 0; sender < sources.count; ++sender)
+        plain_decode(sources.payload[sender] + at.byte, at, to, sink_of(delivery, sender));
       __syncthreads();
+      note_non_finite(to, at.n, report);
+      continue;
+    }
+    if (!is_mine<FAMILY>(at.codec.family)) continue;
+    if (at.n == BLOCK && !below_one_bit(at.codec.rate)) {
       if constexpr (FAMILY == UNIFORM) {
-        if (uniform_plain(shared[0].groups, sources, at.byte)) {
-          uniform_decode_fast(w.staged, shared[0].groups, sources, at.byte, to, delivery, report);
-          __syncthreads();
-          continue;
-        }
-      } else {
-        if (at.codec.family == HADAMARD_LLOYD && rotated_plain(sources, at.byte, delivery.gain)) {
-          rotated_decode_fast(w, shared[0].few_levels, shared[0].groups, sources, at, to, delivery, report);
-          __syncthreads();
-          continue;
-        }
+        uniform_decode_fast(w, sources, at, to, delivery, report);
+        continue;
+      } else if (at.codec.family == HADAMARD_LLOYD && rotated_plain(sources, at.byte, delivery.gain)) {
+        rotated_decode_fast(w, shared[0].few_levels, sources, at, to, delivery, report);
+        continue;
       }
     }
+    __syncthreads();  // warps may still be at blocks before
     for (int sender = 0; sender < sources.count; ++sender) {
       at.key.sender_phase = sources.sender_phase[sender];
       const bool valid =
@@ -173,7 +188,6 @@ __global__ void __launch_bounds__(Shape<FAMILY>::THREADS, Shape<FAMILY>::DECODER
       if (!valid && thread() == 0) report_invalid(report, sources, sender);
     }
     note_non_finite(to, at.n, report);
-    __syncthreads();
   }
 }
 

@@ -36,16 +36,16 @@ template <int FAMILY>
 void launch_encode(const Job& job, const Gradient& x, float gain, uint8_t* out, bool plain, const Queue& queue) {
   const auto kernel = encode_kernel<FAMILY>;
   const Values values{x.data, x.input};
-  COMMPRESS_LAUNCH(kernel, grid_of(job.units, queue), Shape<FAMILY>::THREADS, static_cast<cudaStream_t>(queue.stream),
-                   job, values, gain, out, plain);
+  COMMPRESS_LAUNCH(kernel, grid_of(job.units, queue), BLOCK_THREADS, static_cast<cudaStream_t>(queue.stream), job,
+                   values, gain, out, plain);
 }
 
 template <int FAMILY>
 void launch_decode(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                    bool plain, const Queue& queue) {
   const auto kernel = decode_kernel<FAMILY>;
-  COMMPRESS_LAUNCH(kernel, grid_of(job.units, queue), Shape<FAMILY>::THREADS, static_cast<cudaStream_t>(queue.stream),
-                   job, sources, out, delivery, report, plain);
+  COMMPRESS_LAUNCH(kernel, grid_of(job.units, queue), BLOCK_THREADS, static_cast<cudaStream_t>(queue.stream), job,
+                   sources, out, delivery, report, plain);
 }
 
 }  // namespace cuda

@@ -7,21 +7,16 @@ namespace commpress {
 namespace cuda {
 
 // One block: n coordinates from `first` of the values on, `byte` bytes into the payload. `index` counts from the start
-// of the layer's tensor.
+// of the layer's tensor. `bits` of every code, or 0 if they differ or there are fewer codes than coordinates.
 struct Place {
   Codec codec;
   Key key;
   int64_t first, byte, index;
-  int n;
+  int n, bits;
 };
 
-// Bytes of a layer's payload before its block number `block`.
-COMMPRESS_DEVICE int64_t bytes_before(const Codec& codec, int64_t offset, int64_t block) {
-  if (codec.family == RAW) return 4 * BLOCK * block;
-  if (codec.family <= CAST_BF16) return 2 * BLOCK * block;
-  const int bits = codec.rate / static_cast<int>(RATE_ONE);
-  if (bits > 0 && codec.rate % static_cast<int>(RATE_ONE) == 0)  // no division of 64-bit numbers
-    return block * ((codec.family == UNIFORM ? 2 * BLOCK / GROUP : 4) + bits * BLOCK / 8);
+// Divisions of 64-bit numbers, for rates that are not whole.
+COMMPRESS_SELDOM int64_t uneven_bytes_before(Codec codec, int64_t offset, int64_t block) {
   return blocks_nbytes(codec, offset / BLOCK, block);
 }
 
@@ -35,34 +30,36 @@ COMMPRESS_DEVICE Place place_of(const Job& job, int64_t unit) {
   if (job.step) place.key.step += static_cast<uint32_t>(*job.step);
   const int64_t block = unit - layer.unit, start = block * BLOCK;
   place.n = static_cast<int>(layer.numel - start < BLOCK ? layer.numel - start : BLOCK);
+  place.bits = static_cast<int>(layer.bits);
   place.index = layer.offset + start;
   place.first = layer.first + start;
-  place.byte = layer.byte + bytes_before(place.codec, layer.offset, block);
+  place.byte = layer.byte + (layer.block_nbytes ? block * layer.block_nbytes
+                                                : uneven_bytes_before(place.codec, layer.offset, block));
   return place;
 }
 
-// Bits of each of the groups of a block, and where their bytes begin; `scale_nbytes` is paid per group.
-struct Groups {
-  int bits[BLOCK / GROUP];
-  int byte[BLOCK / GROUP + 1];
+// A whole block at a bit or more has eight groups. Threads of a block of 128 share it so: sixteen have a group, each of
+// them eight rows (a chunk) of four lanes (a quad).
+constexpr int BLOCK_THREADS = 128;
+struct Spot {
+  int group, chunk, quad;
 };
+COMMPRESS_DEVICE Spot spot_of_thread() { return {thread() / 16, thread() / 4 % 4, thread() % 4}; }
+COMMPRESS_DEVICE uint32_t lanes_of_group() { return 0xFFFFu << (thread() & 16); }
 
-// Filled by the first threads of a block; a barrier must follow.
-COMMPRESS_DEVICE void fill_groups(Groups& groups, int32_t rate, int64_t index, int scale_nbytes) {
-  const int count = static_cast<int>(BLOCK / GROUP), t = thread();
-  if (t >= 32) return;
-  const int bits = t < count ? group_bits(rate, index + GROUP * t) : 0;
-  int bytes = t < count ? scale_nbytes + 64 * bits : 0;
-  COMMPRESS_UNROLL_ALL
-  for (int step = 1; step < count; step *= 2) {
-    const int before = __shfl_up_sync(ALL_LANES, bytes, step);
-    if (t >= step) bytes += before;
-  }
-  if (t < count) {
-    groups.bits[t] = bits;
-    groups.byte[t + 1] = bytes;
-  }
-  if (t == 0) groups.byte[0] = 0;
+// Bits of the codes of a group of a block, and where its bytes begin; `scale_nbytes` is paid per group.
+struct GroupPlace {
+  int bits, byte;
+};
+COMMPRESS_SELDOM GroupPlace uneven_group_place(int32_t rate, int64_t index, int group, int scale_nbytes) {
+  const int64_t j = index / GROUP, fraction = rate % RATE_ONE, before = mixed(j, fraction);
+  const int low = static_cast<int>(rate / RATE_ONE), more = static_cast<int>(mixed(j + group, fraction) - before);
+  const int most = static_cast<int>(mixed(j + group + 1, fraction) - before);
+  return {low + most - more, group * (scale_nbytes + 64 * low) + 64 * more};
+}
+COMMPRESS_DEVICE GroupPlace group_place(const Place& at, int group, int scale_nbytes) {
+  if (at.bits) return {at.bits, group * (scale_nbytes + 64 * at.bits)};
+  return uneven_group_place(at.codec.rate, at.index, group, scale_nbytes);
 }
 
 }  // namespace cuda

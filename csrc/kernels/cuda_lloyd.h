@@ -67,7 +67,7 @@ COMMPRESS_DEVICE int write_piece(const Workspace& w, uint32_t scale, int sent, i
     byte += code_nbytes;
   }
   __syncthreads();
-  store_bytes(w.staged, 0, nbytes, out);
+  store_bytes(w.staged, nbytes, out, thread(), threads());
   __syncthreads();
   return nbytes;
 }
@@ -124,7 +124,7 @@ COMMPRESS_SELDOM int rotated_encode_careful(Workspace w, Values x, int n, Rate r
 // Levels of the first `sent` codes to y, zeros to the rest of n. Returns the scale.
 COMMPRESS_DEVICE uint32_t read_piece(const Workspace& w, const uint8_t* in, int n, int sent, int32_t rate,
                                      int64_t index) {
-  load_bytes(in, 4 + static_cast<int>(run_nbytes(rate, index, sent, 0)), w.staged);
+  load_bytes(in, 4 + static_cast<int>(run_nbytes(rate, index, sent, 0)), w.staged, thread(), threads());
   __syncthreads();
   const uint32_t scale = w.staged[0];
   int byte = 4;

@@ -100,7 +100,7 @@ COMMPRESS_SELDOM int uniform_encode_careful(Workspace w, Values x, int n, int32_
   }
   __syncthreads();
   const int nbytes = encode_runs(w, sent, rate, key, index, gain);
-  store_bytes(w.staged, 0, nbytes, out);
+  store_bytes(w.staged, nbytes, out, thread(), threads());
   __syncthreads();
   return nbytes;
 }
@@ -150,7 +150,7 @@ COMMPRESS_SELDOM int uniform_decode_careful(Workspace w, const uint8_t* in, int 
   const bool part = below_one_bit(rate);
   const int sent = part ? static_cast<int>(selected(rate, index, n)) : n;
   const int nbytes = static_cast<int>(run_nbytes(rate, index, sent, 2));
-  load_bytes(in, nbytes, w.staged);
+  load_bytes(in, nbytes, w.staged, thread(), threads());
   __syncthreads();
   bool valid = true;
   int byte = 0, run = 0;
@@ -184,203 +184,167 @@ COMMPRESS_SELDOM int uniform_decode_careful(Workspace w, const uint8_t* in, int 
   return valid ? nbytes : -1;
 }
 
-// ---- the fast way: a whole block of four warps, each with two groups; a thread has eight rows of four lanes ----
-
-constexpr int UNIFORM_THREADS = 128;
-
-struct UniformPlace {
-  int group, chunk, quad;  // chunk: eight rows of the group; quad: four lanes
-};
-COMMPRESS_DEVICE UniformPlace uniform_place() {
-  const int lane = thread() % 32;
-  return {2 * (thread() / 32) + lane / 16, lane / 4 % 4, lane % 4};
-}
-
-// The eight codes of a lane are 8 B bits, B bytes of the lane's string: written where they belong, by units that the
-// lane's words hold whole.
-template <int B>
-COMMPRESS_DEVICE void put_codes(uint32_t low, uint32_t high, const UniformPlace& at, int lane, uint32_t* words,
-                                int start) {
-  constexpr int unit = B % 2 == 0 ? 2 : 1;  // payloads of groups begin at even bytes
-  uint8_t* const to = bytes_of(words) + start + 4 * (4 * at.quad + lane);
-  COMMPRESS_UNROLL_ALL
-  for (int i = 0; i < B; i += unit) {
-    const uint32_t part = (i < 4 ? low : high) >> (8 * (i % 4));
-    const int byte = at.chunk * B + i, address = 64 * (byte / 4) + byte % 4;
-    if (unit == 2)
-      *reinterpret_cast<uint16_t*>(to + address) = static_cast<uint16_t>(part);
-    else
-      to[address] = static_cast<uint8_t>(part);
-  }
-}
+// ---- the fast way: a whole block at a bit or more. Sixteen threads have a group, and no warp waits for another ----
 
 template <int B>
-COMMPRESS_DEVICE void uniform_put_group(const float4 (&x)[8], const uint32_t (&noise)[8], float multiplier,
-                                        const UniformPlace& at, uint32_t* words, int start) {
+COMMPRESS_DEVICE void round_lane(const float (&x)[8], uint32_t first, uint32_t second, float multiplier, uint32_t& low,
+                                 uint32_t& high) {
   COMMPRESS_UNROLL_ALL
-  for (int lane = 0; lane < 4; ++lane) {
-    uint32_t low = 0, high = 0;
-    COMMPRESS_UNROLL_ALL
-    for (int row = 0; row < 8; ++row) {
-      const float value = lane == 0 ? x[row].x : lane == 1 ? x[row].y : lane == 2 ? x[row].z : x[row].w;
-      const uint32_t word = noise[4 * (lane / 2) + 2 * (row / 4) + lane % 2];
-      const uint32_t code = uniform_code(value, multiplier, B, rotate_left(word, 8 * (row % 4)));
-      const int bit = row * B;
-      if (bit < 32) low |= code << bit;
-      if (bit >= 32) high |= code << (bit - 32);
-      if (bit < 32 && bit + B > 32) high |= code >> (32 - bit);
-    }
-    put_codes<B>(low, high, at, lane, words, start);
-  }
+  for (int row = 0; row < 8; ++row)
+    add_code<B>(uniform_code(x[row], multiplier, B, rotate_left(row < 4 ? first : second, 8 * (row % 4))), row, low,
+                high);
 }
 
-// A whole block at a bit or more; false if it needs the careful way, and then nothing is written.
-COMMPRESS_DEVICE bool uniform_encode_fast(uint32_t* staged, Groups& groups, const Values& x, int32_t rate,
-                                          const Key& key, int64_t index, float gain, uint8_t* out) {
-  const UniformPlace at = uniform_place();
-  const int begin = 512 * at.group + 128 * at.chunk + 4 * at.quad;
-  float4 values[8];
-  with_input(x, [&](auto from) {
+// The thread's values by lane. Returns the largest magnitude.
+COMMPRESS_DEVICE uint32_t load_lanes(const Values& x, int begin, float (&values)[4][8]) {
+  with_input(x.from(begin), [&](auto from) {
     if (from.aligned()) {
       COMMPRESS_UNROLL_ALL
-      for (int row = 0; row < 8; ++row) values[row] = from.four(begin + 16 * row);
+      for (int row = 0; row < 8; ++row) {
+        const float4 four = from.four(16 * row);
+        values[0][row] = four.x;
+        values[1][row] = four.y;
+        values[2][row] = four.z;
+        values[3][row] = four.w;
+      }
     } else {
       COMMPRESS_UNROLL_ALL
       for (int row = 0; row < 8; ++row) {
-        const int i = begin + 16 * row;
-        values[row] = make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
+        COMMPRESS_UNROLL_ALL
+        for (int lane = 0; lane < 4; ++lane) values[lane][row] = from[16 * row + lane];
       }
     }
   });
-  fill_groups(groups, rate, index, 2);
   uint32_t top = 0;
   COMMPRESS_UNROLL_ALL
   for (int row = 0; row < 8; ++row) {
-    top = larger(top, larger(larger(magnitude(values[row].x), magnitude(values[row].y)),
-                             larger(magnitude(values[row].z), magnitude(values[row].w))));
+    COMMPRESS_UNROLL_ALL
+    for (int lane = 0; lane < 4; ++lane) top = larger(top, magnitude(values[lane][row]));
   }
+  return top;
+}
+
+// Both groups of a warp, the careful way.
+COMMPRESS_SELDOM void encode_groups(Workspace w, Values x, Place at, float gain, uint8_t* out) {
+  const int lane = thread() % 32;
+  for (int group = 2 * (thread() / 32); group < 2 * (thread() / 32) + 2; ++group) {
+    const GroupPlace place = group_place(at, group, 2);
+    float* const y = w.y + 512 * group;
+    uint32_t* const staged = w.staged + STAGED_GROUP * group;
+    __syncwarp();
+    for (int i = lane; i < 512; i += 32) y[i] = x[512 * group + i];
+    __syncwarp();
+    encode_run(y, w.codes + 512 * group, 512, place.bits, at.key, at.index + 512 * group, gain, staged, 0);
+    __syncwarp();
+    store_bytes(staged, 2 + 64 * place.bits, out + place.byte, lane, 32);
+  }
+  __syncwarp();
+}
+
+COMMPRESS_DEVICE void uniform_encode_fast(const Workspace& w, const Values& x, const Place& at, float gain,
+                                          uint8_t* out) {
+  const Spot spot = spot_of_thread();
+  float values[4][8];
+  uint32_t top = load_lanes(x, 512 * spot.group + 128 * spot.chunk + 4 * spot.quad, values);
   COMMPRESS_UNROLL_ALL
   for (int step = 1; step < 16; step *= 2) top = larger(top, __shfl_xor_sync(ALL_LANES, top, step));
   // Dense: more than four of the coordinates 0, 64, ... 448 are not zero.
-  const uint32_t half = 0xFFFFu << (thread() % 32 / 16 * 16);
-  const uint32_t some = __ballot_sync(ALL_LANES, at.quad == 0 && bits_of(values[0].x) << 1 != 0) & half,
-                 more = __ballot_sync(ALL_LANES, at.quad == 0 && bits_of(values[4].x) << 1 != 0) & half;
+  const uint32_t some = __ballot_sync(ALL_LANES, spot.quad == 0 && bits_of(values[0][0]) << 1 != 0) & lanes_of_group(),
+                 more = __ballot_sync(ALL_LANES, spot.quad == 0 && bits_of(values[0][4]) << 1 != 0) & lanes_of_group();
   const float largest = float_of(top);
-  const bool care = top != 0 && (__popc(some) + __popc(more) <= 4 || !ordinary(largest));
-  if (__syncthreads_or(care)) return false;  // and the groups are filled in
-  const int bits = groups.bits[at.group], start = groups.byte[at.group];
-  const UniformScale scale = top ? uniform_scale(largest, 0, bits, gain) : UniformScale{0, 0.0f};
-  if (thread() % 16 == 0) *reinterpret_cast<uint16_t*>(bytes_of(staged) + start) = scale.code;
-  const uint32_t counter = static_cast<uint32_t>((index + 512 * at.group) / 16) + 8u * static_cast<uint32_t>(at.chunk) +
-                           2u * static_cast<uint32_t>(at.quad);
-  const Words4 left = philox(key, ROUND, counter), right = philox(key, ROUND, counter + 1);
-  const uint32_t noise[8] = {left.w[0],  left.w[1],  left.w[2],  left.w[3],
-                             right.w[0], right.w[1], right.w[2], right.w[3]};
-  with_bits(bits, [&](auto b) {
-    if (scale.multiplier == 0.0f) {
+  if (__any_sync(ALL_LANES, top != 0 && (__popc(some) + __popc(more) <= 4 || !ordinary(largest)))) {
+    encode_groups(w, x, at, gain, out);
+    return;
+  }
+  const GroupPlace place = group_place(at, spot.group, 2);
+  const UniformScale scale = top ? uniform_scale(largest, 0, place.bits, gain) : UniformScale{0, 0.0f};
+  uint8_t* const to = out + place.byte;
+  if (thread() % 16 == 0) store_half(scale.code, to);
+  const uint32_t counter =
+      static_cast<uint32_t>(at.index / 16) + static_cast<uint32_t>(32 * spot.group + 8 * spot.chunk + 2 * spot.quad);
+  with_bits(place.bits, [&](auto b) {
+    constexpr int B = decltype(b)::value;
+    uint32_t low[4] = {0, 0, 0, 0}, high[4] = {0, 0, 0, 0};
+    if (scale.multiplier != 0.0f) {
       COMMPRESS_UNROLL_ALL
-      for (int lane = 0; lane < 4; ++lane) put_codes<b.value>(0, 0, at, lane, staged, start + 2);
-    } else {
-      uniform_put_group<b.value>(values, noise, scale.multiplier, at, staged, start + 2);
+      for (int pair = 0; pair < 2; ++pair) {
+        const Words4 noise = philox(at.key, ROUND, counter + static_cast<uint32_t>(pair));
+        round_lane<B>(values[2 * pair], noise.w[0], noise.w[2], scale.multiplier, low[2 * pair], high[2 * pair]);
+        round_lane<B>(values[2 * pair + 1], noise.w[1], noise.w[3], scale.multiplier, low[2 * pair + 1],
+                      high[2 * pair + 1]);
+      }
     }
+    store_codes<B>(low, high, spot, w.staged + STAGED_GROUP * spot.group, to + 2);
   });
-  __syncthreads();
-  store_bytes(staged, 0, groups.byte[BLOCK / GROUP], out);
-  return true;
-}
-
-// The 8 B bits of a lane's eight codes.
-template <int B>
-COMMPRESS_DEVICE void get_codes(const uint32_t* words, int start, const UniformPlace& at, int lane, uint32_t& low,
-                                uint32_t& high) {
-  const int first = at.chunk * B / 4, shift = 8 * (at.chunk * B % 4), byte = start + 4 * (4 * at.quad + lane);
-  const auto word = [&](int k) { return k < B ? word_at(words, byte + 64 * k) : 0u; };
-  const uint32_t a = word(first), b = B > 2 ? word(first + 1) : 0u;
-  low = window_of(a, b, shift);
-  high = B > 4 ? window_of(b, word(first + 2), shift) : 0u;
 }
 
 template <int B>
-COMMPRESS_DEVICE void uniform_add_group(const uint32_t* words, int start, float step, const UniformPlace& at,
-                                        const Sink& sink, float4 (&sum)[8]) {
+COMMPRESS_DEVICE void add_lanes(const uint32_t (&low)[4], const uint32_t (&high)[4], float step, float (&sum)[8][4]) {
   COMMPRESS_UNROLL_ALL
   for (int lane = 0; lane < 4; ++lane) {
-    uint32_t low, high;
-    get_codes<B>(words, start, at, lane, low, high);
     COMMPRESS_UNROLL_ALL
-    for (int row = 0; row < 8; ++row) {
-      const int bit = row * B;
-      const uint32_t raw = bit >= 32 ? high >> (bit - 32) : bit + B > 32 ? window_of(low, high, bit) : low >> bit;
-      const float value = uniform_value(raw & ((1u << B) - 1), B, step);
-      float& to = lane == 0 ? sum[row].x : lane == 1 ? sum[row].y : lane == 2 ? sum[row].z : sum[row].w;
-      to = delivered(to, value, sink);
-    }
+    for (int row = 0; row < 8; ++row) sum[row][lane] += uniform_value(code_of<B>(low[lane], high[lane], row), B, step);
   }
 }
 
-// Whether the scales of a whole block from every sender are plain: no lists, nothing that is not finite or not valid.
-COMMPRESS_DEVICE bool uniform_plain(const Groups& groups, const Sources& sources, int64_t byte) {
-  bool plain = true;
-  for (int i = thread(); i < 8 * sources.count; i += threads()) {
-    const uint8_t* const at = sources.payload[i / 8] + byte + groups.byte[i % 8];
-    plain = plain && static_cast<uint16_t>(at[0] | at[1] << 8) <= SCALE16_LARGEST;
-  }
-  return !__syncthreads_or(!plain);
-}
-
-// A whole block at a bit or more whose scales are plain.
-COMMPRESS_DEVICE void uniform_decode_fast(uint32_t* staged, const Groups& groups, const Sources& sources, int64_t byte,
-                                          float* out, const Delivery& delivery, Report* report) {
-  const UniformPlace at = uniform_place();
-  const int begin = 512 * at.group + 128 * at.chunk + 4 * at.quad;
-  const bool aligned = aligned_for_four(out);
-  float4 sum[8];
-  if (delivery.accumulate) {
-    COMMPRESS_UNROLL_ALL
-    for (int row = 0; row < 8; ++row) {
-      const float* const from = out + begin + 16 * row;
-      sum[row] = aligned ? *reinterpret_cast<const float4*>(from) : make_float4(from[0], from[1], from[2], from[3]);
-    }
-  } else {
-    COMMPRESS_UNROLL_ALL
-    for (int row = 0; row < 8; ++row) sum[row] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  }
-  const int bits = groups.bits[at.group], start = groups.byte[at.group];
-  for (int sender = 0; sender < sources.count; ++sender) {
-    if (sender) __syncthreads();
-    load_bytes(sources.payload[sender] + byte, groups.byte[BLOCK / GROUP], staged);
-    __syncthreads();
-    const Sink sink = sink_of(delivery, sender);
-    const uint16_t code = half_at(staged, start);
-    const float step = from_bf16(code) * sink.gain;
-    if (code == 0) {  // its codes mean nothing
-      COMMPRESS_UNROLL_ALL
-      for (int row = 0; row < 8; ++row) {
-        sum[row].x = delivered(sum[row].x, 0.0f, sink);
-        sum[row].y = delivered(sum[row].y, 0.0f, sink);
-        sum[row].z = delivered(sum[row].z, 0.0f, sink);
-        sum[row].w = delivered(sum[row].w, 0.0f, sink);
-      }
-    } else {
-      with_bits(bits, [&](auto b) { uniform_add_group<b.value>(staged, start + 2, step, at, sink, sum); });
-    }
-  }
+// Both groups of a warp, the careful way, from every sender.
+COMMPRESS_SELDOM void decode_groups(Workspace w, const Sources& sources, Place at, float* out, Delivery delivery,
+                                    Report* report) {
+  const int lane = thread() % 32;
   bool finite = true;
-  COMMPRESS_UNROLL_ALL
-  for (int row = 0; row < 8; ++row) {
-    float* const to = out + begin + 16 * row;
-    if (aligned) {
-      *reinterpret_cast<float4*>(to) = sum[row];
-    } else {
-      to[0] = sum[row].x;
-      to[1] = sum[row].y;
-      to[2] = sum[row].z;
-      to[3] = sum[row].w;
+  for (int group = 2 * (thread() / 32); group < 2 * (thread() / 32) + 2; ++group) {
+    const GroupPlace place = group_place(at, group, 2);
+    float* const y = w.y + 512 * group;
+    uint32_t* const staged = w.staged + STAGED_GROUP * group;
+    for (int sender = 0; sender < sources.count; ++sender) {
+      const Sink sink = sink_of(delivery, sender);
+      __syncwarp();
+      load_bytes(sources.payload[sender] + at.byte + place.byte, 2 + 64 * place.bits, staged, lane, 32);
+      __syncwarp();
+      if (!decode_run(staged, 0, 512, place.bits, sink.gain, y) && lane == 0) report_invalid(report, sources, sender);
+      __syncwarp();
+      for (int i = lane; i < 512; i += 32) deliver(out + 512 * group + i, y[i], sink);
     }
-    finite = finite && larger(larger(magnitude(sum[row].x), magnitude(sum[row].y)),
-                              larger(magnitude(sum[row].z), magnitude(sum[row].w))) < SCALE32_INFINITY;
+    for (int i = lane; i < 512; i += 32) finite = finite && magnitude(out[512 * group + i]) < SCALE32_INFINITY;
   }
   report_non_finite(report, !finite);
+  __syncwarp();
+}
+
+COMMPRESS_DEVICE void uniform_decode_fast(const Workspace& w, const Sources& sources, const Place& at, float* out,
+                                          const Delivery& delivery, Report* report) {
+  const Spot spot = spot_of_thread();
+  const GroupPlace place = group_place(at, spot.group, 2);
+  // Plain scales: no lists, nothing that is not finite or not valid.
+  bool plain = true;
+  for (int sender = 0; sender < sources.count; ++sender)
+    plain = plain && half_from(sources.payload[sender] + at.byte + place.byte) <= SCALE16_LARGEST;
+  float* const to = out + 512 * spot.group + 128 * spot.chunk + 4 * spot.quad;
+  float sum[8][4];
+  load_sums<8, 16>(to, delivery, sum);
+  if (!__all_sync(ALL_LANES, plain)) {
+    decode_groups(w, sources, at, out, delivery, report);
+    return;
+  }
+  with_bits(place.bits, [&](auto b) {
+    constexpr int B = decltype(b)::value;
+    for (int sender = 0; sender < sources.count; ++sender) {
+      const uint8_t* const from = sources.payload[sender] + at.byte + place.byte;
+      const uint16_t code = half_from(from);
+      uint32_t low[4], high[4];
+      load_codes<B>(from + 2, spot, low, high);
+      if (code == 0) {  // then the codes mean nothing, and say zero: what adds +0 whatever the gain
+        COMMPRESS_UNROLL_ALL
+        for (int lane = 0; lane < 4; ++lane) {
+          COMMPRESS_UNROLL_ALL
+          for (int row = 0; row < 8; ++row) sum[row][lane] += 0.0f;
+        }
+      } else {
+        add_lanes<B>(low, high, from_bf16(code) * delivery.gain, sum);
+      }
+    }
+  });
+  store_sums<8, 16>(to, sum, report);
 }
 
 }  // namespace cuda

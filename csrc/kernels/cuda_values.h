@@ -54,9 +54,6 @@ COMMPRESS_DEVICE void with_input(const Values& x, F&& f) {
     f(ValuesOf<FLOAT16>{x.data});
 }
 
-// Whether four floats can be read or written at once.
-COMMPRESS_DEVICE bool aligned_for_four(const float* x) { return reinterpret_cast<uintptr_t>(x) % 16 == 0; }
-
 // What one sender's values do: the first may overwrite.
 struct Sink {
   bool add;
@@ -80,6 +77,77 @@ COMMPRESS_DEVICE void report_invalid(Report* report, const Sources& sources, int
 }
 COMMPRESS_DEVICE void report_non_finite(Report* report, bool any) {
   if (any) atomicMax(&report->non_finite, 1);
+}
+
+// ---- sums that a thread holds: ROWS times COLUMNS values, rows STRIDE apart ----
+
+// What is there, times beta; or what nothing changes when it is added to: -0.
+template <int ROWS, int STRIDE, int COLUMNS>
+COMMPRESS_DEVICE void load_sums(const float* from, const Delivery& delivery, float (&sum)[ROWS][COLUMNS]) {
+  static_assert(COLUMNS == 4 || COLUMNS == 2, "one access");
+  if (!delivery.accumulate) {
+    COMMPRESS_UNROLL_ALL
+    for (int row = 0; row < ROWS; ++row) {
+      COMMPRESS_UNROLL_ALL
+      for (int c = 0; c < COLUMNS; ++c) sum[row][c] = -0.0f;
+    }
+    return;
+  }
+  if (reinterpret_cast<uintptr_t>(from) % (4 * COLUMNS) == 0) {
+    COMMPRESS_UNROLL_ALL
+    for (int row = 0; row < ROWS; ++row) {
+      if constexpr (COLUMNS == 4) {
+        const float4 v = *reinterpret_cast<const float4*>(from + STRIDE * row);
+        sum[row][0] = v.x;
+        sum[row][1] = v.y;
+        sum[row][2] = v.z;
+        sum[row][3] = v.w;
+      } else {
+        const float2 v = *reinterpret_cast<const float2*>(from + STRIDE * row);
+        sum[row][0] = v.x;
+        sum[row][1] = v.y;
+      }
+    }
+  } else {
+    COMMPRESS_UNROLL_ALL
+    for (int row = 0; row < ROWS; ++row) {
+      COMMPRESS_UNROLL_ALL
+      for (int c = 0; c < COLUMNS; ++c) sum[row][c] = from[STRIDE * row + c];
+    }
+  }
+  if (delivery.beta != 1.0f) {
+    COMMPRESS_UNROLL_ALL
+    for (int row = 0; row < ROWS; ++row) {
+      COMMPRESS_UNROLL_ALL
+      for (int c = 0; c < COLUMNS; ++c) sum[row][c] *= delivery.beta;
+    }
+  }
+}
+
+template <int ROWS, int STRIDE, int COLUMNS>
+COMMPRESS_DEVICE void store_sums(float* to, const float (&sum)[ROWS][COLUMNS], Report* report) {
+  if (reinterpret_cast<uintptr_t>(to) % (4 * COLUMNS) == 0) {
+    COMMPRESS_UNROLL_ALL
+    for (int row = 0; row < ROWS; ++row) {
+      if constexpr (COLUMNS == 4)
+        *reinterpret_cast<float4*>(to + STRIDE * row) = make_float4(sum[row][0], sum[row][1], sum[row][2], sum[row][3]);
+      else
+        *reinterpret_cast<float2*>(to + STRIDE * row) = make_float2(sum[row][0], sum[row][1]);
+    }
+  } else {
+    COMMPRESS_UNROLL_ALL
+    for (int row = 0; row < ROWS; ++row) {
+      COMMPRESS_UNROLL_ALL
+      for (int c = 0; c < COLUMNS; ++c) to[STRIDE * row + c] = sum[row][c];
+    }
+  }
+  uint32_t most = 0;
+  COMMPRESS_UNROLL_ALL
+  for (int row = 0; row < ROWS; ++row) {
+    COMMPRESS_UNROLL_ALL
+    for (int c = 0; c < COLUMNS; ++c) most = larger(most, magnitude(sum[row][c]));
+  }
+  report_non_finite(report, most >= SCALE32_INFINITY);
 }
 
 }  // namespace cuda

@@ -54,7 +54,8 @@ struct Bucket {
   uint32_t families = 0;
 
   void add(Codec codec, int64_t tensor, int64_t offset, int64_t n) {
-    layers.push_back({codec.family, codec.rate, codec.centroid, tensor, offset, n, numel, nbytes, units});
+    layers.push_back({codec.family, codec.rate, codec.centroid, tensor, offset, n, numel, nbytes, units,
+                      cuda::even_bits(codec), cuda::even_block_nbytes(codec)});
     const int64_t blocks = (n + BLOCK - 1) / BLOCK;
     layer_of_unit.insert(layer_of_unit.end(), blocks, static_cast<int32_t>(layers.size() - 1));
     numel += n;

@@ -12,6 +12,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#if __has_include(<source_location>)
+#include <source_location>
+#endif
 
 #include "types.h"
 
@@ -60,11 +63,22 @@ Array<T, N>& shared_array(Place) {
 
 // ---- under the intrinsics ----
 
+// Where a call stands. Of a function template each instance is a place of its own: to a GPU these are different
+// instructions, which lanes of one warp may not mix. (Older compilers don't tell instances apart.)
+#if defined(__cpp_lib_source_location)
+#define SIMT_FUNCTION std::source_location::current().function_name()
+#else
+#define SIMT_FUNCTION ""
+#endif
 struct Site {
   const char* file;
   int line;
+  const char* function = "";
   // As a default argument of a function: where that function is called.
-  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE(),
+                             const char* function = SIMT_FUNCTION) {
+    return {file, line, function};
+  }
 };
 
 struct Thread {

@@ -13,7 +13,8 @@ dim3 grid_size, block_size;
 Engine& engine = *new Engine;  // never destroyed: a leak checker reaches its blocks through it
 
 bool same_site(const Site& a, const Site& b) {
-  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+  const auto same = [](const char* x, const char* y) { return x == y || std::strcmp(x, y) == 0; };
+  return a.line == b.line && same(a.file, b.file) && same(a.function, b.function);
 }
 
 const char* name_of(Operation operation) {
