@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import re
 import subprocess
 import typing
 
@@ -25,7 +26,6 @@ CACHE = ROOT / "build" / "cuda"
 OPTIONS = ["-std=c++17", "-lineinfo", "-I", str(KERNELS)]
 NAMES = ("encode_uniform", "encode_rotated", "decode_uniform", "decode_rotated")
 BLOCK = 4096
-THREADS = {"uniform": 128, "rotated": 64}
 BLOCKS_PER_PROCESSOR = 8
 PROCESSORS = 132
 
@@ -84,6 +84,13 @@ def kernel(name: str) -> ptx.Kernel:
     """One of `NAMES`, as the executor reads it."""
     (one,) = ptx.load(_ptx(name).read_text()).values()
     return one
+
+
+@functools.cache
+def threads(name: str) -> int:
+    """Of a block: what the kernel is compiled for."""
+    (found,) = re.findall(r"\.maxntid (\d+)", _ptx(name).read_text())
+    return int(found)
 
 
 @functools.cache
@@ -214,7 +221,8 @@ class Launcher:
             return
         for kind, plain in _launches(self._table.families):
             grid = min(self._table.blocks, self._processors * BLOCKS_PER_PROCESSOR)
-            machine = ptx.Machine(kernel(f"{what}_{kind}"), self._memory, grid, THREADS[kind], arguments(plain))
+            name = f"{what}_{kind}"
+            machine = ptx.Machine(kernel(name), self._memory, grid, threads(name), arguments(plain))
             self.counts.append(machine.run())
 
 
