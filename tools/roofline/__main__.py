@@ -75,7 +75,7 @@ def _print(key: str, f: Figures, origin: str, problems: list[str]) -> None:
         f"{f.instructions_per_byte:.2f} per byte"
     )
     print(
-        f"  {f.registers} registers, {f.spills} spills, {f.stack} B stack, {f.shared} B shared, {f.warps} warps; "
+        f"  {f.registers} registers, {f.spills} spills ({f.spills_per_element:.2f} per element), {f.stack} B stack, {f.shared} B shared, {f.warps} warps; "
         f"loads {f.loads_128} of 128 bits, {f.loads_narrow} narrower; stores {f.stores_128}, {f.stores_narrow}"
     )
     print(f"  {origin}; agreement {f.agreement:.3f}")

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any, final
 
 from tools.roofline import _gpu
-from tools.roofline._sass import Code, RooflineError
+from tools.roofline._sass import Code, Instruction, RooflineError
 from tools.roofline._work import Work, of_counts, of_region
 
 # Outside of this, the estimate from lines of the PTX is not to be trusted.
@@ -35,6 +35,7 @@ class Figures:
 
     Attributes:
         spills: instructions that access local memory, for spilled registers or arrays indexed at run time.
+        spills_per_element: how many of those a thread executes; few, if what spills is seldom needed.
         warps: resident on one multiprocessor.
         instructions_per_element: thread instructions.
         instructions_per_byte: the same per byte of DRAM traffic.
@@ -50,6 +51,7 @@ class Figures:
     stack: int
     shared: int
     spills: int
+    spills_per_element: float
     warps: int
     instructions_per_element: float
     instructions_per_byte: float
@@ -106,7 +108,8 @@ def predict(code: Code, work: Work, gate: dict[str, Any]) -> Figures:
         registers=code.registers,
         stack=code.stack,
         shared=shared,
-        spills=sum(one.opcode in ("LDL", "STL") for one in code.instructions),
+        spills=sum(_is_spill(one) for one in code.instructions),
+        spills_per_element=sum(w for one, w in zip(code.instructions, work.weights, strict=True) if _is_spill(one)),
         warps=_gpu.occupancy(code.registers, shared, gate.get("threads", 256)),
         instructions_per_element=instructions,
         instructions_per_byte=instructions / nbytes,
@@ -126,6 +129,10 @@ def predict(code: Code, work: Work, gate: dict[str, Any]) -> Figures:
         dram_share=times["dram"] / times[bound],
         agreement=1.0 if work.agreement is None else work.agreement,
     )
+
+
+def _is_spill(one: Instruction) -> bool:
+    return one.opcode in ("LDL", "STL")
 
 
 def _widths(code: Code) -> collections.Counter[tuple[str, bool]]:

@@ -17,6 +17,7 @@ _LABEL = re.compile(r"^\s*([.$\w]+):\s*$")
 _LINE = re.compile(r'^\s*//## File "\.nv_debug_ptx_txt", line (\d+)')
 _CODE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_]*)((?:\.[\w:]+)*)\s*(.*?)\s*;")
 _TARGET = re.compile(r"`\(([^)]+)\)")
+_TABLE = re.compile(r'"BRANCH_TARGETS ([^"]*)"')
 _RESOURCES = re.compile(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -42,6 +43,12 @@ class Instruction:
             if name in self.modifiers:
                 return size
         return 4
+
+    @property
+    def table(self) -> list[str]:
+        """The labels that a jump through a table may go to."""
+        found = _TABLE.search(self.operands)
+        return [label.strip() for label in found[1].split(",")] if found else []
 
     @property
     def target(self) -> str | None:
@@ -152,7 +159,10 @@ def _reachable(code: Code) -> set[int]:
             continue
         found.add(number)
         if one.opcode in ("BRX", "JMX", "JMP"):
-            return set(range(len(code.instructions))) - leading
+            if not one.table:
+                return set(range(len(code.instructions))) - leading
+            todo += [code.labels[label] for label in one.table]
+            continue
         target = code.labels.get(one.target or "")
         if target is not None and number not in slow_calls and "DIV" not in one.modifiers:
             todo.append(target)

@@ -136,6 +136,7 @@ def _blocks(code: Code) -> list[list[int]]:
     # labels that only slow paths lead to part nothing
     ways = [one for number, one in enumerate(code.instructions) if number not in code.slow and not _is_diverged(one)]
     starts = {code.labels.get(one.target or "", -1) for one in ways}
+    starts |= {code.labels.get(label, -1) for one in ways for label in one.table}
     blocks: list[list[int]] = [[]]
     for number, one in enumerate(code.instructions):
         if number in starts and blocks[-1]:
