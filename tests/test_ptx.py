@@ -217,6 +217,7 @@ def test_bank_conflicts(kernels, stride, wavefronts):
     y = poisoned(32, np.uint32)
     counts = run(kernels["bank_conflicts"], 1, 32, [y, stride])
     assert (counts.shared_wavefronts, counts.shared_ideal) == (2 * wavefronts, 2)
+    assert sum(counts.conflicts.values()) == sum(counts.conflicts_by_source.values()) == 2 * wavefronts - 2
     assert y.tolist() == list(range(32))
 
 
@@ -236,5 +237,6 @@ def test_summary(kernels, tmp_path):
     assert sum(found["warp_instructions"].values()) == counts.issued == counts.warps.sum()
     assert found["warp_instructions"]["ld.global"] == -(-n // 32)
     assert counts.coverage == 1 and counts.never_executed() == []
+    assert sum(warps for _, warps in counts.lines.values()) == counts.issued and len(counts.lines) == len(counts.warps)
     counts.save(tmp_path / "counts.json", n)
     assert (tmp_path / "counts.json").read_text().startswith("{")

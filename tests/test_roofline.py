@@ -14,7 +14,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "cuda")]
 import ptx  # noqa: E402
 
 from tools.roofline import _gpu, _sass  # noqa: E402
-from tools.roofline._figures import failures, predict, work_of  # noqa: E402
+from tools.roofline._figures import failures, predict, unneeded, work_of  # noqa: E402
 from tools.roofline._sass import RooflineError  # noqa: E402
 
 SOURCE = ROOT / "tests" / "cuda" / "roofline_samples.cu"
@@ -36,12 +36,12 @@ LISTING = """
 	.section	.text.sample,"ax",@progbits
 sample:
 .text.sample:
-	//## File "/here/a.cu", line 3
+	//## File ".nv_debug_ptx_txt", line 3
         /*0000*/                   LDC R1, c[0x0][0x28] ;
 .L_x_1:
-	//## File "/there/b.h", line 9 inlined at "/here/a.cu", line 4
-	//## File "/here/a.cu", line 4
+	//## File ".nv_debug_ptx_txt", line 9
         /*0010*/                   LDG.E.128 R4, desc[UR6][R2.64] ;
+	//## File ".nv_debug_ptx_txt", line 10
         /*0020*/                   MUFU.RCP R8, R4 ;
         /*0030*/                   FCHK P0, R4, R5 ;
         /*0040*/              @!P0 BRA `(.L_x_2) ;
@@ -49,10 +49,14 @@ sample:
         /*0060*/                   CALL.REL.NOINC `($__internal_0_$__div_slowpath) ;
 .L_x_2:
         /*0070*/                   BRA.DIV UR5, `(.L_x_3) ;
+	//## File ".nv_debug_ptx_txt", line 11
         /*0080*/                   SHFL.BFLY PT, R9, R8, 0x1, 0x1f ;
 .L_x_4:
+	//## File ".nv_debug_ptx_txt", line 12
         /*0090*/                   STG.E.64 desc[UR6][R2.64], R8 ;
+	//## File ".nv_debug_ptx_txt", line 10
         /*00a0*/               @P1 BRA `(.L_x_1) ;
+	//## File ".nv_debug_ptx_txt", line 13
         /*00b0*/                   EXIT ;
 .L_x_3:
         /*00c0*/                   WARPSYNC.COLLECTIVE R10, `(.L_x_4) ;
@@ -75,7 +79,7 @@ def listed():
 def test_a_listing_is_read():
     code = listed()
     assert len(code.instructions) == 18
-    assert [one.location for one in code.instructions[:2]] == ["a.cu:3", "b.h:9<a.cu:4"]
+    assert [one.line for one in code.instructions[:3]] == [3, 9, 10]
     assert code.instructions[1].nbytes == 16 and code.instructions[9].nbytes == 8
     assert sorted(code.slow) == [5, 6, *range(12, 18)]
 
@@ -96,10 +100,7 @@ def test_work_of_a_loop_and_of_everything():
 
 
 def counts_of_listing(**changes):
-    lines = {
-        "a.cu:3": {"other": [2, 2]},
-        "b.h:9<a.cu:4": {"other": [5, 45], "ld.global": [1, 10], "st.global": [1, 10], "shfl": [1, 10]},
-    }
+    lines = {3: ["mov", 1], 9: ["ld.global", 10], 11: ["shfl", 10], 12: ["st.global", 10], 13: ["ret", 9]}
     return {
         "kernel": "sample",
         "elements": 640,
@@ -127,12 +128,37 @@ def test_work_from_counts(tmp_path):
     work = work_of(code, {"counts": "counts.json"}, tmp_path)
     assert work.agreement == 2.5 and "agreement" in failures(predict(code, work, {}), {})[0]
 
-    for changes in ({"kernel": "other"}, {"lines": {}}):
+    for changes in ({"kernel": "other"}, {"lines": {9: ["st.global", 10]}}, {"lines": {"a.cu:3": 2}}):
         path.write_text(json.dumps(counts_of_listing(**changes)))
         with pytest.raises(RooflineError):
             work_of(code, {"counts": "counts.json"}, tmp_path)
     with pytest.raises(RooflineError):
         work_of(code, {"counts": "nothing.json"}, tmp_path)
+
+
+def test_predicated_accesses_and_copies(tmp_path):
+    """An access whose predicate is false is issued, but moves nothing; of copies each runs in part."""
+    text = LISTING.replace("                   LDG.E.128 R4", "              @!P3 LDG.E.128 R4").replace(
+        "SHFL.BFLY PT, R9, R8, 0x1, 0x1f ;",
+        "SHFL.BFLY PT, R9, R8, 0x1, 0x1f ;\n" + "SHFL PT, R9, R8 ;".join(["        /*0080*/                   ", ""]),
+    )
+    code, path = _sass.parse(text)["sample"], tmp_path / "counts.json"
+    code.registers = 32
+    path.write_text(json.dumps(counts_of_listing(lines={10: ["add", 40], 11: ["shfl", 20], 12: ["st.global", 10]})))
+    work = work_of(code, {"counts": "counts.json"}, tmp_path)
+    assert work.weights[1] == 20 * 32 / 640 and work.performed[1] == 0
+    assert work.weights[8] == work.weights[9] == work.performed[9] == 10 * 32 / 640
+
+
+def test_limits_for_now():
+    code = listed()
+    figures = predict(code, work_of(code, {"elements": 4}, ROOT), {"bytes_per_element": 6})
+    gate = {"max": {"registers": 30, "warps": 64}, "for_now": {"registers": 32, "warps": 90}, "why": "a test"}
+    assert failures(figures, gate) == [] and unneeded(figures, gate) == ["warps"]
+    assert failures(figures, {**gate, "for_now": {"registers": 31}}) == ["registers is 32, more than 31"]
+    for wrong in ({**gate, "why": ""}, {**gate, "for_now": {"stack": 0}}):
+        with pytest.raises(RooflineError):
+            failures(figures, wrong)
 
 
 def test_gates_that_are_not_understood():
@@ -159,7 +185,8 @@ def test_occupancy(registers, shared, threads, warps):
 @pytest.fixture(scope="module")
 def cubin(tmp_path_factory):
     path = tmp_path_factory.mktemp("roofline") / "samples.cubin"
-    command = [ptx.find_nvcc(), "-cubin", "-arch=sm_90", "-fmad=false", "-lineinfo", str(SOURCE), "-o", str(path)]
+    path.with_suffix(".ptx").write_text(ptx.compile_ptx(SOURCE, options=["-lineinfo"]))
+    command = [ptx.find_nvcc(), "-cubin", "-arch=sm_90", "-lineinfo", str(path.with_suffix(".ptx")), "-o", str(path)]
     subprocess.run(command, check=True)
     return path
 
@@ -216,12 +243,12 @@ def test_errors(cubin):
 
 
 @needs_tools
-@pytest.mark.parametrize(("turns", "least", "most"), [(0, 3, 8), (10, 25, 60)])
+@pytest.mark.parametrize(("turns", "least", "most"), [(0, 2.2, 2.3), (10, 25, 60)])
 def test_executed_counts(cubin, turns, least, most):
     """What depends on data shows; the code of the slow path of a division, which does not run, does not count."""
     n = 4 * 16384
     x, y = np.ones(n, np.float32), np.zeros(n, np.float32)
-    kernels, memory = ptx.load(ptx.compile_ptx(SOURCE, options=["-lineinfo"])), ptx.Memory()
+    kernels, memory = ptx.load(cubin.with_suffix(".ptx").read_text()), ptx.Memory()
     counts = ptx.Machine(kernels["divided"], memory, 8, 256, [memory.add(x), memory.add(y), n // 4, turns]).run()
     counts.save(cubin.parent / "divided.json", n)
     code, text, found = examine(cubin, {"divided": {"counts": "divided.json", "min": {"loads_128": 1}}})

@@ -1,4 +1,4 @@
-"""python -m tools.roofline CUBIN --gates gates.json: prints a table; exit code 1 if a gate is not held, 2 on errors."""
+"""python -m tools.roofline CUBIN... --gates gates.json: prints a table; exit code 1 if a gate is not held, 2 on errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from tools import roofline
 from tools.roofline import _gpu
-from tools.roofline._figures import Figures, failures, predict, work_of
+from tools.roofline._figures import Figures, failures, predict, unneeded, work_of
 from tools.roofline._sass import Code, RooflineError, disassemble
 
 
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=roofline.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("cubin", type=pathlib.Path)
+    parser.add_argument("cubin", type=pathlib.Path, nargs="+")
     parser.add_argument("--gates", type=pathlib.Path, required=True, help="what each kernel must hold, as JSON")
     parser.add_argument(
         "--counts", type=pathlib.Path, help="the folder of the gates' counts; default: that of the gates"
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         gates = json.loads(args.gates.read_text())
-        codes = disassemble(args.cubin)
+        codes = {name: code for cubin in args.cubin for name, code in disassemble(cubin).items()}
         found, failed = _examine(codes, gates, args.counts or args.gates.parent)
     except (RooflineError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,9 +46,10 @@ def _examine(codes: dict[str, Code], gates: dict[str, Any], folder: pathlib.Path
     )
     found, failed = {}, False
     for key, gate in gates.items():
-        names = [name for name in codes if key in name]
+        part = gate.get("kernel", key)
+        names = [name for name in codes if part in name]
         if len(names) != 1:
-            raise RooflineError(f"{key!r} is part of the names of {len(names)} kernels: {names or sorted(codes)}")
+            raise RooflineError(f"{part!r} is part of the names of {len(names)} kernels: {names or sorted(codes)}")
         code = codes[names[0]]
         work = work_of(code, gate, folder)
         figures = predict(code, work, gate)
@@ -56,6 +57,8 @@ def _examine(codes: dict[str, Code], gates: dict[str, Any], folder: pathlib.Path
         failed |= bool(problems)
         found[key] = {**dataclasses.asdict(figures), "origin": work.origin, "failures": problems}
         _print(key, figures, work.origin, problems)
+        for name in unneeded(figures, gate):
+            print(f"  for_now can go: {name} is within its limit")
     return found, failed
 
 
@@ -72,7 +75,7 @@ def _print(key: str, f: Figures, origin: str, problems: list[str]) -> None:
         f"{f.instructions_per_byte:.2f} per byte"
     )
     print(
-        f"  {f.registers} registers, {f.spills} spills, {f.stack} B stack, {f.shared} B shared, {f.warps} warps; "
+        f"  {f.registers} registers, {f.spills} spills ({f.spills_per_element:.2f} per element), {f.stack} B stack, {f.shared} B shared, {f.warps} warps; "
         f"loads {f.loads_128} of 128 bits, {f.loads_narrow} narrower; stores {f.stores_128}, {f.stores_narrow}"
     )
     print(f"  {origin}; agreement {f.agreement:.3f}")

@@ -8,12 +8,24 @@ import pathlib
 from typing import Any, final
 
 from tools.roofline import _gpu
-from tools.roofline._sass import Code, RooflineError
+from tools.roofline._sass import Code, Instruction, RooflineError
 from tools.roofline._work import Work, of_counts, of_region
 
-# Outside of this, the estimate from lines of the source is not to be trusted: the assembler has unrolled a loop.
+# Outside of this, the estimate from lines of the PTX is not to be trusted.
 _AGREEMENT = (0.8, 1.25)
-_KNOWN = {"threads", "dynamic_shared", "elements", "bytes_per_element", "region", "counts", "min", "max"}
+_KNOWN = {
+    "threads",
+    "dynamic_shared",
+    "elements",
+    "bytes_per_element",
+    "region",
+    "counts",
+    "kernel",
+    "min",
+    "max",
+    "for_now",
+    "why",
+}
 
 
 @final
@@ -23,6 +35,7 @@ class Figures:
 
     Attributes:
         spills: instructions that access local memory, for spilled registers or arrays indexed at run time.
+        spills_per_element: how many of those a thread executes; few, if what spills is seldom needed.
         warps: resident on one multiprocessor.
         instructions_per_element: thread instructions.
         instructions_per_byte: the same per byte of DRAM traffic.
@@ -38,6 +51,7 @@ class Figures:
     stack: int
     shared: int
     spills: int
+    spills_per_element: float
     warps: int
     instructions_per_element: float
     instructions_per_byte: float
@@ -94,7 +108,8 @@ def predict(code: Code, work: Work, gate: dict[str, Any]) -> Figures:
         registers=code.registers,
         stack=code.stack,
         shared=shared,
-        spills=sum(one.opcode in ("LDL", "STL") for one in code.instructions),
+        spills=sum(_is_spill(one) for one in code.instructions),
+        spills_per_element=sum(w for one, w in zip(code.instructions, work.weights, strict=True) if _is_spill(one)),
         warps=_gpu.occupancy(code.registers, shared, gate.get("threads", 256)),
         instructions_per_element=instructions,
         instructions_per_byte=instructions / nbytes,
@@ -116,6 +131,10 @@ def predict(code: Code, work: Work, gate: dict[str, Any]) -> Figures:
     )
 
 
+def _is_spill(one: Instruction) -> bool:
+    return one.opcode in ("LDL", "STL")
+
+
 def _widths(code: Code) -> collections.Counter[tuple[str, bool]]:
     ordinary = (one for number, one in enumerate(code.instructions) if number not in code.slow)
     return collections.Counter((one.opcode, one.nbytes == 16) for one in ordinary)
@@ -124,8 +143,8 @@ def _widths(code: Code) -> collections.Counter[tuple[str, bool]]:
 def _cycles(code: Code, work: Work) -> dict[str, float]:
     """Clocks of one multiprocessor per element, for the issue and for each pipe alone."""
     cycles = dict.fromkeys(("issue", *_gpu.PIPES), 0.0)
-    for one, weight in zip(code.instructions, work.weights, strict=True):
-        cycles["issue"] += weight / _gpu.ISSUE
+    for one, issued, weight in zip(code.instructions, work.weights, work.performed, strict=True):
+        cycles["issue"] += issued / _gpu.ISSUE
         pipe = _gpu.pipe_of(one.opcode, one.modifiers)
         if pipe is None:
             continue
@@ -145,18 +164,42 @@ def failures(figures: Figures, gate: dict[str, Any]) -> list[str]:
     Raises:
         RooflineError: a limit on something that is no number of `Figures`.
     """
-    values = dataclasses.asdict(figures)
-    limits = {"max": {"spills": 0, **gate.get("max", {})}, "min": gate.get("min", {})}
+    weaker = gate.get("for_now", {})
+    if weaker and not gate.get("why"):
+        raise RooflineError("limits for now without a reason in 'why'")
+    if unknown := set(weaker) - {name for _, name, _ in _limits(gate)}:
+        raise RooflineError(f"limits for now on {sorted(unknown)}, on which there are none")
     found = []
-    for side, named in limits.items():
-        for name, limit in named.items():
-            if not isinstance(values.get(name), int | float):
-                raise RooflineError(f"a limit on {name!r}, which is none of the figures")
-            if (values[name] > limit) if side == "max" else (values[name] < limit):
-                found.append(f"{name} is {values[name]:.4g}, {'more' if side == 'max' else 'less'} than {limit:g}")
+    for side, name, limit in _limits(gate):
+        limit, value = weaker.get(name, limit), _value(figures, name)
+        if _exceeds(side, value, limit):
+            found.append(f"{name} is {value:.4g}, {'more' if side == 'max' else 'less'} than {limit:g}")
     if not _AGREEMENT[0] <= figures.agreement <= _AGREEMENT[1]:
         found.append(
-            f"agreement is {figures.agreement:.3g}: the lines of the source do not tell how often this code runs "
-            "(a loop that the assembler unrolled?); use a static region"
+            f"agreement is {figures.agreement:.3g}: the lines of the PTX do not tell how often this code runs "
+            "(code that the assembler made several of?); use a static region"
         )
     return found
+
+
+def unneeded(figures: Figures, gate: dict[str, Any]) -> list[str]:
+    """Which of the weaker limits can go."""
+    limits = [one for one in _limits(gate) if one[1] in gate.get("for_now", {})]
+    return [name for side, name, limit in limits if not _exceeds(side, _value(figures, name), limit)]
+
+
+def _limits(gate: dict[str, Any]) -> list[tuple[str, str, float]]:
+    sides = {"max": {"spills": 0, **gate.get("max", {})}, "min": gate.get("min", {})}
+    return [(side, name, limit) for side, named in sides.items() for name, limit in named.items()]
+
+
+def _value(figures: Figures, name: str) -> float:
+    value = getattr(figures, name, None)
+    if not isinstance(value, int | float):
+        raise RooflineError(f"a limit on {name!r}, which is none of the figures")
+    return value
+
+
+def _exceeds(side: str, value: float, limit: float) -> bool:
+    """Whether a value is on the wrong side of its limit."""
+    return value > limit if side == "max" else value < limit

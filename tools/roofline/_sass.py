@@ -14,9 +14,10 @@ from typing import final
 
 _SECTION = re.compile(r"^//-+ \.text\.(\S+)\s+-+")
 _LABEL = re.compile(r"^\s*([.$\w]+):\s*$")
-_LINE = re.compile(r'^\s*//## File "([^"]*)", line (\d+)(?: inlined at "([^"]*)", line (\d+))?')
+_LINE = re.compile(r'^\s*//## File "\.nv_debug_ptx_txt", line (\d+)')
 _CODE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_]*)((?:\.[\w:]+)*)\s*(.*?)\s*;")
 _TARGET = re.compile(r"`\(([^)]+)\)")
+_TABLE = re.compile(r'"BRANCH_TARGETS ([^"]*)"')
 _RESOURCES = re.compile(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -27,13 +28,13 @@ class RooflineError(Exception):
 @final
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """`location` is as the executor of PTX writes it: ``file:line`` or ``file:line<file:line``."""
+    """`line` is that of the PTX which it was made from; 0 without ``-lineinfo``."""
 
     opcode: str
     modifiers: tuple[str, ...]
     operands: str
     predicated: bool
-    location: str
+    line: int
 
     @property
     def nbytes(self) -> int:
@@ -42,6 +43,12 @@ class Instruction:
             if name in self.modifiers:
                 return size
         return 4
+
+    @property
+    def table(self) -> list[str]:
+        """The labels that a jump through a table may go to."""
+        found = _TABLE.search(self.operands)
+        return [label.strip() for label in found[1].split(",")] if found else []
 
     @property
     def target(self) -> str | None:
@@ -93,7 +100,7 @@ def disassemble(cubin: pathlib.Path) -> dict[str, Code]:
     Raises:
         RooflineError: a tool is missing, or it does not read the file.
     """
-    text = _output([find_tool("nvdisasm"), "-c", "-gi", str(cubin)])
+    text = _output([find_tool("nvdisasm"), "-c", "-gp", str(cubin)])
     resources = _output([find_tool("cuobjdump"), "--dump-resource-usage", str(cubin)])
     codes = parse(text)
     for name, *numbers in _RESOURCES.findall(resources):
@@ -110,27 +117,22 @@ def parse(text: str) -> dict[str, Code]:
     """What nvdisasm printed."""
     codes: dict[str, Code] = {}
     code: Code | None = None
-    location, after_line = "", False
+    source = 0
     for line in text.splitlines():
         if found := _SECTION.match(line):
             code = codes.setdefault(found[1], Code(found[1], [], {}))
-            location = ""
+            source = 0
         elif line.startswith("//---"):
             code = None
         elif code is None:
             continue
         elif found := _LINE.match(line):
-            if not after_line:  # of several, the first is the innermost
-                places = [(found[1], found[2])] + ([(found[3], found[4])] if found[3] else [])
-                location = "<".join(f"{path.rpartition('/')[2]}:{number}" for path, number in places)
-            after_line = True
-            continue
+            source = int(found[1])
         elif found := _CODE.match(line):
             modifiers = tuple(found[4].split(".")[1:])
-            code.instructions.append(Instruction(found[3], modifiers, found[5], found[2] is not None, location))
+            code.instructions.append(Instruction(found[3], modifiers, found[5], found[2] is not None, source))
         elif found := _LABEL.match(line):
             code.labels[found[1]] = len(code.instructions)
-        after_line = False
     for code in codes.values():
         reachable = _reachable(code)
         code.slow = frozenset(set(range(len(code.instructions))) - reachable)
@@ -157,7 +159,10 @@ def _reachable(code: Code) -> set[int]:
             continue
         found.add(number)
         if one.opcode in ("BRX", "JMX", "JMP"):
-            return set(range(len(code.instructions))) - leading
+            if not one.table:
+                return set(range(len(code.instructions))) - leading
+            todo += [code.labels[label] for label in one.table]
+            continue
         target = code.labels.get(one.target or "")
         if target is not None and number not in slow_calls and "DIV" not in one.modifiers:
             todo.append(target)

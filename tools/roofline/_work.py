@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -13,10 +14,10 @@ from tools.roofline._sass import Code, Instruction, RooflineError
 _GLOBAL = ("LDG", "STG", "RED", "ATOMG", "ATOM")
 # Instructions that PTX and SASS have one to one, so that the counts of the one hold for the other.
 _ANCHORS = {
-    "LDG": ("ld.global",),
-    "STG": ("st.global",),
-    "LDS": ("ld.shared",),
-    "STS": ("st.shared",),
+    "LDG": ("ld.global", "ld.generic"),
+    "STG": ("st.global", "st.generic"),
+    "LDS": ("ld.shared", "ld.generic"),
+    "STS": ("st.shared", "st.generic"),
     "SHFL": ("shfl",),
     "RED": ("red.global", "atom.global"),
     "ATOMG": ("atom.global", "red.global"),
@@ -31,7 +32,9 @@ class Work:
     """Executions per element.
 
     Attributes:
-        weights: of each instruction of the code, by how many threads it is executed per element.
+        weights: of each instruction of the code, by how many threads it is issued per element.
+        performed: of each, by how many threads it is executed, where that is less: an access whose predicate is false
+            is issued, and goes no further.
         origin: in words, how they were found.
         conflicts: passes over shared memory per element beyond those of accesses without conflicts.
         bytes_per_element: what DRAM moves at least, where the executor saw it.
@@ -39,6 +42,7 @@ class Work:
     """
 
     weights: list[float]
+    performed: list[float]
     origin: str
     conflicts: float = 0.0
     bytes_per_element: float | None = None
@@ -61,7 +65,7 @@ def of_region(code: Code, region: str, elements: float) -> Work:
         raise RooflineError(f"{code.name}: the region {region!r} is neither 'loop' nor 'all'")
     chosen -= code.slow
     weights = [1 / elements if number in chosen else 0.0 for number in range(len(code.instructions))]
-    return Work(weights, f"static: {origin}, without {len(code.slow)} of slow paths and padding")
+    return Work(weights, weights, f"static: {origin}, without {len(code.slow)} of slow paths and padding")
 
 
 def _largest_loop(code: Code) -> set[int]:
@@ -81,46 +85,49 @@ def of_counts(code: Code, path: pathlib.Path) -> Work:
     """Each instruction as often as the PTX of its block was executed.
 
     Within a block without branches all are executed equally often: as often as its accesses to memory and shuffles,
-    which the PTX has on the same lines; in a block without those, as the PTX of its lines in the median.
+    which machine code has one to one; in a block without those, as the PTX of its lines in the median. Predicated
+    accesses count only where there are no others: they may stand for a branch of the PTX.
 
     Raises:
-        RooflineError: the file is not one of this kernel, or there are no lines.
+        RooflineError: the file is not one of this kernel, or the cubin was not made from the PTX that was executed.
     """
     try:
         counts = json.loads(path.read_text())
-        lines: dict[str, dict[str, list[int]]] = counts["lines"]
+        lines = {int(line): (str(name), int(warps)) for line, (name, warps) in counts["lines"].items()}
         elements = counts["elements"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise RooflineError(f"cannot read the counts {path}: {error}") from error
     if counts["kernel"] != code.name:
         raise RooflineError(f"{path} counts the kernel {counts['kernel']}, not {code.name}")
-    if not lines or not any(one.location for one in code.instructions):
-        raise RooflineError(f"{code.name}: without -lineinfo in both the PTX and the cubin, counts cannot be used")
+    if not any(one.line for one in code.instructions):
+        raise RooflineError(f"{code.name}: without -lineinfo for the cubin, counts cannot be used")
     weights = [0.0] * len(code.instructions)
+    performed = list(weights)
     unanchored = 0
     known = 0.0
-    for block in _blocks(code):
-        anchored = [w for number in block if (w := _anchor(code.instructions[number], lines)) is not None]
-        by_line = [w for number in block if (w := _other(code.instructions[number], lines)) is not None]
-        if anchored:
-            known = statistics.fmean(anchored)
-        elif by_line:
-            known = statistics.median(by_line)
-        unanchored += 0 if anchored else len(block)
+    blocks = _blocks(code)
+    executed = _Lines(code, blocks, lines)
+    for block in blocks:
+        known, exact = executed.executions([code.instructions[number] for number in block], known)
+        unanchored += 0 if exact else len(block)
         for number in block:
             weights[number] = 32 * known / elements
+            performed[number] = min(
+                weights[number], 32 * executed.performed(code.instructions[number], known) / elements
+            )
     origin = (
-        f"executed: every block of SASS as often as the PTX of its source lines ran on {elements} elements; "
+        f"executed: every block of SASS as often as the PTX it was made from, on {elements} elements; "
         f"{len(code.slow)} instructions of slow paths and padding left out, "
         f"{unanchored} in blocks without an access to memory that would make it exact"
     )
     touched = counts["touched_bytes"]
     return Work(
         weights,
+        performed,
         origin,
         conflicts=(counts["shared_wavefronts"] - counts["shared_ideal"]) / elements,
         bytes_per_element=(touched["ld"] + touched["st"]) / elements,
-        agreement=_agreement(code.instructions, weights, counts),
+        agreement=_agreement(code.instructions, performed, counts),
     )
 
 
@@ -129,6 +136,7 @@ def _blocks(code: Code) -> list[list[int]]:
     # labels that only slow paths lead to part nothing
     ways = [one for number, one in enumerate(code.instructions) if number not in code.slow and not _is_diverged(one)]
     starts = {code.labels.get(one.target or "", -1) for one in ways}
+    starts |= {code.labels.get(label, -1) for one in ways for label in one.table}
     blocks: list[list[int]] = [[]]
     for number, one in enumerate(code.instructions):
         if number in starts and blocks[-1]:
@@ -144,20 +152,48 @@ def _is_diverged(one: Instruction) -> bool:
     return one.opcode == "BRA" and "DIV" in one.modifiers
 
 
-def _anchor(one: Instruction, lines: dict[str, dict[str, list[int]]]) -> float | None:
-    """How many warps executed an instruction that the PTX has too; None for others."""
-    line = lines.get(one.location, {})
-    found = [line[name] for name in _ANCHORS.get(one.opcode, ()) if name in line]
-    return found[0][1] / found[0][0] if found else None
+@final
+class _Lines:
+    """How often the lines of the PTX were executed, shared among what the assembler made of each."""
 
+    def __init__(self, code: Code, blocks: list[list[int]], executed: dict[int, tuple[str, int]]) -> None:
+        self._executed = executed
+        of_block = [{code.instructions[number].line for number in block} for block in blocks]
+        self._blocks = collections.Counter(line for lines in of_block for line in lines)
+        ordinary = (code.instructions[number] for block in blocks for number in block)
+        self._accesses = collections.Counter(one.line for one in ordinary if one.opcode in _ANCHORS)
 
-def _other(one: Instruction, lines: dict[str, dict[str, list[int]]]) -> float | None:
-    """How many warps executed the PTX of the same line, on average over its instructions."""
-    line = lines.get(one.location)
-    if not line:
-        return None
-    instructions, warps = line.get("other") or next(iter(line.values()))
-    return warps / instructions
+    def performed(self, one: Instruction, issued: float) -> float:
+        """How many warps execute an access that is predicated; for others as often as they are issued."""
+        if not (one.predicated and one.line and one.opcode in _ANCHORS):
+            return issued
+        return self._executed.get(one.line, ("", 0))[1] / self._accesses[one.line]
+
+    def executions(self, block: list[Instruction], before: float) -> tuple[float, bool]:
+        """How many warps execute a block, and whether accesses tell. `before`: of the block before, if nothing tells.
+
+        The assembler unrolls loops and doubles what follows a branch: several accesses may then be one line of the PTX,
+        and which of them ran is not known. Each gets an equal part, so that their sum is right.
+        """
+        anchored: list[float] = []
+        predicated: list[float] = []
+        others: dict[int, list[float]] = collections.defaultdict(list)
+        for one in block:
+            if not one.line:
+                continue
+            name, warps = self._executed.get(one.line, ("", 0))
+            wanted = _ANCHORS.get(one.opcode)
+            if wanted is None:
+                others[self._blocks[one.line]].append(warps / self._blocks[one.line])
+            elif name in wanted or not name:
+                (predicated if one.predicated else anchored).append(warps / self._accesses[one.line])
+            else:
+                raise RooflineError(f"line {one.line} of the PTX is {name}, {one.opcode} in the cubin: not of this PTX")
+        if anchored:
+            return statistics.fmean(anchored), True
+        if others:  # what is in one block alone tells best: the rest may have been moved or made again
+            return statistics.median(others[min(others)]), False
+        return (statistics.fmean(predicated), False) if predicated else (before, False)
 
 
 def _agreement(instructions: list[Instruction], weights: list[float], counts: dict[str, Any]) -> float | None:

@@ -104,7 +104,7 @@ def _load(one: Instruction, space: str, kind: str, address: Reader, writers: lis
 
     def from_space(batch: Batch, lanes: Lanes, addresses: np.ndarray, where: str) -> np.ndarray:
         if where == "shared":
-            _count_shared(batch.counts, lanes, addresses, nbytes)
+            _count_shared(batch.counts, one, lanes, addresses, nbytes)
             return batch.shared.load(lanes, addresses, nbytes, checked=checked)
         if where == "local":
             return batch.local.load(lanes, addresses, nbytes)
@@ -135,7 +135,7 @@ def _store(one: Instruction, space: str, kind: str, address: Reader, readers: li
 
     def to_space(batch: Batch, lanes: Lanes, addresses: np.ndarray, where: str, raw: np.ndarray) -> None:
         if where == "shared":
-            _count_shared(batch.counts, lanes, addresses, nbytes)
+            _count_shared(batch.counts, one, lanes, addresses, nbytes)
             batch.shared.store(lanes, addresses, raw, checked=checked)
         elif where == "local":
             batch.local.store(lanes, addresses, raw)
@@ -181,7 +181,7 @@ def _count_global(counts: Counts, kind: str, lanes: Lanes, addresses: np.ndarray
     traffic.sectors += _distinct(lanes.warp << 52 | addresses >> 5)
 
 
-def _count_shared(counts: Counts, lanes: Lanes, addresses: np.ndarray, nbytes: int) -> None:
+def _count_shared(counts: Counts, one: Instruction, lanes: Lanes, addresses: np.ndarray, nbytes: int) -> None:
     """A warp's access takes as many passes as the most distinct words that any of the 32 banks has to give.
 
     The lanes of 8-byte accesses go in two groups, those of 16-byte accesses in four.
@@ -201,7 +201,9 @@ def _count_shared(counts: Counts, lanes: Lanes, addresses: np.ndarray, nbytes: i
     keys = np.sort(slot.astype(np.int64) << 32 | word.ravel())
     distinct = keys[np.concatenate(([True], np.diff(keys) != 0))] >> 32
     load = np.bincount(distinct, minlength=groups * _WORDS_PER_WAVEFRONT).reshape(groups, -1)
-    counts.shared_wavefronts += int(load.max(axis=1).sum())
+    wavefronts = int(load.max(axis=1).sum())
+    counts.shared_wavefronts += wavefronts
+    counts.conflicts[one.line] += wavefronts - ideal
 
 
 Update = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -224,13 +226,15 @@ _UPDATES: dict[str, Update] = {
 class _Place:
     """Global or shared memory as an atomic update sees it."""
 
-    def __init__(self, batch: Batch, lanes: Lanes, addresses: np.ndarray, shared: bool, nbytes: int) -> None:
+    def __init__(
+        self, batch: Batch, one: Instruction, lanes: Lanes, addresses: np.ndarray, shared: bool, nbytes: int
+    ) -> None:
         self._memory: Memory = batch.memory
         self._batch, self._shared, self._nbytes = batch, shared, nbytes
         self._lanes, self._addresses = lanes, addresses
         if shared:
             batch.shared.begin_atomic(lanes, addresses, nbytes)
-            _count_shared(batch.counts, lanes, addresses, nbytes)
+            _count_shared(batch.counts, one, lanes, addresses, nbytes)
         else:
             _count_global(batch.counts, "atom", lanes, addresses, nbytes)
 
@@ -266,7 +270,7 @@ def _atomic(one: Instruction, operands: Operands) -> Step:
     given = [operands.read(text, kind) for text in rest[1 : 3 if name == "cas" else 2]]
 
     def in_space(batch: Batch, lanes: Lanes, addresses: np.ndarray, values: list[np.ndarray], where: str) -> np.ndarray:
-        place = _Place(batch, lanes, addresses, where == "shared", dtype.itemsize)
+        place = _Place(batch, one, lanes, addresses, where == "shared", dtype.itemsize)
         old = np.empty(lanes.count, dtype)
         for chosen in _rounds(place.keys()):
             before = place.fetch(chosen).view(dtype).reshape(-1)

@@ -14,7 +14,6 @@ from ._kernel import Instruction, Kernel
 
 _SPACES = ("global", "shared", "local", "param", "const")
 _ACCESSES = ("ld", "st", "atom", "red")
-_ONE_TO_ONE = {f"{access}.{space}" for access in _ACCESSES for space in ("global", "shared")} | {"shfl"}
 
 
 def class_of(instruction: Instruction) -> str:
@@ -50,7 +49,7 @@ class Counts:
         traffic: global memory by kind: ``ld``, ``st``, ``atom``.
         touched_bytes: 32 times the distinct sectors that the launch loaded and stored: what DRAM moves at least.
         shared_wavefronts: passes over the banks of shared memory; `shared_ideal` is how many there would be
-            without conflicts.
+            without conflicts, and `conflicts` the difference by line of the PTX.
         inexact: executions, in warps, of instructions whose result the PTX manual leaves open (``.approx``, ``.full``).
     """
 
@@ -63,6 +62,7 @@ class Counts:
         self.touched_bytes = {"ld": 0, "st": 0}
         self.shared_wavefronts = 0
         self.shared_ideal = 0
+        self.conflicts: collections.Counter[int] = collections.Counter()
 
     @property
     def warp_instructions(self) -> dict[str, int]:
@@ -112,21 +112,28 @@ class Counts:
         return [i.text for i, warps in zip(self.kernel.instructions, self.warps.tolist(), strict=True) if not warps]
 
     @property
-    def lines(self) -> dict[str, dict[str, list[int]]]:
-        """By location in the source and class, how many instructions the PTX has there and how many warps executed.
+    def lines(self) -> dict[int, tuple[str, int]]:
+        """By line of the PTX, its class (see `class_of`) and how many warps executed it, wherever it was expanded.
 
-        The classes are those of `class_of` for what machine code has one to one: accesses to global and shared memory
-        and shuffles; ``other`` for the rest.
+        Without those that never were executed.
         """
-        found: dict[str, dict[str, list[int]]] = {}
+        found: dict[int, tuple[str, int]] = {}
         for instruction, warps in zip(self.kernel.instructions, self.warps.tolist(), strict=True):
-            if instruction.location:
-                name = class_of(instruction)
-                line = found.setdefault(instruction.location, {})
-                count = line.setdefault(name if name in _ONE_TO_ONE else "other", [0, 0])
-                count[0] += 1
-                count[1] += warps
+            if instruction.line and warps:
+                before = found.get(instruction.line, ("", 0))[1]
+                found[instruction.line] = class_of(instruction), before + warps
         return found
+
+    @property
+    def conflicts_by_source(self) -> dict[str, int]:
+        """Passes over shared memory that bank conflicts add, by location in the source, most first."""
+        found: collections.Counter[str] = collections.Counter()
+        seen: set[int] = set()
+        for instruction in self.kernel.instructions:
+            if instruction.line in self.conflicts and instruction.line not in seen:
+                found[instruction.location] += self.conflicts[instruction.line]
+                seen.add(instruction.line)
+        return dict(found.most_common())
 
     def summary(self, elements: int) -> dict[str, Any]:
         """Everything as plain numbers, as tools.roofline reads it; `elements` is how many the launch worked on."""
@@ -143,6 +150,7 @@ class Counts:
             "shared_wavefronts": self.shared_wavefronts,
             "shared_ideal": self.shared_ideal,
             "inexact": self.inexact,
+            "conflicts_by_source": self.conflicts_by_source,
             "lines": self.lines,
         }
 

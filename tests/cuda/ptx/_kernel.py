@@ -14,7 +14,7 @@ class Instruction:
     """One instruction: ``@!%p1 ld.global.u32 %r1, [%rd1]`` has the opcode ``ld`` and the modifiers ``global``, ``u32``.
 
     `location` is where it comes from, ``file:line``, or ``file:line<file:line`` with the place that a function was
-    expanded in; empty without ``-lineinfo``.
+    expanded in; empty without ``-lineinfo``. `line` is its line in the text of the PTX, from 1 on.
     """
 
     opcode: str
@@ -23,6 +23,7 @@ class Instruction:
     guard: tuple[str, bool] | None  # the predicate, and whether it is negated
     text: str
     location: str = ""
+    line: int = 0
 
     @property
     def name(self) -> str:

@@ -71,36 +71,41 @@ def load(text: str) -> dict[str, Kernel]:
     """
     files = {number: path.rpartition("/")[2] for number, path in _FILE.findall(text)}
     # the only directive in a body that ends without a semicolon
-    text = _LOCATION.sub(r"\g<0>;", _LINE.sub("", _COMMENT.sub(" ", text)))
+    text = _LOCATION.sub(r"\g<0>;", _LINE.sub("", _COMMENT.sub(_blank, text)))
     bodies: dict[str, _Body] = {}
     variables: dict[str, Variable] = {}
-    for header, content in _top_level(text):
+    for header, content, line in _top_level(text):
         if content is None:
             if re.search(r"\.(?:entry|func|section|alias)\b", header) is None and header.strip():
                 variable = _variable(re.sub(r"^\s*(?:\.(?:visible|extern|weak|common)\s*)+", "", header))
                 variables[variable.name] = variable
         elif re.search(r"\.(?:entry|func)\b", header):
-            body = _body(header, content, files)
+            body = _body(header, content, line, files)
             bodies[body.name] = body
     return {name: _finish(body, bodies, variables) for name, body in bodies.items() if ".entry" in body.header}
 
 
-def _top_level(text: str) -> Iterator[tuple[str, str | None]]:
-    """(declaration, None) for variables and prototypes, (header, content) for what has a body."""
+def _blank(comment: re.Match[str]) -> str:
+    return " " + "\n" * comment[0].count("\n")
+
+
+def _top_level(text: str) -> Iterator[tuple[str, str | None, int]]:
+    """(declaration, None, 0) for variables and prototypes, (header, content, its first line) for what has a body."""
     position, start = 0, 0
     while position < len(text):
         found = re.compile(r"[;{]").search(text, position)
         if found is None:
             return
         if found[0] == ";":
-            yield text[start : found.start()].strip(), None
+            yield text[start : found.start()].strip(), None, 0
             start = position = found.end()
             continue
         end = _closing(text, found.start())
         if "=" in text[start : found.start()]:  # the value of a variable: its semicolon follows
             position = end
             continue
-        yield text[start : found.start()].strip(), text[found.end() : end - 1]
+        line = 1 + text.count("\n", 0, found.end())
+        yield text[start : found.start()].strip(), text[found.end() : end - 1], line
         start = position = end
 
 
@@ -142,13 +147,13 @@ def _constant(word: str, dtype: np.dtype) -> int:
     return int(word, 0) & ((1 << 8 * dtype.itemsize) - 1)
 
 
-def _body(header: str, content: str, files: dict[str, str]) -> _Body:
+def _body(header: str, content: str, line: int, files: dict[str, str]) -> _Body:
     found = re.search(r"\.(entry|func)\s*(\([^)]*\))?\s*([\w$]+)\s*(\(.*?\))?\s*(?:\.|$)", header, re.DOTALL)
     if found is None:
         raise ParseError(f"not the head of a kernel: {header[:200]!r}")
     lists = [[_variable(part) for part in split_operands((found[i] or "()")[1:-1])] for i in (2, 4)]
     body = _Body(found[3], header, results=lists[0], parameters=lists[1])
-    _Reader(body, content, files).run()
+    _Reader(body, content, line, files).run()
     return body
 
 
@@ -156,9 +161,9 @@ def _body(header: str, content: str, files: dict[str, str]) -> _Body:
 class _Reader:
     """Goes through the statements of one body. Names that an inner pair of braces declares get a suffix of their own."""
 
-    def __init__(self, body: _Body, content: str, files: dict[str, str]) -> None:
+    def __init__(self, body: _Body, content: str, line: int, files: dict[str, str]) -> None:
         self._body, self._content, self._files = body, content, files
-        self._location = ""
+        self._location, self._line = "", line
         self._scopes: list[dict[str, str]] = [{}]
         self._opened = 0
 
@@ -166,6 +171,7 @@ class _Reader:
         content, position = self._content, 0
         while True:
             while position < len(content) and content[position].isspace():
+                self._line += content[position] == "\n"
                 position += 1
             if position == len(content):
                 return
@@ -184,6 +190,7 @@ class _Reader:
                 if end < 0:
                     raise ParseError(f"{self._body.name}: no semicolon after {content[position : position + 80]!r}")
                 self._statement(content[position:end].strip())
+                self._line += content.count("\n", position, end)
                 position = end + 1
 
     def _open(self, content: str) -> None:
@@ -227,7 +234,7 @@ class _Reader:
             self._location = "<".join(places)
         elif not text.startswith("."):
             one = instruction(self._resolve(text))
-            self._body.instructions.append(dataclasses.replace(one, location=self._location))
+            self._body.instructions.append(dataclasses.replace(one, location=self._location, line=self._line))
 
 
 def instruction(text: str) -> Instruction:

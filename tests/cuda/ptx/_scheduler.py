@@ -93,7 +93,8 @@ class Scheduler:
 
     def _at(self, error: PtxError, number: int) -> PtxError:
         one = self._program.instructions[number]
-        return type(error)(f"{self._program.kernel.name}, instruction {number} ({one.text}): {error}")
+        place = f" at {one.location}" if one.location else ""
+        return type(error)(f"{self._program.kernel.name}, instruction {number} ({one.text}){place}: {error}")
 
     def _control(self, lanes: Lanes, number: int) -> int | None:
         """Executes an instruction that may part the lanes; the next one's number if they all go on together."""
