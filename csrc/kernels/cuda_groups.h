@@ -26,6 +26,19 @@ COMMPRESS_DEVICE void add_code(uint32_t code, int row, uint32_t& low, uint32_t& 
   if (bit < 32 && bit + B > 32) high |= code >> (32 - bit);
 }
 
+// The same for four times the code.
+template <int B>
+COMMPRESS_DEVICE void add_code4(uint32_t code4, int row, uint32_t& low, uint32_t& high) {
+  const int bit = row * B - 2;
+  if (bit < 0) {
+    low |= code4 >> -bit;
+    return;
+  }
+  if (bit < 32) low |= code4 << bit;
+  if (bit >= 32) high |= code4 << (bit - 32);
+  if (bit < 32 && bit + B + 2 > 32) high |= code4 >> (32 - bit);
+}
+
 // Code number `row` of eight.
 template <int B>
 COMMPRESS_DEVICE uint32_t code_of(uint32_t low, uint32_t high, int row) {

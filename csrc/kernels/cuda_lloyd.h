@@ -33,7 +33,7 @@ COMMPRESS_DEVICE Products careful_codes(const Workspace& w, int n, int sent, Rat
       const auto& tables = LLOYD_TABLES<b.value>;
       const float v = w.y[i] * (LloydMax<b.value>::PER_SIGMA * inverse);
       const Coded c = coded<b.value>(tables, v);
-      if (i < sent) w.codes[i] = static_cast<uint8_t>(c.code);
+      if (i < sent) w.codes[i] = static_cast<uint8_t>(c.code4 / 4);
       product = c.product;
     });
     w.y[i] = product;

@@ -91,7 +91,7 @@ COMMPRESS_DEVICE void code_rows(const LloydTables<B>& tables, const float (&v)[3
     for (int l = 0; l < 4; ++l) {
       const Coded c = coded<B>(tables, v[4 * j + l] * scale);
       product[l] = c.product;
-      add_code<B>(static_cast<uint32_t>(c.code), 2 * (j % 4), low[j / 4][l], high[j / 4][l]);
+      add_code4<B>(static_cast<uint32_t>(c.code4), 2 * (j % 4), low[j / 4][l], high[j / 4][l]);
     }
     *reinterpret_cast<float4*>(y + 32 * j + 16 * ((j & 1) ^ parity)) =
         make_float4(product[0], product[1], product[2], product[3]);
