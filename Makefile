@@ -13,7 +13,7 @@ BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 SOURCES  := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*)
 
-.PHONY: all demo test bench lint format cpptest clean
+.PHONY: all demo test bench lint format cpptest cudatest gpu clean
 .DELETE_ON_ERROR:
 
 all: $(VENV)/.built
@@ -41,6 +41,20 @@ format: $(VENV)/.dev
 # The kernels alone, without torch or Python: every instruction set here, sanitizers, arm64 under emulation.
 cpptest:
 	$(MAKE) -j2 -C tests/cpp check
+
+# The kernels' source for CUDA devices, run on the CPU: plain, under sanitizers, under ThreadSanitizer.
+cudatest:
+	$(MAKE) -C tests/cuda check
+
+# On a machine with a GPU: its tests, the speed of every kernel, and a report in GPU_DIR. PYTHON_GPU: another Python that has torch and this checkout's extension.
+GPU_DIR    ?= reports/gpu
+PYTHON_GPU ?= $(BIN)/python
+gpu:
+ifeq ($(PYTHON_GPU),$(BIN)/python)
+	COMMPRESS_CUDA=1 $(MAKE) $(VENV)/.built $(VENV)/.dev
+endif
+	$(PYTHON_GPU) -m pytest -q tests/gpu
+	$(PYTHON_GPU) -m benchmarks.bench_cuda --out $(GPU_DIR)
 
 clean:
 	rm -rf build $(VENV) commpress/*.so

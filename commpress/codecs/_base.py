@@ -65,6 +65,10 @@ class Codec(abc.ABC):
         pairs = zip(rates.tolist(), numels.tolist(), strict=True)
         return np.array([self.at_rate(rate).payload_nbytes(numel) for rate, numel in pairs], dtype=np.int64)
 
+    def runs_on(self, device: torch.device) -> bool:
+        """Whether tensors on this device can be encoded and decoded: the CPU, and for some codecs CUDA devices."""
+        return device.type == "cpu"
+
     @property
     def needs_side(self) -> bool:
         """Whether ``decode`` needs side information."""
@@ -148,9 +152,9 @@ class Codec(abc.ABC):
         """Encodes ``gain * x``.
 
         Args:
-            x: floating-point CPU tensor of any shape and strides, read in row-major order.
+            x: floating-point tensor of any shape and strides, read in row-major order, on a device that the codec :meth:`runs_on`. On CUDA nothing waits for the device.
             key: what all randomness is derived from.
-            out: 1-D contiguous uint8 tensor of exactly ``payload_nbytes`` to write to; made if None.
+            out: 1-D contiguous uint8 tensor of exactly ``payload_nbytes`` to write to, on the same device; made if None.
             offset: index of x's first coordinate in the whole tensor, a multiple of ``BLOCK``.
             gain: positive factor, free of cost.
 
@@ -160,20 +164,22 @@ class Codec(abc.ABC):
         Raises:
             TensorError: ``x`` or ``out`` is not of an accepted kind. SpecError: ``offset`` or ``gain`` is out of range.
         """
-        _check_values(x, "x")
+        self._check_values(x, "x")
         self.check_offset(offset)
         _check_gain(gain)
         nbytes = self.payload_nbytes(x.numel(), offset=offset, dtype=x.dtype)
         if out is None:
-            out = torch.empty(nbytes, dtype=torch.uint8)
+            out = torch.empty(nbytes, dtype=torch.uint8, device=x.device)
         elif (
             out.dtype != torch.uint8
             or out.dim() != 1
             or not out.is_contiguous()
             or out.numel() != nbytes
-            or out.device.type != "cpu"
+            or out.device != x.device
         ):
-            raise TensorError(f"out must be a contiguous 1-D uint8 CPU tensor of {nbytes} bytes, got {_describe(out)}")
+            raise TensorError(
+                f"out must be a contiguous 1-D uint8 tensor of {nbytes} bytes on {x.device}, got {_describe(out)}"
+            )
         if x.numel():
             self._encode(x.detach().reshape(-1).contiguous(), key, out, offset, gain)
         return out
@@ -195,7 +201,7 @@ class Codec(abc.ABC):
         Args:
             payload: 1-D uint8 tensor of exactly ``payload_nbytes(out.numel())``.
             key: the encoder's.
-            out: floating-point CPU tensor; its number of elements is what bounds the work.
+            out: floating-point tensor; its number of elements is what bounds the work. On CUDA the call waits for the device.
             accumulate, gain, beta: as above; ``beta`` is ignored without ``accumulate``.
             offset: the encoder's.
             side: side information, a floating-point CPU tensor of ``out``'s shape, in any scale; needed by codecs that say so, refused by the others.
@@ -207,17 +213,17 @@ class Codec(abc.ABC):
             WireError: the payload has the wrong size or an invalid scale; ``out`` is untouched.
             TensorError: ``out``, ``payload`` or ``side`` is not of an accepted kind, or ``side`` is missing. SpecError: ``offset`` or ``gain`` is out of range.
         """
-        _check_values(out, "out")
+        self._check_values(out, "out")
         self.check_offset(offset)
         _check_gain(gain)
-        if payload.dtype != torch.uint8 or payload.dim() != 1 or payload.device.type != "cpu":
-            raise TensorError(f"a payload is a 1-D uint8 CPU tensor, got {_describe(payload)}")
+        if payload.dtype != torch.uint8 or payload.dim() != 1 or payload.device != out.device:
+            raise TensorError(f"a payload is a 1-D uint8 tensor, here on {out.device}, got {_describe(payload)}")
         nbytes = self.payload_nbytes(out.numel(), offset=offset, dtype=out.dtype)
         if payload.numel() != nbytes:
             raise WireError(f"a {self} payload of {out.numel()} coordinates has {nbytes} bytes, got {payload.numel()}")
         payload = payload.contiguous()
         if side is not None:
-            _check_values(side, "side")
+            self._check_values(side, "side")
             if side.shape != out.shape:
                 raise TensorError(f"side must have the shape of out, {tuple(out.shape)}, got {tuple(side.shape)}")
         if out.numel() == 0:
@@ -231,6 +237,17 @@ class Codec(abc.ABC):
         if not out.is_contiguous():
             out.detach().copy_(flat.view(out.shape))
         return out
+
+    def _check_values(self, t: torch.Tensor, name: str) -> None:
+        if not isinstance(t, torch.Tensor) or not t.dtype.is_floating_point or t.layout != torch.strided:
+            what = f"{t.layout} {t.dtype}" if isinstance(t, torch.Tensor) else type(t).__name__
+            raise TensorError(
+                f"{name} must be a dense floating-point tensor, got {what} (complex tensors: torch.view_as_real)"
+            )
+        if t.device.type != "cpu" and not self.runs_on(t.device):
+            raise TensorError(
+                f"{name} is on {t.device}, where {self} has no kernels in this build (docs/cuda.md says which codecs do): move it to the CPU"
+            )
 
     def decode_sum(
         self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
@@ -285,18 +302,6 @@ class Codec(abc.ABC):
 
 def _describe(t: torch.Tensor) -> str:
     return f"{t.dtype} of shape {tuple(t.shape)} on {t.device}"
-
-
-def _check_values(t: torch.Tensor, name: str) -> None:
-    if not isinstance(t, torch.Tensor) or not t.dtype.is_floating_point or t.layout != torch.strided:
-        what = f"{t.layout} {t.dtype}" if isinstance(t, torch.Tensor) else type(t).__name__
-        raise TensorError(
-            f"{name} must be a dense floating-point tensor, got {what} (complex tensors: torch.view_as_real)"
-        )
-    if t.device.type != "cpu":
-        raise TensorError(
-            f"{name} is on {t.device}: this version encodes on the CPU only; its CUDA kernels come in a later one"
-        )
 
 
 def _check_gain(gain: float) -> None:

@@ -10,6 +10,7 @@ from typing import final
 import torch
 
 from commpress import ops
+from commpress.codecs import _device
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
 from commpress.codecs._none import NoneCodec
@@ -58,6 +59,7 @@ class LayeredCodec(Codec):
         self._cuts: dict[tuple[int, int, int], list[int]] = {}
         self._sizes: dict[tuple[int, int, torch.dtype], int] = {}
         self._plans: dict[tuple[int, int, torch.dtype], list[_Part]] = {}
+        self._device_tables: dict[tuple[int, int, torch.device], ops.DeviceTable] = {}
 
     @property
     def layers(self) -> tuple[tuple[int, Codec], ...]:
@@ -192,8 +194,29 @@ class LayeredCodec(Codec):
             self._tables[place] = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 6)
         return self._tables[place]
 
+    def runs_on(self, device: torch.device) -> bool:
+        return all(codec.runs_on(device) for _, codec in self._layers)
+
+    def _device_table(self, offset: int, numel: int, like: torch.Tensor) -> ops.DeviceTable | None:
+        """The same for the CUDA kernels."""
+        place = (offset, numel, like.device)
+        if not like.is_cuda or not self._uniform or like.dtype != torch.float32 or not numel:
+            return None
+        if place not in self._device_tables:
+            layers = []
+            for i, codec, values, inner, part in self._bytes(offset, numel, like.dtype):
+                kind = (codec.family, codec.rate, codec.centroid) if isinstance(codec, QuantisingCodec) else (0, 0, 0)
+                size, nbytes = values.stop - values.start, part.stop - part.start
+                layers.append((*map(int, kind), (i + 1) * _TENSOR_STEP, inner, size, nbytes))
+            self._device_tables[place] = ops.device_table(layers, like.device)
+        return self._device_tables[place]
+
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
-        table = self._table(offset, x.numel(), x.dtype)
+        device_table = self._device_table(offset, x.numel(), x)
+        if device_table is not None:
+            _device.encode(device_table, x, key, out, gain)
+            return
+        table = None if x.is_cuda else self._table(offset, x.numel(), x.dtype)
         if table is not None:
             ops.encode_layers(x, out, table, seed=key.seed, words=key.words(), gain=gain)
             return
@@ -210,7 +233,20 @@ class LayeredCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
-        table = self._table(offset, out.numel(), out.dtype)
+        device_table = self._device_table(offset, out.numel(), out)
+        if device_table is not None:
+            _device.decode(
+                device_table,
+                [payload],
+                [key],
+                out,
+                accumulate=accumulate,
+                gain=gain,
+                beta=beta,
+                corrupt=lambda _: self._corrupt("a layer"),
+            )
+            return
+        table = None if out.is_cuda else self._table(offset, out.numel(), out.dtype)
         if table is not None:
             words = key.words()
             if not ops.decode_layers(
@@ -232,7 +268,19 @@ class LayeredCodec(Codec):
         offset: int = 0,
         beta: float = 1.0,
     ) -> bool:
-        table = self._table(offset, values.numel(), values.dtype)
+        device_table = self._device_table(offset, values.numel(), values)
+        if device_table is not None and key.of_same_tensor(keys):
+            return _device.reduce(
+                device_table,
+                payloads,
+                keys,
+                key,
+                values=values,
+                out=out,
+                beta=beta,
+                corrupt=lambda i: self._corrupt(f"a layer in the payload of rank {keys[i].sender}"),
+            )
+        table = None if values.is_cuda else self._table(offset, values.numel(), values.dtype)
         if table is not None and key.of_same_tensor(keys):
             senders = [k.words()[1] for k in keys]
             status = ops.reduce_layers(
@@ -258,7 +306,17 @@ class LayeredCodec(Codec):
         self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
     ) -> bool:
         first = keys[0]
-        table = self._table(offset, out.numel(), out.dtype)
+        device_table = self._device_table(offset, out.numel(), out)
+        if device_table is not None and first.of_same_tensor(keys):
+            return _device.decode(
+                device_table,
+                payloads,
+                keys,
+                out,
+                accumulate=False,
+                corrupt=lambda i: self._corrupt(f"a layer in the payload of rank {keys[i].sender}"),
+            )
+        table = None if out.is_cuda else self._table(offset, out.numel(), out.dtype)
         if table is not None and first.of_same_tensor(keys):
             senders = [k.words()[1] for k in keys]
             status = ops.decode_sum_layers(

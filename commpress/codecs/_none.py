@@ -29,6 +29,9 @@ class NoneCodec(Codec):
     def lossless(self) -> bool:
         return True
 
+    def runs_on(self, device: torch.device) -> bool:
+        return device.type in ("cpu", "cuda")  # torch itself does all there is to do
+
     def for_feedback(self) -> Codec:
         return self
 
@@ -52,7 +55,7 @@ class NoneCodec(Codec):
         beta: float,
     ) -> None:
         # A payload may begin at any byte of a buffer: copying aligns it.
-        values = torch.empty(out.numel(), dtype=out.dtype)
+        values = torch.empty(out.numel(), dtype=out.dtype, device=out.device)
         values.view(torch.uint8).copy_(payload)
         if gain != 1.0:
             values.mul_(gain)

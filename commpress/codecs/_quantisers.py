@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from commpress import ops
+from commpress.codecs import _device
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
 from commpress.codecs._spec import RATE_ONE, Spec, check_rate, format_rate, parse_rate
@@ -82,7 +83,17 @@ class QuantisingCodec(Codec):
         both = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in (rates, numels))
         return ops.payload_nbytes_each(self.family, self.centroid, *both).numpy()
 
+    def runs_on(self, device: torch.device) -> bool:
+        return _device.runs_on(device)
+
+    def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
+        nbytes = self.payload_nbytes(numel, offset=offset)
+        return ops.device_table([(self.family, self.rate, self.centroid, 0, offset, numel, nbytes)], device)
+
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        if x.is_cuda:
+            _device.encode(self._device_table(x.numel(), offset, x.device), x, key, out, gain)
+            return
         x = x.to(torch.float32)
         ops.encode(
             x,
@@ -106,6 +117,19 @@ class QuantisingCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
+        if out.is_cuda:
+            table = self._device_table(out.numel(), offset, out.device)
+            _device.decode(
+                table,
+                [payload],
+                [key],
+                out,
+                accumulate=accumulate,
+                gain=gain,
+                beta=beta,
+                corrupt=lambda _: self._corrupt("the payload"),
+            )
+            return
         work = out.to(torch.float32)
         block = ops.decode(
             payload,
@@ -136,7 +160,19 @@ class QuantisingCodec(Codec):
         offset: int = 0,
         beta: float = 1.0,
     ) -> bool:
-        one_pass = values.dtype == torch.float32 and values.numel() > 0
+        if values.is_cuda and values.numel() > 0 and key.of_same_tensor(keys):
+            table = self._device_table(values.numel(), offset, values.device)
+            return _device.reduce(
+                table,
+                payloads,
+                keys,
+                key,
+                values=values,
+                out=out,
+                beta=beta,
+                corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
+            )
+        one_pass = values.dtype == torch.float32 and values.numel() > 0 and not values.is_cuda
         if not (one_pass and key.of_same_tensor(keys)):
             return super().reduce(payloads, keys, key, values=values, out=out, offset=offset, beta=beta)
         status = ops.reduce(
@@ -160,7 +196,17 @@ class QuantisingCodec(Codec):
         self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
     ) -> bool:
         first = keys[0]
-        one_pass = out.dtype == torch.float32 and out.numel() > 0
+        if out.is_cuda and out.numel() > 0 and first.of_same_tensor(keys):
+            table = self._device_table(out.numel(), offset, out.device)
+            return _device.decode(
+                table,
+                payloads,
+                keys,
+                out,
+                accumulate=False,
+                corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
+            )
+        one_pass = out.dtype == torch.float32 and out.numel() > 0 and not out.is_cuda
         if not (one_pass and first.of_same_tensor(keys)):
             return super().decode_sum(payloads, keys, out=out, offset=offset)
         status = ops.decode_sum(

@@ -43,7 +43,9 @@ def _even(family: int, rate: int) -> tuple[int, int]:
 
 def device_table(layers: list[tuple[int, int, int, int, int, int, int]], device: torch.device) -> DeviceTable:
     """From (family, rate, centroid, number added to the key's tensor, offset, coordinates, payload bytes) of each layer, in order."""
-    rows, units, first, byte, families = [], [], 0, 0, 0
+    rows: list[list[int]] = []
+    units: list[int] = []
+    first = byte = families = 0
     for i, (family, rate, centroid, tensor, offset, numel, nbytes) in enumerate(layers):
         rows.append([family, rate, centroid, tensor, offset, numel, first, byte, len(units), *_even(family, rate)])
         units += [i] * -(-numel // BLOCK)

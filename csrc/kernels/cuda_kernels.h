@@ -14,7 +14,7 @@ COMMPRESS_DEVICE bool is_mine(int family) {
 // Blocks of threads that a multiprocessor should hold at least; the compiler keeps registers few enough for that.
 template <int FAMILY>
 struct Resident {
-  static constexpr int ENCODERS = FAMILY == UNIFORM ? 5 : 4, DECODERS = FAMILY == UNIFORM ? 5 : 4;
+  static constexpr int ENCODERS = FAMILY == UNIFORM ? 5 : 3, DECODERS = FAMILY == UNIFORM ? 4 : 3;
 };
 constexpr int BLOCKS_PER_PROCESSOR = 8;  // in a grid: as many as can be resident, whatever the kernel
 
