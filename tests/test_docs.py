@@ -31,6 +31,8 @@ STAND_INS = {
     "make lint": "make --dry-run lint",
     "make format": "make --dry-run format",
     "make cpptest": "make --dry-run cpptest",
+    "make cudatest": "make --dry-run cudatest",
+    "make gpu": "make --dry-run gpu",
     "make bench": f"{sys.executable} -m benchmarks --quick",
     "bash .ci/run": "bash -n .ci/run",
 }
