@@ -102,6 +102,20 @@ __global__ void collective_in_both_branches(Words words) {
   own(words) = result;
 }
 
+// To a GPU two instances of a template are different instructions, though they stand on one line. Only compilers that
+// know std::source_location tell them apart here.
+template <int>
+__device__ unsigned neighbour(unsigned value) {
+  return __shfl_xor_sync(ALL, value, 1);
+}
+template <bool FAULT>
+__global__ void instances_of_a_template(Words words) {
+  if (!FAULT || lane() % 2)
+    own(words) = neighbour<1>(lane());
+  else
+    own(words) = neighbour<2>(lane());
+}
+
 template <bool FAULT>
 __global__ void shuffle_from_outside_of_mask(Words words) {
   if (lane() < 16) own(words) = __shfl_sync(0x0000FFFFu, threadIdx.x, FAULT ? 16 : 15);
@@ -288,6 +302,7 @@ const Fault FAULTS[] = {
     FAULT(different_overlapping_masks, EVERY),
     FAULT(different_collectives, EVERY),
     FAULT(collective_in_both_branches, EVERY),
+    FAULT(instances_of_a_template, "plain sanitize"),
     FAULT(shuffle_from_outside_of_mask, EVERY),
     FAULT(shuffle_too_far, EVERY),
     FAULT(deadlock, EVERY),

@@ -187,7 +187,9 @@ void renew_memory(Block& block, unsigned threads) {
   block.arena = block.memory + threads * STACK_STRIDE;
   block.arena += -reinterpret_cast<uintptr_t>(block.arena) % RED_ZONE;
   block.order_words = reinterpret_cast<uint64_t*>(block.arena + ARENA_NBYTES);
-  block.fibers.assign(threads, Fiber{});
+  // Not assigned as wholes: that may be a call of memcpy, which ThreadSanitizer would take for a kernel's access.
+  if (block.fibers.size() < threads) block.fibers = std::vector<Fiber>(threads);
+  for (Fiber& fiber : block.fibers) fiber.context = Context{};
 }
 
 void start_block(Block& block, uint64_t number) {

@@ -1,0 +1,72 @@
+"""What needs no GPU of the codecs' way to CUDA kernels: tables of layers, and errors."""
+
+import pytest
+import torch
+
+import commpress
+from commpress import ops
+from commpress.codecs import LayeredCodec
+from commpress.errors import TensorError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("rate", [1_000_000, 2_000_000, 2_500_000, 7_999_999, 8_000_000, 300_000])
+@pytest.mark.parametrize("name", ["uniform", "lloyd", "hadamard+lloyd"])
+def test_bytes_of_whole_blocks_are_the_codecs(name, rate):
+    codec = commpress.codec(f"{name}:{rate / 1e6:.6f}")
+    table = ops.device_table([(codec.family, codec.rate, 0, 0, 0, 5000, codec.payload_nbytes(5000))], CPU)
+    (row,) = table.rows.tolist()
+    bits, nbytes = row[9:]
+    if rate % 1_000_000:
+        assert (bits, nbytes) == (0, 0)
+    else:
+        assert (bits, nbytes) == (rate // 1_000_000, codec.payload_nbytes(4096))
+    assert (table.blocks, table.nbytes, table.units) == (2, codec.payload_nbytes(5000), None)
+
+
+def test_every_block_knows_its_layer():
+    layers = [
+        (0, 0, 0, 65536, 0, 4097, 4 * 4097),
+        (3, 4_000_000, 0, 131072, 8192, 100, 52),
+        (1, 0, 0, 7, 0, 12288, 24576),
+    ]
+    table = ops.device_table(layers, CPU)
+    assert table.units.tolist() == [0, 0, 1, 2, 2, 2]
+    assert table.rows[:, 6].tolist() == [0, 4097, 4197]  # first value
+    assert table.rows[:, 7].tolist() == [0, 16388, 16440]  # first byte
+    assert table.rows[:, 8].tolist() == [0, 2, 3]  # blocks before
+    assert table.rows[:, 10].tolist() == [16384, 2064, 8192]
+    assert (table.blocks, table.nbytes, table.families) == (6, 16440 + 24576, 0b1011)
+
+
+@pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:2", "trellis:2", "topk:0.1"])
+def test_devices_without_kernels_are_refused(spec):
+    codec, key = commpress.codec(spec), commpress.Key()
+    assert codec.runs_on(CPU)
+    assert not codec.runs_on(torch.device("meta"))
+    with pytest.raises(TensorError, match="is on meta, where .* has no kernels"):
+        codec.encode(torch.empty(10, device="meta"), key)
+    with pytest.raises(TensorError, match="is on meta"):
+        codec.decode(torch.empty(codec.payload_nbytes(10), dtype=torch.uint8), key, out=torch.empty(10, device="meta"))
+    with pytest.raises(TensorError, match="here on cpu"):
+        codec.decode(torch.empty(codec.payload_nbytes(10), dtype=torch.uint8, device="meta"), key, out=torch.empty(10))
+
+
+def test_which_codecs_have_cuda_kernels():
+    cuda = torch.device("cuda")
+    built = ops.cuda_built()
+    for spec in ("uniform:3", "lloyd:2", "hadamard+lloyd:0.5", "cast:fp16"):
+        assert commpress.codec(spec).runs_on(cuda) is built
+    for spec in ("trellis:2", "bitshift:1", "ecsq:1", "topk:0.1", "mxfp4", "homomorphic:4"):
+        assert not commpress.codec(spec).runs_on(cuda)
+    mixed = LayeredCodec([(10, commpress.codec("uniform:4")), (10, commpress.codec("mxfp4"))])
+    assert not mixed.runs_on(cuda)
+    assert LayeredCodec([(10, commpress.codec("uniform:4")), (5, commpress.codec("none"))]).runs_on(cuda) is built
+
+
+def test_operators_refuse_tensors_that_are_not_on_a_device():
+    codec = commpress.codec("uniform:4")
+    table = ops.device_table([(3, 4_000_000, 0, 0, 0, 100, codec.payload_nbytes(100))], CPU)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        ops.encode_table(torch.zeros(100), torch.empty(table.nbytes, dtype=torch.uint8), table, seed=0, words=(0, 0, 0))
