@@ -235,10 +235,10 @@ COMMPRESS_DEVICE bool rotated_encode_fast(const Workspace& w, const LloydTables<
   if (t == 0) {
     const uint32_t scale = lloyd_scale(energy, deviation, p, q, static_cast<float>(BLOCK), at.codec.centroid, 0, gain);
     store_word(scale, out);
-    w.scratch[1] = scale;
+    w.scratch[8] = scale;  // beyond what the careful way of a next block writes at once
   }
   __syncthreads();
-  return w.scratch[1] != 0;  // a block that rounds to nothing has no codes
+  return w.scratch[8] != 0;  // a block that rounds to nothing has no codes
 }
 
 // ---- decode. First 16, 32, 64 and 1, 2: a thread has eight rows of four lanes; 128, 4 and 8 between threads. Then
