@@ -1,0 +1,454 @@
+"""Mutants of the CUDA kernels: does test_kernels catch bugs of the kinds that kernels have?
+
+    python tests/cuda/mutants.py [--builds plain,sanitize,threads] [NAME ...]
+
+Each mutant below replaces one text of a file csrc/kernels/cuda_*.h. A copy of those files with the change is compiled into build/mutants/NAME and linked with
+the objects of `make -C tests/cuda`; then test_kernels runs in the builds in turn until one catches it. Prints what caught each; the exit status is 1 if fewer
+than 95 % are caught. A text that is not found exactly once is an error, as is a mutant that does not compile and a test that fails without any mutant.
+
+Mutants that change nothing that can be observed are left out: among them barriers that another one makes redundant in every present caller
+(the last ones of block_largest, fold, fill_tables and deliver_all).
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+KERNELS = ROOT / "csrc" / "kernels"
+OUT = ROOT / "build" / "mutants"
+NEEDED = 0.95
+TIMEOUT = 120
+# Arguments of test_kernels: seed, order, blocks in flight, every how many-th case.
+RUNS = {
+    "plain": [(1, 0, 1, 3), (2, 1, 4, 3), (3, 2, 4, 1)],
+    "sanitize": [(4, 0, 1, 3), (5, 2, 8, 5)],
+    "threads": [(6, 0, 1, 20), (7, 2, 8, 20), (8, 2, 8, 9)],
+}
+CAUGHT = [
+    (r"simt: ERROR", "simt error"),
+    (r"ERROR: AddressSanitizer", "ASan"),
+    (r"runtime error", "UBSan"),
+    (r"ThreadSanitizer: data race", "race"),
+    (r"FAILED: .*(before|behind) the buffer", "guard"),
+    (r"FAILED: ", "mismatch"),
+]
+
+
+class Error(Exception):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str  # of csrc/kernels
+    text: str
+    replacement: str
+
+    def apply(self, source: str) -> str:
+        if source.count(self.text) != 1:
+            raise Error(f"{self.name}: its text is in {self.file} {source.count(self.text)} times, not once:\n{self.text}")
+        return source.replace(self.text, self.replacement)
+
+
+SYNC = "__syncthreads();"
+MUTANTS = [
+    # ---- barriers ----
+    Mutant(
+        "largest_within_warp",
+        "cuda_device.h",
+        "scratch[thread() / 32] = value;\n  __syncthreads();",
+        "scratch[thread() / 32] = value;\n  __syncwarp();",
+    ),
+    Mutant(
+        "fold_within_warp",
+        "cuda_block.h",
+        "w.sums[thread()] = accumulator;\n  __syncthreads();",
+        "w.sums[thread()] = accumulator;\n  __syncwarp();",
+    ),
+    Mutant(
+        "fold_barrier_in_one_warp",
+        "cuda_block.h",
+        "w.scratch[0] = bits_of(sum);\n  }\n  __syncthreads();",
+        "w.scratch[0] = bits_of(sum);\n    __syncthreads();\n  }",
+    ),
+    Mutant(
+        "butterflies_within_warp",
+        "cuda_block.h",
+        "w.y[i + stride] = a - b;\n    }\n    __syncthreads();",
+        "w.y[i + stride] = a - b;\n    }\n    __syncwarp();",
+    ),
+    Mutant(
+        "signs_used_at_once",
+        "cuda_block.h",
+        "fill_signs_by(thread(), w.signs, key, purpose, index, n);\n  __syncthreads();",
+        "fill_signs_by(thread(), w.signs, key, purpose, index, n);",
+    ),
+    Mutant(
+        "codes_summed_within_warp",
+        "cuda_lloyd.h",
+        "w.y[i] = product;\n  }\n  __syncthreads();",
+        "w.y[i] = product;\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "piece_overwritten_while_stored",
+        "cuda_lloyd.h",
+        "store_bytes(w.staged, 0, nbytes, out);\n  __syncthreads();",
+        "store_bytes(w.staged, 0, nbytes, out);",
+    ),
+    Mutant(
+        "levels_over_bytes_still_read",
+        "cuda_lloyd.h",
+        "__syncthreads();  // the bytes may lie where the levels go",
+        "__syncwarp();",
+    ),
+    Mutant(
+        "next_sender_over_values_still_read",
+        "cuda_lloyd.h",
+        "finite_product(w.y[i], factor), sink);\n  __syncthreads();",
+        "finite_product(w.y[i], factor), sink);",
+    ),
+    Mutant(
+        "lloyd_chosen_marked_while_cleared",
+        "cuda_lloyd.h",
+        "w.codes[i] = 0;\n    __syncthreads();",
+        "w.codes[i] = 0;",
+    ),
+    Mutant("run_packed_before_coded", "cuda_uniform.h", "__syncwarp();\n  pack_run", "pack_run"),
+    Mutant(
+        "runs_stored_within_warp",
+        "cuda_uniform.h",
+        "__syncthreads();\n  return byte;",
+        "__syncwarp();\n  return byte;",
+    ),
+    Mutant(
+        "list_entry_before_zeros",
+        "cuda_uniform.h",
+        "return false;\n    __syncwarp();\n    for (int e",
+        "return false;\n    for (int e",
+    ),
+    Mutant(
+        "care_in_divergent_code",
+        "cuda_uniform.h",
+        "if (__syncthreads_or(care)) return false;",
+        "if (care) return false;\n  __syncthreads();",
+    ),
+    Mutant(
+        "uniform_stored_within_warp",
+        "cuda_uniform.h",
+        "__syncthreads();\n  store_bytes(staged, 0, groups",
+        "__syncwarp();\n  store_bytes(staged, 0, groups",
+    ),
+    Mutant(
+        "uniform_next_sender_over_staged",
+        "cuda_uniform.h",
+        "if (sender) __syncthreads();",
+        "if (sender) __syncwarp();",
+    ),
+    Mutant(
+        "uniform_staged_within_warp",
+        "cuda_uniform.h",
+        "groups.byte[BLOCK / GROUP], staged);\n    __syncthreads();",
+        "groups.byte[BLOCK / GROUP], staged);\n    __syncwarp();",
+    ),
+    Mutant(
+        "energy_chain_within_warp",
+        "cuda_rotated.h",
+        "    }\n    __syncthreads();\n  }\n  float all",
+        "    }\n    __syncwarp();\n  }\n  float all",
+    ),
+    Mutant(
+        "exchange_without_barrier",
+        "cuda_rotated.h",
+        "= v[4 * k + row];\n  }\n  __syncthreads();",
+        "= v[4 * k + row];\n  }",
+    ),
+    Mutant(
+        "rotated_stored_within_warp",
+        "cuda_rotated.h",
+        "__syncthreads();\n  store_bytes(w.staged, 12",
+        "__syncwarp();\n  store_bytes(w.staged, 12",
+    ),
+    Mutant("rotated_next_sender_over_staged", "cuda_rotated.h", "if (sender) __syncthreads();", ""),
+    Mutant(
+        "plain_stored_within_warp",
+        "cuda_kernels.h",
+        "to_bf16(value * gain);\n  }\n  __syncthreads();",
+        "to_bf16(value * gain);\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "plain_overwritten_while_stored",
+        "cuda_kernels.h",
+        "(raw ? 4 : 2) * at.n, out);\n  __syncthreads();",
+        "(raw ? 4 : 2) * at.n, out);",
+    ),
+    Mutant(
+        "next_unit_over_groups_when_encoding",
+        "cuda_kernels.h",
+        "    }\n    __syncthreads();\n  }\n}\n\n// ---- decode ----",
+        "    }\n  }\n}\n\n// ---- decode ----",
+    ),
+    Mutant(
+        "next_unit_over_groups_when_decoding",
+        "cuda_kernels.h",
+        "at.byte, to, delivery, report);\n          __syncthreads();",
+        "at.byte, to, delivery, report);",
+    ),
+    Mutant(
+        "next_unit_over_groups_when_unrotating",
+        "cuda_kernels.h",
+        "sources, at, to, delivery, report);\n          __syncthreads();",
+        "sources, at, to, delivery, report);",
+    ),
+    # ---- warps ----
+    Mutant("half_mask", "cuda_device.h", "__reduce_max_sync(ALL_LANES, value)", "__reduce_max_sync(0xFFFFu, value)"),
+    Mutant("shuffle_of_lanes_that_left", "cuda_layers.h", "if (t >= 32) return;", "if (t >= count) return;"),
+    Mutant("scan_stops_early", "cuda_layers.h", "step < count; step *= 2", "step < count / 2; step *= 2"),
+    Mutant("group_maximum_of_whole_warp", "cuda_uniform.h", "step < 16; step *= 2", "step < 32; step *= 2"),
+    Mutant("ballot_of_both_groups", "cuda_uniform.h", "0xFFFFu << (thread() % 32 / 16 * 16)", "ALL_LANES"),
+    Mutant(
+        "energy_from_wrong_half",
+        "cuda_rotated.h",
+        "__shfl_sync(ALL_LANES, sum[m], lane)",
+        "__shfl_sync(ALL_LANES, sum[m], lane + 16)",
+    ),
+    Mutant(
+        "total_of_wrong_width",
+        "cuda_rotated.h",
+        "__shfl_down_sync(ALL_LANES, all, width, 16)",
+        "__shfl_down_sync(ALL_LANES, all, width, 8)",
+    ),
+    Mutant(
+        "butterfly_of_wrong_distance",
+        "cuda_rotated.h",
+        "__shfl_xor_sync(ALL_LANES, v[i], step)",
+        "__shfl_xor_sync(ALL_LANES, v[i], 3 - step)",
+    ),
+    Mutant("verdict_of_one_thread", "cuda_uniform.h", "valid = !__syncthreads_or(!valid);", SYNC),
+    # ---- bounds and alignment ----
+    Mutant("wide_store_at_half_alignment", "cuda_bytes.h", "(to) & 15)", "(to) & 7)"),
+    Mutant("store_lacks_last_byte", "cuda_bytes.h", "+ thread(); i < n; i +=", "+ thread(); i < n - 1; i +="),
+    Mutant("store_one_byte_more", "cuda_bytes.h", "+ thread(); i < n; i +=", "+ thread(); i <= n; i +="),
+    Mutant("store_begins_at_its_word", "cuda_bytes.h", "shift = 8 * ((start + head) % 4);", "shift = 0;"),
+    Mutant("load_past_the_end", "cuda_bytes.h", "w > 0 && 4 * w + 8 <= n", "w > 0 && 4 * w + 4 <= n"),
+    Mutant("load_whole_words_only", "cuda_bytes.h", "w < (n + 3) / 4", "w < n / 4"),
+    Mutant("load_ignores_alignment", "cuda_bytes.h", "if (shift == 0 && 4 * w + 4 <= n)", "if (4 * w + 4 <= n)"),
+    Mutant("staging_too_small", "cuda_bytes.h", "(64 * 8 + 2) / 4 + 4;", "(64 * 6 + 2) / 4 + 4;"),
+    Mutant("pack_lacks_last_byte", "cuda_bytes.h", "byte < nbytes; byte += step", "byte < nbytes - 1; byte += step"),
+    Mutant("list_position_at_the_end", "cuda_uniform.h", "position < n &&", "position <= n &&"),
+    Mutant(
+        "uniform_wide_access_unaligned",
+        "cuda_uniform.h",
+        "const bool aligned = aligned_for_four(out);",
+        "const bool aligned = true;",
+    ),
+    Mutant(
+        "rotated_wide_access_unaligned",
+        "cuda_rotated.h",
+        "const bool aligned = aligned_for_four(out);",
+        "const bool aligned = true;",
+    ),
+    Mutant("input_wide_access_unaligned", "cuda_values.h", "(INPUT == FLOAT32 ? 16 : 8) == 0", "4 == 0"),
+    Mutant("cell_past_the_table", "cuda_lloyd_tables.h", "a < last ? a : last", "a"),
+    Mutant("tail_block_as_a_whole", "cuda_kernels.h", "const bool whole = at.n == BLOCK &&", "const bool whole = at.n > 4000 &&"),
+    Mutant("one_bit_levels_left_out", "cuda_kernels.h", "int i = 2 + thread(); i < 32", "int i = 4 + thread(); i < 32"),
+    # ---- random numbers ----
+    Mutant("signs_of_wrong_index", "cuda_block.h", "static_cast<uint32_t>(index / 128)", "static_cast<uint32_t>(index / 64)"),
+    Mutant("second_rotation_as_first", "cuda_lloyd.h", "if (twice) careful_rotate(w, key, ROTATE_SECOND", "if (twice) careful_rotate(w, key, ROTATE_FIRST"),
+    Mutant("rounding_by_thread", "cuda_uniform.h", "static_cast<uint64_t>(index + i))", "static_cast<uint64_t>(index + lane))"),
+    Mutant("rounding_of_wrong_counter", "cuda_uniform.h", "philox(key, ROUND, counter + 1)", "philox(key, ROUND, counter + 2)"),
+    Mutant("rounding_of_wrong_purpose", "cuda_uniform.h", "philox(key, ROUND, counter),", "philox(key, ROTATE_FIRST, counter),"),
+    Mutant("rounding_ignores_index", "cuda_uniform.h", "(index + 512 * at.group) / 16", "(512 * at.group) / 16"),
+    Mutant("signs_filled_by_nobody", "cuda_rotated.h", "fill_signs_by(thread() - 32,", "fill_signs_by(thread(),"),
+    Mutant("tensor_of_layer_forgotten", "cuda_layers.h", "place.key.tensor += static_cast<uint32_t>(layer.tensor);", ""),
+    Mutant("step_ignored", "cuda_layers.h", "if (job.step) place", "if (false) place"),
+    Mutant("sender_ignored", "cuda_kernels.h", "at.key.sender_phase = sources.sender_phase[sender];", ""),
+    Mutant("piece_index_stays", "cuda_lloyd.h", "x = x.from(size);\n    index += size;", "x = x.from(size);"),
+    # ---- layers ----
+    Mutant("layer_of_another_unit", "cuda_layers.h", "job.layer_of_unit[unit]", "job.layer_of_unit[blockIdx.x]"),
+    Mutant("offset_of_layer_forgotten", "cuda_layers.h", "place.index = layer.offset + start;", "place.index = start;"),
+    Mutant("bytes_from_first_block", "cuda_layers.h", "blocks_nbytes(codec, offset / BLOCK, block)", "blocks_nbytes(codec, 0, block)"),
+    Mutant("first_byte_of_groups_unset", "cuda_layers.h", "if (t == 0) groups.byte[0] = 0;", ""),
+    Mutant(
+        "units_left_out",
+        "cuda_kernels.h",
+        "unit += gridDim.x) {\n    const Place",
+        "unit += blockDim.x) {\n    const Place",
+    ),
+    # ---- arithmetic and its order ----
+    Mutant("sign_row_off_by_one", "cuda_block.h", "31 - row % 32", "31 - (row + 1) % 32"),
+    Mutant("careful_energy_backwards", "cuda_block.h", "for (int j = 0; j < 16; ++j)", "for (int j = 15; j >= 0; --j)"),
+    Mutant(
+        "fold_in_a_row",
+        "cuda_block.h",
+        "(w.sums[lane] + w.sums[16 + lane]) + (w.sums[32 + lane] + w.sums[48 + lane])",
+        "w.sums[lane] + w.sums[16 + lane] + w.sums[32 + lane] + w.sums[48 + lane]",
+    ),
+    Mutant("energy_backwards", "cuda_rotated.h", "++k) sum[k % 4] +=", "++k) sum[3 - k % 4] +="),
+    Mutant("energy_restarts", "cuda_rotated.h", "if (turn == 1) {", "if (false) {"),
+    Mutant(
+        "products_backwards",
+        "cuda_rotated.h",
+        "for (int i = 0; i < 64; ++i) sum += w.y[",
+        "for (int i = 63; i >= 0; --i) sum += w.y[",
+    ),
+    Mutant("exchange_on_one_side", "cuda_rotated.h", "(w.y + exchanged(i))", "(w.y + i)"),
+    Mutant(
+        "code_rows_on_one_side",
+        "cuda_rotated.h",
+        "(w.codes)[2 * (row ^ (row / 8 % 8)) + side]",
+        "(w.codes)[2 * row + side]",
+    ),
+    Mutant("exchange_back_on_one_side", "cuda_rotated.h", "exchanged_back(256 * k + 4 * t)", "(256 * k + 4 * t)"),
+    Mutant("contracted", "cuda_values.h", "before * sink.beta + value", "__fmaf_rn(before, sink.beta, value)"),
+    Mutant("negative_codes", "cuda_lloyd_tables.h", "v < 0.0f ? ~c : c", "v < 0.0f ? -c : c"),
+    Mutant("high_bits_lost", "cuda_rotated_pack.h", "high[l] = B > 4 ? b >> (B > 4 ? 32 - 4 * B : 0) : 0;", "high[l] = 0;"),
+    # ---- scales, gains, lists, delivery ----
+    Mutant("beta_for_every_sender", "cuda_values.h", "{true, delivery.gain, 1.0f}", "{true, delivery.gain, delivery.beta}"),
+    Mutant("always_accumulates", "cuda_values.h", "return {delivery.accumulate,", "return {true,"),
+    Mutant("gain_of_fp32_forgotten", "cuda_kernels.h", "gain == 1.0f ? value : value * gain", "value"),
+    Mutant("gain_of_list_forgotten", "cuda_uniform.h", "= float_of(value) * gain;", "= float_of(value);"),
+    Mutant("gain_of_scale_forgotten", "cuda_lloyd.h", "float_of(scale & ~SCALE32_TWO_ROTATIONS) * sink.gain", "float_of(scale & ~SCALE32_TWO_ROTATIONS)"),
+    Mutant("centroid_scale_ignored", "cuda_rotated.h", "static_cast<float>(BLOCK), rate.centroid, 0, gain", "static_cast<float>(BLOCK), false, 0, gain"),
+    Mutant("careful_centroid_scale_ignored", "cuda_lloyd.h", "rate.centroid, m.exponent, gain", "false, m.exponent, gain"),
+    Mutant("large_factor_overflows", "cuda_lloyd.h", "deliver(out + i, factor <= LARGE_FACTOR ? w.y[i] * factor : finite_product(w.y[i], factor), sink)", "deliver(out + i, w.y[i] * factor, sink)"),
+    Mutant("zero_group_keeps_codes", "cuda_lloyd.h", "if (clear)", "if (false)"),
+    Mutant("zero_scale_keeps_codes", "cuda_rotated.h", "clear ? 0 : both.x", "both.x"),
+    Mutant("zero_scale_means_something", "cuda_uniform.h", "if (code == 0) {", "if (false) {"),
+    Mutant("list_entries_one_late", "cuda_uniform.h", "((1u << lane) - 1)", "((2u << lane) - 1)"),
+    Mutant("list_rest_keeps_bytes", "cuda_uniform.h", "int i = entry * count + lane; i < nbytes", "int i = entry * count + lane; i < 0"),
+    Mutant("dominant_value_ignored", "cuda_rotated.h", "if (__syncthreads_or(most * most * 32.0f > energy)) return false;", SYNC),
+    # ---- what is not finite or not valid ----
+    Mutant("infinity_passes", "cuda_lloyd.h", "if (top >= SCALE32_INFINITY)", "if (top > SCALE32_INFINITY)"),
+    Mutant("unchosen_not_finite", "cuda_lloyd.h", "if (block_largest(most, w.scratch) >= SCALE32_INFINITY)", "if (block_largest(most, w.scratch) > 0xFFFFFFFEu)"),
+    Mutant("uniform_unchosen_not_finite", "cuda_uniform.h", "w.y[j] = finite ? ", "w.y[j] = true ? "),
+    Mutant("every_scale_is_plain", "cuda_uniform.h", "<= SCALE16_LARGEST;", "<= SCALE16_NON_FINITE;"),
+    Mutant("infinite_scale_is_plain", "cuda_rotated.h", "scale < SCALE32_INFINITY && ", ""),
+    Mutant("list_order_unchecked", "cuda_uniform.h", "position > last && ", ""),
+    Mutant("list_repeats_a_position", "cuda_uniform.h", "position > last && ", "position >= last && "),
+    Mutant("list_of_zeros", "cuda_uniform.h", "(value & 0x7FFFFFFFu) - 1 < SCALE32_INFINITY - 1", "(value & 0x7FFFFFFFu) < SCALE32_INFINITY"),
+    Mutant("list_longer_than_codes", "cuda_uniform.h", "if (count < 1 || count * entry > nbytes)", "if (count < 1 || count > n)"),
+    Mutant("scale_unchecked", "cuda_uniform.h", "return scale16_valid(code);", "return true;"),
+    Mutant("two_rotations_of_lloyd", "cuda_lloyd.h", " && (scale == SCALE32_NON_FINITE || !(scale & SCALE32_TWO_ROTATIONS));", ";"),
+    Mutant("infinity_not_noted", "cuda_block.h", "magnitude(out[i]) >= SCALE32_INFINITY", "magnitude(out[i]) > SCALE32_INFINITY"),
+    Mutant("non_finite_not_reported", "cuda_values.h", "if (any) atomicMax(&report->non_finite, 1);", ""),
+    Mutant("non_finite_not_atomic", "cuda_values.h", "atomicMax(&report->non_finite, 1);", "report->non_finite = 1;"),
+    Mutant(
+        "invalid_not_atomic",
+        "cuda_values.h",
+        "atomicMax(&report->invalid, sources.position + sender + 1);",
+        "if (report->invalid < sources.position + sender + 1) report->invalid = sources.position + sender + 1;",
+    ),
+    Mutant("position_of_sender_forgotten", "cuda_values.h", "sources.position + sender + 1", "sender + 1"),
+]  # fmt: skip
+
+
+def run(command, timeout):
+    """Exit status and output; None for a time-out."""
+    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return None, ""
+    return done.returncode, done.stdout.decode(errors="replace")
+
+
+def make(*arguments):
+    code, output = run(["make", "-s", "-C", str(ROOT / "tests" / "cuda"), *arguments], 600)
+    if code != 0:
+        raise Error(output)
+
+
+def verdict(program, runs):
+    """What caught it, and where; None if nothing did."""
+    for arguments in runs:
+        code, output = run([str(program), *map(str, arguments)], TIMEOUT)
+        if code is None:
+            return "timeout", ""
+        if code != 0:
+            for pattern, name in CAUGHT:
+                found = re.search(f".*{pattern}.*", output)
+                if found:
+                    summary = re.search(r"SUMMARY: .*", output)
+                    return name, (summary or found)[0]
+            return "crash", f"exit status {code}"
+    return None
+
+
+def examine(mutant, builds):
+    """As verdict(), and the build."""
+    folder = OUT / (mutant.name if mutant else "none")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "cuda" / "kernels_emulated.cpp", folder)
+    for path in KERNELS.glob("cuda_*.h"):
+        shutil.copy(path, folder)
+    if mutant:
+        path = folder / mutant.file
+        path.write_text(mutant.apply(path.read_text()))
+    for build in builds:
+        make(f"MUTANT={folder}", f"{folder}/{build}/test_kernels")
+        caught = verdict(folder / build / "test_kernels", RUNS[build])
+        (folder / build / "test_kernels").unlink()
+        if caught:
+            return build, *caught
+    return None
+
+
+def check_texts():
+    """A list of complaints about texts that are not found once, and about names."""
+    complaints = []
+    for mutant in MUTANTS:
+        try:
+            mutant.apply((KERNELS / mutant.file).read_text())
+        except Error as error:
+            complaints.append(str(error))
+    names = [mutant.name for mutant in MUTANTS]
+    return complaints + [f"two mutants are called {name}" for name in sorted(set(names)) if names.count(name) > 1]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants; all of them if none is named")
+    parser.add_argument("--builds", default=None, help="plain,sanitize,threads: those to try, in this order")
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        raise Error(f"no such mutant: {', '.join(sorted(unknown))}")
+    builds = options.builds.split(",") if options.builds else list(RUNS)
+    if "threads" in builds and shutil.which(os.environ.get("CLANG", "clang++")) is None:
+        print("threads NOT TESTED: no clang++ (on Debian and Ubuntu: apt-get install clang)")
+        builds.remove("threads")
+    complaints = check_texts()
+    if complaints:
+        raise Error("\n".join(complaints))
+    make(*[f"../../build/cudatest/{build}/test_kernels" for build in builds])
+    for build in builds:
+        caught = verdict(ROOT / "build" / "cudatest" / build / "test_kernels", RUNS[build])
+        if caught:
+            raise Error(f"test_kernels fails without any mutant, in {build}: {' '.join(caught)}")
+    chosen = [mutant for mutant in MUTANTS if not options.names or mutant.name in options.names]
+    survivors = []
+    for mutant in chosen:
+        start = time.monotonic()
+        caught = examine(mutant, builds)
+        what = f"{caught[0]:8} {caught[1]:10} {caught[2][:90]}" if caught else "SURVIVES"
+        print(f"{mutant.name:40} {time.monotonic() - start:4.0f} s  {what}", flush=True)
+        if not caught:
+            survivors.append(mutant.name)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught" + "".join(f"\n  survives: {name}" for name in survivors))
+    return 1 if len(chosen) - len(survivors) < NEEDED * len(chosen) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Error as error:
+        sys.exit(f"mutants: {error}")
