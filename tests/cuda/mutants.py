@@ -10,8 +10,7 @@ without any mutant.
 
 Mutants that change nothing that can be observed are left out. Among them are barriers that are redundant in every
 present caller: the last ones of block_largest, fold, fill_tables, deliver_all and write_piece, where another barrier
-comes before the memory is written again; and those of careful_codes and deliver_product, around which each of the
-threads touches its own values only.
+comes before the memory is written again.
 """
 
 import argparse
@@ -65,7 +64,6 @@ class Mutant:
         return source.replace(self.text, self.replacement)
 
 
-SYNC = "__syncthreads();"
 MUTANTS = [
     # ---- barriers ----
     Mutant(
@@ -113,10 +111,7 @@ MUTANTS = [
     ),
     Mutant("run_packed_before_coded", "cuda_uniform.h", "__syncwarp();\n  pack_run", "pack_run"),
     Mutant(
-        "runs_stored_within_warp",
-        "cuda_uniform.h",
-        "__syncthreads();\n  return byte;",
-        "__syncwarp();\n  return byte;",
+        "runs_stored_within_warp", "cuda_uniform.h", "__syncthreads();\n  return byte;", "__syncwarp();\n  return byte;"
     ),
     Mutant(
         "list_entry_before_zeros",
@@ -126,88 +121,112 @@ MUTANTS = [
         "threads",
     ),
     Mutant(
-        "care_in_divergent_code",
-        "cuda_uniform.h",
-        "if (__syncthreads_or(care)) return false;",
-        "if (care) return false;\n  __syncthreads();",
-    ),
-    Mutant(
-        "uniform_stored_within_warp",
-        "cuda_uniform.h",
-        "__syncthreads();\n  store_bytes(staged, 0, groups",
-        "__syncwarp();\n  store_bytes(staged, 0, groups",
-    ),
-    Mutant(
-        "uniform_next_sender_over_staged",
-        "cuda_uniform.h",
-        "if (sender) __syncthreads();",
-        "if (sender) __syncwarp();",
-    ),
-    Mutant(
-        "uniform_staged_within_warp",
-        "cuda_uniform.h",
-        "groups.byte[BLOCK / GROUP], staged);\n    __syncthreads();",
-        "groups.byte[BLOCK / GROUP], staged);\n    __syncwarp();",
-    ),
-    Mutant(
         "energy_chain_within_warp",
         "cuda_rotated.h",
         "    }\n    __syncthreads();\n  }\n  float all",
         "    }\n    __syncwarp();\n  }\n  float all",
     ),
     Mutant(
-        "exchange_without_barrier",
+        "codes_summed_within_warp",
+        "cuda_lloyd.h",
+        "w.y[i] = product;\n  }\n  __syncthreads();",
+        "w.y[i] = product;\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "next_sender_over_values_still_read",
+        "cuda_lloyd.h",
+        "finite_product(w.y[i], factor), sink);\n  __syncthreads();",
+        "finite_product(w.y[i], factor), sink);",
+    ),
+    Mutant(
+        "careful_encoder_overtakes_warps",
+        "cuda_kernels.h",
+        "__syncthreads();  // warps may still be at blocks before\n      uniform_encode",
+        "uniform_encode",
+        "threads",
+    ),
+    Mutant(
+        "careful_decoder_overtakes_warps",
+        "cuda_kernels.h",
+        "__syncthreads();  // warps may still be at blocks before\n    for",
+        "for",
+        "threads",
+    ),
+    Mutant(
+        "staged_while_still_stored", "cuda_groups.h", "__syncwarp(lanes_of_group());  // nobody", "// nobody", "threads"
+    ),
+    Mutant("staged_stored_at_once", "cuda_groups.h", "__syncwarp(lanes_of_group());\n    store_bytes", "store_bytes"),
+    Mutant(
+        "warp_meets_in_divergent_code",
+        "cuda_groups.h",
+        "__syncwarp(lanes_of_group());\n    store_bytes",
+        "__syncwarp();\n    store_bytes",
+    ),
+    Mutant(
+        "careful_group_stored_at_once", "cuda_uniform.h", "gain, staged, 0);\n    __syncwarp();", "gain, staged, 0);"
+    ),
+    Mutant(
+        "careful_group_read_at_once", "cuda_uniform.h", "staged, lane, 32);\n      __syncwarp();", "staged, lane, 32);"
+    ),
+    Mutant(
+        "list_delivered_at_once",
+        "cuda_uniform.h",
+        "report_invalid(report, sources, sender);\n      __syncwarp();",
+        "report_invalid(report, sources, sender);",
+    ),
+    Mutant(
+        "care_in_divergent_code",
+        "cuda_uniform.h",
+        "if (__any_sync(ALL_LANES, top != 0 && (__popc(some) + __popc(more) <= 4 || !ordinary(largest)))) {",
+        "if (top != 0 && (__popc(some) + __popc(more) <= 4 || !ordinary(largest))) {",
+    ),
+    Mutant("lists_in_divergent_code", "cuda_uniform.h", "if (!__all_sync(ALL_LANES, plain)) {", "if (!plain) {"),
+    Mutant(
+        "exchange_within_warp",
         "cuda_rotated.h",
-        "= v[4 * k + row];\n  }\n  __syncthreads();",
-        "= v[4 * k + row];\n  }",
+        "odd[256 * k] = v[2 * k + 1];\n  }\n  __syncthreads();",
+        "odd[256 * k] = v[2 * k + 1];\n  }\n  __syncwarp();",
     ),
     Mutant(
-        "rotated_stored_within_warp",
+        "products_within_warp",
         "cuda_rotated.h",
-        "__syncthreads();\n  store_bytes(w.staged, 12",
-        "__syncwarp();\n  store_bytes(w.staged, 12",
-    ),
-    Mutant("rotated_next_sender_over_staged", "cuda_rotated.h", "if (sender) __syncthreads();", ""),
-    Mutant(
-        "plain_stored_within_warp",
-        "cuda_kernels.h",
-        "to_bf16(value * gain);\n  }\n  __syncthreads();",
-        "to_bf16(value * gain);\n  }\n  __syncwarp();",
+        "join_rows<B>(part_low, part_high, low, high);\n  });\n  __syncthreads();",
+        "join_rows<B>(part_low, part_high, low, high);\n  });\n  __syncwarp();",
     ),
     Mutant(
-        "plain_overwritten_while_stored",
-        "cuda_kernels.h",
-        "(raw ? 4 : 2) * at.n, out);\n  __syncthreads();",
-        "(raw ? 4 : 2) * at.n, out);",
-        "threads",
+        "squares_within_warp",
+        "cuda_rotated.h",
+        "spot, w.y); });\n    __syncthreads();",
+        "spot, w.y); });\n    __syncwarp();",
     ),
     Mutant(
-        "next_unit_over_groups_when_encoding",
-        "cuda_kernels.h",
-        "    }\n    __syncthreads();\n  }\n}\n\n// ---- decode ----",
-        "    }\n  }\n}\n\n// ---- decode ----",
-        "threads",
+        "scale_within_warp",
+        "cuda_rotated.h",
+        "w.scratch[1] = scale;\n  }\n  __syncthreads();",
+        "w.scratch[1] = scale;\n  }\n  __syncwarp();",
     ),
     Mutant(
-        "next_unit_over_groups_when_decoding",
-        "cuda_kernels.h",
-        "at.byte, to, delivery, report);\n          __syncthreads();",
-        "at.byte, to, delivery, report);",
-        "threads",
+        "exchange_back_within_warp",
+        "cuda_rotated.h",
+        "v[4 * row + 3]);\n    __syncthreads();",
+        "v[4 * row + 3]);\n    __syncwarp();",
     ),
     Mutant(
-        "next_unit_over_groups_when_unrotating",
+        "next_sender_over_exchange",
+        "cuda_rotated.h",
+        "(b & 0x80000000u)) * factor;\n    }\n    __syncthreads();",
+        "(b & 0x80000000u)) * factor;\n    }\n    __syncwarp();",
+    ),
+    Mutant(
+        "plain_noted_at_once",
         "cuda_kernels.h",
-        "sources, at, to, delivery, report);\n          __syncthreads();",
-        "sources, at, to, delivery, report);",
+        "sink_of(delivery, sender));\n      __syncthreads();",
+        "sink_of(delivery, sender));",
         "threads",
     ),
     # ---- warps ----
     Mutant("half_mask", "cuda_device.h", "__reduce_max_sync(ALL_LANES, value)", "__reduce_max_sync(0xFFFFu, value)"),
-    Mutant("shuffle_of_lanes_that_left", "cuda_layers.h", "if (t >= 32) return;", "if (t >= count) return;"),
-    Mutant("scan_stops_early", "cuda_layers.h", "step < count; step *= 2", "step < count / 2; step *= 2"),
     Mutant("group_maximum_of_whole_warp", "cuda_uniform.h", "step < 16; step *= 2", "step < 32; step *= 2"),
-    Mutant("ballot_of_both_groups", "cuda_uniform.h", "0xFFFFu << (thread() % 32 / 16 * 16)", "ALL_LANES"),
     Mutant(
         "energy_from_wrong_half",
         "cuda_rotated.h",
@@ -220,65 +239,132 @@ MUTANTS = [
         "__shfl_down_sync(ALL_LANES, all, width, 16)",
         "__shfl_down_sync(ALL_LANES, all, width, 8)",
     ),
+    Mutant("verdict_of_one_thread", "cuda_uniform.h", "valid = !__syncthreads_or(!valid);", "__syncthreads();"),
+    Mutant(
+        "ballot_of_both_groups",
+        "cuda_uniform.h",
+        "bits_of(values[0][4]) << 1 != 0) & lanes_of_group();",
+        "bits_of(values[0][4]) << 1 != 0);",
+    ),
     Mutant(
         "butterfly_of_wrong_distance",
         "cuda_rotated.h",
-        "__shfl_xor_sync(ALL_LANES, v[i], step)",
-        "__shfl_xor_sync(ALL_LANES, v[i], 3 - step)",
+        "__shfl_xor_sync(ALL_LANES, v[i], bit)",
+        "__shfl_xor_sync(ALL_LANES, v[i], bit ^ 8)",
     ),
-    Mutant("verdict_of_one_thread", "cuda_uniform.h", "valid = !__syncthreads_or(!valid);", SYNC),
+    Mutant(
+        "rows_joined_by_whole_warp",
+        "cuda_rotated.h",
+        "const uint32_t mask = lanes_of_group();",
+        "const uint32_t mask = ALL_LANES;",
+    ),
+    Mutant(
+        "rows_joined_at_wrong_distance",
+        "cuda_rotated.h",
+        "odd ? low[0][l] : low[1][l], 4)",
+        "odd ? low[0][l] : low[1][l], 8)",
+    ),
     # ---- bounds and alignment ----
-    Mutant("wide_store_at_half_alignment", "cuda_bytes.h", "(to) & 15)", "(to) & 7)", "sanitize"),
-    Mutant("store_lacks_last_byte", "cuda_bytes.h", "+ thread(); i < n; i +=", "+ thread(); i < n - 1; i +="),
-    Mutant("store_one_byte_more", "cuda_bytes.h", "+ thread(); i < n; i +=", "+ thread(); i <= n; i +="),
-    Mutant("store_begins_at_its_word", "cuda_bytes.h", "shift = 8 * ((start + head) % 4);", "shift = 0;"),
-    Mutant("load_past_the_end", "cuda_bytes.h", "w > 0 && 4 * w + 8 <= n", "w > 0 && 4 * w + 4 <= n", "sanitize"),
-    Mutant("load_whole_words_only", "cuda_bytes.h", "w < (n + 3) / 4", "w < n / 4"),
-    Mutant("load_ignores_alignment", "cuda_bytes.h", "if (shift == 0 && 4 * w + 4 <= n)", "if (4 * w + 4 <= n)"),
-    Mutant("staging_too_small", "cuda_bytes.h", "(64 * 8 + 2) / 4 + 4;", "(64 * 6 + 2) / 4 + 4;"),
     Mutant("pack_lacks_last_byte", "cuda_bytes.h", "byte < nbytes; byte += step", "byte < nbytes - 1; byte += step"),
     Mutant("list_position_at_the_end", "cuda_uniform.h", "position < n &&", "position <= n &&"),
-    Mutant(
-        "uniform_wide_access_unaligned",
-        "cuda_uniform.h",
-        "const bool aligned = aligned_for_four(out);",
-        "const bool aligned = true;",
-        "sanitize",
-    ),
-    Mutant(
-        "rotated_wide_access_unaligned",
-        "cuda_rotated.h",
-        "const bool aligned = aligned_for_four(out);",
-        "const bool aligned = true;",
-        "sanitize",
-    ),
     Mutant("input_wide_access_unaligned", "cuda_values.h", "(INPUT == FLOAT32 ? 16 : 8) == 0", "4 == 0", "sanitize"),
     Mutant("cell_past_the_table", "cuda_lloyd_tables.h", "a < last ? a : last", "a"),
-    Mutant("tail_block_as_a_whole", "cuda_kernels.h", "const bool whole = at.n == BLOCK &&", "const bool whole = at.n > 4000 &&"),
+    Mutant(
+        "tail_block_as_a_whole",
+        "cuda_kernels.h",
+        "const bool whole = at.n == BLOCK &&",
+        "const bool whole = at.n > 4000 &&",
+    ),
     Mutant("one_bit_levels_left_out", "cuda_kernels.h", "int i = 2 + thread(); i < 32", "int i = 4 + thread(); i < 32"),
+    Mutant("wide_load_at_half_alignment", "cuda_bytes.h", "if (at == 0) return", "if (at % 8 == 0) return", "sanitize"),
+    Mutant("wide_store_at_half_alignment", "cuda_bytes.h", "if (at == 0) {", "if (at % 8 == 0) {", "sanitize"),
+    Mutant("store_lacks_last_byte", "cuda_bytes.h", "i < n; i += count) to[i]", "i < n - 1; i += count) to[i]"),
+    Mutant("store_one_byte_more", "cuda_bytes.h", "i < n; i += count) to[i]", "i <= n; i += count) to[i]"),
+    Mutant(
+        "store_whole_chunks",
+        "cuda_bytes.h",
+        "c < n / 16; c += count) store_four",
+        "c < (n + 15) / 16; c += count) store_four",
+    ),
+    Mutant(
+        "load_lacks_last_byte",
+        "cuda_bytes.h",
+        "i < n; i += count) bytes_of(words)[i]",
+        "i < n - 1; i += count) bytes_of(words)[i]",
+    ),
+    Mutant(
+        "load_whole_chunks",
+        "cuda_bytes.h",
+        "c < n / 16; c += count) reinterpret_cast",
+        "c < (n + 15) / 16; c += count) reinterpret_cast",
+        "sanitize",
+    ),
+    Mutant("odd_half_words_forgotten", "cuda_bytes.h", "__ldg(reinterpret_cast<const uint16_t*>(w + 3))", "0"),
+    Mutant("staging_too_small", "cuda_bytes.h", "STAGED_GROUP = 132;", "STAGED_GROUP = 128;"),
+    Mutant("staging_unaligned", "cuda_bytes.h", "STAGED_GROUP = 132;", "STAGED_GROUP = 130;", "sanitize"),
+    Mutant("load_beyond_the_group", "cuda_groups.h", "if (B == 7 && shift + 8 * B > 64)", "if (B == 7)", "sanitize"),
+    Mutant(
+        "sums_loaded_unaligned",
+        "cuda_values.h",
+        "if (reinterpret_cast<uintptr_t>(from) % (4 * COLUMNS) == 0)",
+        "if (true)",
+        "sanitize",
+    ),
+    Mutant(
+        "sums_stored_unaligned",
+        "cuda_values.h",
+        "if (reinterpret_cast<uintptr_t>(to) % (4 * COLUMNS) == 0)",
+        "if (true)",
+        "sanitize",
+    ),
     # ---- random numbers ----
-    Mutant("signs_of_wrong_index", "cuda_block.h", "static_cast<uint32_t>(index / 128)", "static_cast<uint32_t>(index / 64)"),
-    Mutant("second_rotation_as_first", "cuda_lloyd.h", "if (twice) careful_rotate(w, key, ROTATE_SECOND", "if (twice) careful_rotate(w, key, ROTATE_FIRST"),
-    Mutant("rounding_by_thread", "cuda_uniform.h", "static_cast<uint64_t>(index + i))", "static_cast<uint64_t>(index + lane))"),
-    Mutant("rounding_of_wrong_counter", "cuda_uniform.h", "philox(key, ROUND, counter + 1)", "philox(key, ROUND, counter + 2)"),
-    Mutant("rounding_of_wrong_purpose", "cuda_uniform.h", "philox(key, ROUND, counter),", "philox(key, ROTATE_FIRST, counter),"),
-    Mutant("rounding_ignores_index", "cuda_uniform.h", "(index + 512 * at.group) / 16", "(512 * at.group) / 16"),
-    Mutant("signs_filled_by_nobody", "cuda_rotated.h", "fill_signs_by(thread() - 32,", "fill_signs_by(thread(),"),
-    Mutant("tensor_of_layer_forgotten", "cuda_layers.h", "place.key.tensor += static_cast<uint32_t>(layer.tensor);", ""),
+    Mutant(
+        "signs_of_wrong_index",
+        "cuda_block.h",
+        "static_cast<uint32_t>(index / 128)",
+        "static_cast<uint32_t>(index / 64)",
+    ),
+    Mutant(
+        "second_rotation_as_first",
+        "cuda_lloyd.h",
+        "if (twice) careful_rotate(w, key, ROTATE_SECOND",
+        "if (twice) careful_rotate(w, key, ROTATE_FIRST",
+    ),
+    Mutant(
+        "rounding_by_thread",
+        "cuda_uniform.h",
+        "static_cast<uint64_t>(index + i))",
+        "static_cast<uint64_t>(index + lane))",
+    ),
+    Mutant(
+        "tensor_of_layer_forgotten", "cuda_layers.h", "place.key.tensor += static_cast<uint32_t>(layer.tensor);", ""
+    ),
     Mutant("step_ignored", "cuda_layers.h", "if (job.step) place", "if (false) place"),
     Mutant("sender_ignored", "cuda_kernels.h", "at.key.sender_phase = sources.sender_phase[sender];", ""),
     Mutant("piece_index_stays", "cuda_lloyd.h", "x = x.from(size);\n    index += size;", "x = x.from(size);"),
+    Mutant("rounding_of_wrong_counter", "cuda_uniform.h", "counter + static_cast<uint32_t>(pair)", "counter"),
+    Mutant("rounding_of_wrong_purpose", "cuda_uniform.h", "philox(at.key, ROUND,", "philox(at.key, ROTATE_FIRST,"),
+    Mutant("rounding_ignores_index", "cuda_uniform.h", "static_cast<uint32_t>(at.index / 16) + ", ""),
+    Mutant(
+        "signs_filled_by_wrong_threads", "cuda_rotated.h", "fill_signs_by(thread() % 32,", "fill_signs_by(thread(),"
+    ),
+    Mutant("fast_sign_row_off_by_one", "cuda_rotated.h", "<< (14 - 2 * high_rows)", "<< (15 - 2 * high_rows)"),
     # ---- layers ----
     Mutant("layer_of_another_unit", "cuda_layers.h", "job.layer_of_unit[unit]", "job.layer_of_unit[blockIdx.x]"),
     Mutant("offset_of_layer_forgotten", "cuda_layers.h", "place.index = layer.offset + start;", "place.index = start;"),
-    Mutant("bytes_from_first_block", "cuda_layers.h", "blocks_nbytes(codec, offset / BLOCK, block)", "blocks_nbytes(codec, 0, block)"),
-    Mutant("first_byte_of_groups_unset", "cuda_layers.h", "if (t == 0) groups.byte[0] = 0;", ""),
+    Mutant(
+        "bytes_from_first_block",
+        "cuda_layers.h",
+        "blocks_nbytes(codec, offset / BLOCK, block)",
+        "blocks_nbytes(codec, 0, block)",
+    ),
     Mutant(
         "units_left_out",
         "cuda_kernels.h",
         "unit += gridDim.x) {\n    const Place",
         "unit += blockDim.x) {\n    const Place",
     ),
+    Mutant("bytes_of_groups_one_late", "cuda_layers.h", "+ 64 * more};", "+ 64 * most};"),
     # ---- arithmetic and its order ----
     Mutant("sign_row_off_by_one", "cuda_block.h", "31 - row % 32", "31 - (row + 1) % 32"),
     Mutant("careful_energy_backwards", "cuda_block.h", "for (int j = 0; j < 16; ++j)", "for (int j = 15; j >= 0; --j)"),
@@ -289,54 +375,112 @@ MUTANTS = [
         "w.sums[lane] + w.sums[16 + lane] + w.sums[32 + lane] + w.sums[48 + lane]",
     ),
     Mutant("energy_backwards", "cuda_rotated.h", "++k) sum[k % 4] +=", "++k) sum[3 - k % 4] +="),
-    Mutant("energy_restarts", "cuda_rotated.h", "if (turn == 1) {", "if (false) {"),
+    Mutant("contracted", "cuda_values.h", "before * sink.beta + value", "__fmaf_rn(before, sink.beta, value)"),
+    Mutant("negative_codes", "cuda_lloyd_tables.h", "v < 0.0f ? ~c : c", "v < 0.0f ? -c : c"),
+    Mutant("energy_restarts", "cuda_rotated.h", "if (turn > 0) {", "if (false) {"),
     Mutant(
         "products_backwards",
         "cuda_rotated.h",
-        "for (int i = 0; i < 64; ++i) sum += w.y[",
-        "for (int i = 63; i >= 0; --i) sum += w.y[",
+        "for (int i = 0; i < 64; ++i) sum += y[",
+        "for (int i = 63; i >= 0; --i) sum += y[",
     ),
-    Mutant("exchange_on_one_side", "cuda_rotated.h", "(w.y + exchanged(i))", "(w.y + i)"),
     Mutant(
-        "code_rows_on_one_side",
+        "exchange_on_one_side",
         "cuda_rotated.h",
-        "(w.codes)[2 * (row ^ (row / 8 % 8)) + side]",
-        "(w.codes)[2 * row + side]",
+        "const float4*>(y + 32 * j + 16 * ((j & 1) ^ parity))",
+        "const float4*>(y + 32 * j + 16 * parity)",
     ),
-    Mutant("exchange_back_on_one_side", "cuda_rotated.h", "exchanged_back(256 * k + 4 * t)", "(256 * k + 4 * t)"),
-    Mutant("contracted", "cuda_values.h", "before * sink.beta + value", "__fmaf_rn(before, sink.beta, value)"),
-    Mutant("negative_codes", "cuda_lloyd_tables.h", "v < 0.0f ? ~c : c", "v < 0.0f ? -c : c"),
-    Mutant("high_bits_lost", "cuda_rotated_pack.h", "high[l] = B > 4 ? b >> (B > 4 ? 32 - 4 * B : 0) : 0;", "high[l] = 0;"),
+    Mutant("products_on_one_side", "cuda_rotated.h", "16 * ((m & 1) ^ (m / 2))", "16 * (m & 1)"),
+    Mutant("squares_on_one_side", "cuda_rotated.h", "(y + (i ^ (i >> 5 & 1) << 4))", "(y + i)"),
+    Mutant("exchange_back_on_one_side", "cuda_rotated.h", "(2 * t ^ (2 * t >> 7 & 1) << 4)", "2 * t"),
+    Mutant("high_bits_lost", "cuda_rotated.h", "(odd_high << B | odd_low >> (32 - B))", "odd_high << B"),
     # ---- scales, gains, lists, delivery ----
-    Mutant("beta_for_every_sender", "cuda_values.h", "{true, delivery.gain, 1.0f}", "{true, delivery.gain, delivery.beta}"),
+    Mutant(
+        "beta_for_every_sender", "cuda_values.h", "{true, delivery.gain, 1.0f}", "{true, delivery.gain, delivery.beta}"
+    ),
     Mutant("always_accumulates", "cuda_values.h", "return {delivery.accumulate,", "return {true,"),
-    Mutant("gain_of_fp32_forgotten", "cuda_kernels.h", "gain == 1.0f ? value : value * gain", "value"),
     Mutant("gain_of_list_forgotten", "cuda_uniform.h", "= float_of(value) * gain;", "= float_of(value);"),
-    Mutant("gain_of_scale_forgotten", "cuda_lloyd.h", "float_of(scale & ~SCALE32_TWO_ROTATIONS) * sink.gain", "float_of(scale & ~SCALE32_TWO_ROTATIONS)"),
-    Mutant("centroid_scale_ignored", "cuda_rotated.h", "static_cast<float>(BLOCK), rate.centroid, 0, gain", "static_cast<float>(BLOCK), false, 0, gain"),
-    Mutant("careful_centroid_scale_ignored", "cuda_lloyd.h", "rate.centroid, m.exponent, gain", "false, m.exponent, gain"),
-    Mutant("large_factor_overflows", "cuda_lloyd.h", "deliver(out + i, factor <= LARGE_FACTOR ? w.y[i] * factor : finite_product(w.y[i], factor), sink)", "deliver(out + i, w.y[i] * factor, sink)"),
+    Mutant(
+        "gain_of_scale_forgotten",
+        "cuda_lloyd.h",
+        "float_of(scale & ~SCALE32_TWO_ROTATIONS) * sink.gain",
+        "float_of(scale & ~SCALE32_TWO_ROTATIONS)",
+    ),
+    Mutant(
+        "careful_centroid_scale_ignored", "cuda_lloyd.h", "rate.centroid, m.exponent, gain", "false, m.exponent, gain"
+    ),
+    Mutant(
+        "large_factor_overflows",
+        "cuda_lloyd.h",
+        "deliver(out + i, factor <= LARGE_FACTOR ? w.y[i] * factor : finite_product(w.y[i], factor), sink)",
+        "deliver(out + i, w.y[i] * factor, sink)",
+    ),
     Mutant("zero_group_keeps_codes", "cuda_lloyd.h", "if (clear)", "if (false)"),
-    Mutant("zero_scale_keeps_codes", "cuda_rotated.h", "clear ? 0 : both.x", "both.x"),
     Mutant("zero_scale_means_something", "cuda_uniform.h", "if (code == 0) {", "if (false) {"),
     Mutant("list_entries_one_late", "cuda_uniform.h", "((1u << lane) - 1)", "((2u << lane) - 1)"),
-    Mutant("list_rest_keeps_bytes", "cuda_uniform.h", "int i = entry * count + lane; i < nbytes", "int i = entry * count + lane; i < 0"),
-    Mutant("dominant_value_ignored", "cuda_rotated.h", "if (__syncthreads_or(most * most * 32.0f > energy)) return false;", SYNC),
+    Mutant(
+        "list_rest_keeps_bytes",
+        "cuda_uniform.h",
+        "int i = entry * count + lane; i < nbytes",
+        "int i = entry * count + lane; i < 0",
+    ),
+    Mutant("gain_of_fp32_forgotten", "cuda_kernels.h", "gain == 1.0f ? x : x * gain", "x"),
+    Mutant("centroid_scale_ignored", "cuda_rotated.h", "at.codec.centroid, 0, gain", "false, 0, gain"),
+    Mutant("zero_scale_keeps_codes", "cuda_rotated.h", "return w.scratch[1] != 0;", "return true;"),
+    Mutant(
+        "dominant_value_ignored",
+        "cuda_rotated.h",
+        "!ordinary(energy) || most * most * 32.0f > energy",
+        "!ordinary(energy)",
+    ),
+    Mutant("beta_forgotten", "cuda_values.h", "if (delivery.beta != 1.0f) {", "if (false) {"),
+    Mutant("sum_begins_at_plus_zero", "cuda_values.h", "= -0.0f;", "= 0.0f;"),
     # ---- what is not finite or not valid ----
     Mutant("infinity_passes", "cuda_lloyd.h", "if (top >= SCALE32_INFINITY)", "if (top > SCALE32_INFINITY)"),
-    Mutant("unchosen_not_finite", "cuda_lloyd.h", "if (block_largest(most, w.scratch) >= SCALE32_INFINITY)", "if (block_largest(most, w.scratch) > 0xFFFFFFFEu)"),
+    Mutant(
+        "unchosen_not_finite",
+        "cuda_lloyd.h",
+        "if (block_largest(most, w.scratch) >= SCALE32_INFINITY)",
+        "if (block_largest(most, w.scratch) > 0xFFFFFFFEu)",
+    ),
     Mutant("uniform_unchosen_not_finite", "cuda_uniform.h", "w.y[j] = finite ? ", "w.y[j] = true ? "),
     Mutant("every_scale_is_plain", "cuda_uniform.h", "<= SCALE16_LARGEST;", "<= SCALE16_NON_FINITE;"),
     Mutant("infinite_scale_is_plain", "cuda_rotated.h", "scale < SCALE32_INFINITY && ", ""),
     Mutant("list_order_unchecked", "cuda_uniform.h", "position > last && ", ""),
     Mutant("list_repeats_a_position", "cuda_uniform.h", "position > last && ", "position >= last && "),
-    Mutant("list_of_zeros", "cuda_uniform.h", "(value & 0x7FFFFFFFu) - 1 < SCALE32_INFINITY - 1", "(value & 0x7FFFFFFFu) < SCALE32_INFINITY"),
-    Mutant("list_longer_than_codes", "cuda_uniform.h", "if (count < 1 || count * entry > nbytes)", "if (count < 1 || count > n)"),
+    Mutant(
+        "list_of_zeros",
+        "cuda_uniform.h",
+        "(value & 0x7FFFFFFFu) - 1 < SCALE32_INFINITY - 1",
+        "(value & 0x7FFFFFFFu) < SCALE32_INFINITY",
+    ),
+    Mutant(
+        "list_longer_than_codes",
+        "cuda_uniform.h",
+        "if (count < 1 || count * entry > nbytes)",
+        "if (count < 1 || count > n)",
+    ),
     Mutant("scale_unchecked", "cuda_uniform.h", "return scale16_valid(code);", "return true;"),
-    Mutant("two_rotations_of_lloyd", "cuda_lloyd.h", " && (scale == SCALE32_NON_FINITE || !(scale & SCALE32_TWO_ROTATIONS));", ";"),
-    Mutant("infinity_not_noted", "cuda_block.h", "magnitude(out[i]) >= SCALE32_INFINITY", "magnitude(out[i]) > SCALE32_INFINITY"),
+    Mutant(
+        "two_rotations_of_lloyd",
+        "cuda_lloyd.h",
+        " && (scale == SCALE32_NON_FINITE || !(scale & SCALE32_TWO_ROTATIONS));",
+        ";",
+    ),
+    Mutant(
+        "infinity_not_noted",
+        "cuda_block.h",
+        "magnitude(out[i]) >= SCALE32_INFINITY",
+        "magnitude(out[i]) > SCALE32_INFINITY",
+    ),
     Mutant("non_finite_not_reported", "cuda_values.h", "if (any) atomicMax(&report->non_finite, 1);", ""),
-    Mutant("non_finite_not_atomic", "cuda_values.h", "atomicMax(&report->non_finite, 1);", "report->non_finite = 1;", "threads"),
+    Mutant(
+        "non_finite_not_atomic",
+        "cuda_values.h",
+        "atomicMax(&report->non_finite, 1);",
+        "report->non_finite = 1;",
+        "threads",
+    ),
     Mutant(
         "invalid_not_atomic",
         "cuda_values.h",
@@ -345,7 +489,8 @@ MUTANTS = [
         "threads",
     ),
     Mutant("position_of_sender_forgotten", "cuda_values.h", "sources.position + sender + 1", "sender + 1"),
-]  # fmt: skip
+    Mutant("infinite_sum_not_noted", "cuda_values.h", "most >= SCALE32_INFINITY", "most > SCALE32_INFINITY"),
+]
 
 
 def run(command, timeout):
