@@ -245,6 +245,13 @@ void persistent(Run& run) {
       const int32_t rate = noise.below(2) ? static_cast<int32_t>(RATE_ONE * (1 + noise.below(8)))
                                           : static_cast<int32_t>(1 + noise.below(8 * RATE_ONE));
       const int64_t whole = attempt % 4 < 2 ? blocks : 1 + noise.below(9);
+      if (attempt % 8 == 2) {  // ways that share no barrier, one after the other: a grid of eight, eight of each
+        const bool second = bucket.units / 8 % 2 == 1;
+        bucket.add({attempt % 16 == 2 || !second ? HADAMARD_LLOYD : UNIFORM, 2 * RATE_ONE, false}, tensor += 65536, 0,
+                   8 * BLOCK);
+        bucket.add({attempt % 16 == 2 ? LLOYD : UNIFORM, RATE_ONE / 3, false}, tensor += 65536, 0, 8 * BLOCK);
+        continue;
+      }
       bucket.add({family, rate, family == HADAMARD_LLOYD && noise.below(2)}, tensor += 65536, BLOCK * noise.below(9),
                  BLOCK * whole - noise.below(2) * noise.below(BLOCK));
     }
