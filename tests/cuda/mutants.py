@@ -190,8 +190,14 @@ MUTANTS = [
     Mutant(
         "products_within_warp",
         "cuda_rotated.h",
-        "join_rows<B>(part_low, part_high, low, high);\n  });\n  __syncthreads();",
-        "join_rows<B>(part_low, part_high, low, high);\n  });\n  __syncwarp();",
+        "out + 4 + place.byte);\n  });\n  __syncthreads();",
+        "out + 4 + place.byte);\n  });\n  __syncwarp();",
+    ),
+    Mutant(
+        "sums_within_warp",
+        "cuda_rotated.h",
+        "w.sums[thread()] = sum;\n  }\n  __syncthreads();",
+        "w.sums[thread()] = sum;\n  }\n  __syncwarp();",
     ),
     Mutant(
         "squares_within_warp",
@@ -233,12 +239,7 @@ MUTANTS = [
         "__shfl_sync(ALL_LANES, sum[m], lane)",
         "__shfl_sync(ALL_LANES, sum[m], lane + 16)",
     ),
-    Mutant(
-        "total_of_wrong_width",
-        "cuda_rotated.h",
-        "__shfl_down_sync(ALL_LANES, all, width, 16)",
-        "__shfl_down_sync(ALL_LANES, all, width, 8)",
-    ),
+    Mutant("total_of_wrong_width", "cuda_rotated.h", "all, width, 16);\n  return", "all, width, 8);\n  return"),
     Mutant("verdict_of_one_thread", "cuda_uniform.h", "valid = !__syncthreads_or(!valid);", "__syncthreads();"),
     Mutant(
         "ballot_of_both_groups",
@@ -268,7 +269,7 @@ MUTANTS = [
     Mutant("pack_lacks_last_byte", "cuda_bytes.h", "byte < nbytes; byte += step", "byte < nbytes - 1; byte += step"),
     Mutant("list_position_at_the_end", "cuda_uniform.h", "position < n &&", "position <= n &&"),
     Mutant("input_wide_access_unaligned", "cuda_values.h", "(INPUT == FLOAT32 ? 16 : 8) == 0", "4 == 0", "sanitize"),
-    Mutant("cell_past_the_table", "cuda_lloyd_tables.h", "a < last ? a : last", "a"),
+    Mutant("cell_past_the_table", "cuda_lloyd_tables.h", "fminf(a, LloydMax<B>::CELLS - 0.0625f)", "a"),
     Mutant(
         "tail_block_as_a_whole",
         "cuda_kernels.h",
@@ -302,6 +303,7 @@ MUTANTS = [
     Mutant("odd_half_words_forgotten", "cuda_bytes.h", "__ldg(reinterpret_cast<const uint16_t*>(w + 3))", "0"),
     Mutant("staging_too_small", "cuda_bytes.h", "STAGED_GROUP = 132;", "STAGED_GROUP = 128;"),
     Mutant("staging_unaligned", "cuda_bytes.h", "STAGED_GROUP = 132;", "STAGED_GROUP = 130;", "sanitize"),
+    Mutant("staged_codes_overlap", "cuda_bytes.h", "STAGED_CODES = 112;", "STAGED_CODES = 96;"),
     Mutant("load_beyond_the_group", "cuda_groups.h", "if (B == 7 && shift + 8 * B > 64)", "if (B == 7)", "sanitize"),
     Mutant(
         "sums_loaded_unaligned",
@@ -376,7 +378,7 @@ MUTANTS = [
     ),
     Mutant("energy_backwards", "cuda_rotated.h", "++k) sum[k % 4] +=", "++k) sum[3 - k % 4] +="),
     Mutant("contracted", "cuda_values.h", "before * sink.beta + value", "__fmaf_rn(before, sink.beta, value)"),
-    Mutant("negative_codes", "cuda_lloyd_tables.h", "v < 0.0f ? ~c : c", "v < 0.0f ? -c : c"),
+    Mutant("negative_codes", "cuda_lloyd_tables.h", "code ^ (2 * half - 1)", "2 * half - code"),
     Mutant("energy_restarts", "cuda_rotated.h", "if (turn > 0) {", "if (false) {"),
     Mutant(
         "products_backwards",
