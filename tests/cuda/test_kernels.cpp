@@ -111,7 +111,9 @@ std::vector<uint16_t> narrowed(std::vector<float>& x, cuda::Input input) {
 
 // Encodes for several senders, decodes their sum, and compares all of it with the CPU path.
 void check(const Bucket& bucket, Kind kind, cuda::Input input, int senders, const std::string& what, Noise& noise) {
-  const float gain = noise.below(2) ? 1.0f : 0.25f + noise.unit(), beta = noise.below(2) ? 1.0f : noise.unit();
+  const float gains[] = {1.0f, 0.25f + noise.unit(), 0x1p-110f, 0x1p105f};
+  const float gain = gains[noise.below(8) ? noise.below(2) : noise.below(4)];
+  const float beta = noise.below(2) ? 1.0f : noise.unit();
   const bool accumulate = noise.below(2);
   const int64_t step = noise.below(50);
   const Key common = key_of(noise);
@@ -155,6 +157,7 @@ void check(const Bucket& bucket, Kind kind, cuda::Input input, int senders, cons
     sources.sender_phase[sender] = key.sender_phase;
   }
   sources.count = senders;
+  sources.position = static_cast<int32_t>(noise.below(9));
   cuda::Report report{0, 0};
   require(cuda::decode(bucket.job(common, &step), bucket.families, sources, sum.floats(), {accumulate, gain, beta},
                        &report, QUEUE) == 0,
@@ -226,39 +229,124 @@ void tables(Run& run) {
   }
 }
 
-// Any bytes: the same values as the CPU path gives, and the same verdict.
+// More blocks of work than blocks of threads: the grid has BLOCKS_PER_PROCESSOR of them.
+void persistent(Run& run) {
+  for (int attempt = 0; attempt < 24; ++attempt) {
+    if (!run.next()) continue;
+    Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+    const Kind kinds[] = {NORMAL, MIXED, HEAVY, NOT_FINITE};
+    Bucket bucket;
+    const int64_t blocks = attempt % 4 == 3 ? 5 : 20 + noise.below(21);
+    int64_t tensor = 0;
+    while (bucket.units < blocks) {
+      const int32_t family = attempt % 4 == 0   ? UNIFORM
+                             : attempt % 4 == 1 ? HADAMARD_LLOYD
+                                                : static_cast<int32_t>(noise.below(6));
+      const int32_t rate = noise.below(2) ? static_cast<int32_t>(RATE_ONE * (1 + noise.below(8)))
+                                          : static_cast<int32_t>(1 + noise.below(8 * RATE_ONE));
+      const int64_t whole = attempt % 4 < 2 ? blocks : 1 + noise.below(9);
+      if (attempt % 8 == 2) {  // ways that share no barrier, one after the other: a grid of eight, eight of each
+        const bool second = bucket.units / 8 % 2 == 1;
+        bucket.add({attempt % 16 == 2 || !second ? HADAMARD_LLOYD : UNIFORM, 2 * RATE_ONE, false}, tensor += 65536, 0,
+                   8 * BLOCK);
+        bucket.add({attempt % 16 == 2 ? LLOYD : UNIFORM, RATE_ONE / 3, false}, tensor += 65536, 0, 8 * BLOCK);
+        continue;
+      }
+      bucket.add({family, rate, family == HADAMARD_LLOYD && noise.below(2)}, tensor += 65536, BLOCK * noise.below(9),
+                 BLOCK * whole - noise.below(2) * noise.below(BLOCK));
+    }
+    check(bucket, kinds[noise.below(4)], cuda::FLOAT32, 1 + static_cast<int>(noise.below(2)),
+          "persistent " + std::to_string(attempt), noise);
+  }
+}
+
+// Decodes bytes of several senders together: the same values as the CPU path gives, and the same verdict.
+void check_any_bytes(const Bucket& bucket, const Key& common, std::vector<std::unique_ptr<Buffer>>& sent,
+                     const std::string& what) {
+  Buffer out(4 * bucket.numel, 0, 0);
+  std::vector<float> known(bucket.numel);
+  cuda::Sources sources{};
+  sources.count = static_cast<int32_t>(sent.size());
+  sources.position = 6;
+  int32_t invalid = 0;
+  for (size_t sender = 0; sender < sent.size(); ++sender) {
+    Key key = common;
+    key.sender_phase = static_cast<uint32_t>(sender) << 8 | 16;
+    sources.payload[sender] = sent[sender]->data();
+    sources.sender_phase[sender] = key.sender_phase;
+    bucket.each(key, [&](const Payload& p, int64_t first, int64_t byte) {
+      if (inspect(p, sent[sender]->data() + byte).invalid_block >= 0)
+        invalid = sources.position + static_cast<int32_t>(sender) + 1;
+      else
+        decode(p, sent[sender]->data() + byte, known.data() + first, sender > 0, 1.5f, 1.0f, Isa::PLAIN);
+    });
+  }
+  cuda::Report report{0, 0};
+  cuda::decode(bucket.job(common, nullptr), bucket.families, sources, out.floats(), {false, 1.5f, 1.0f}, &report,
+               QUEUE);
+  out.check_guards(what);
+  require(report.invalid == invalid, what + ": verdict " + std::to_string(report.invalid));
+  if (!invalid) same(out.floats(), known.data(), bucket.numel, what);
+}
+
+Codec any_codec(Noise& noise) {
+  const int32_t family = UNIFORM + static_cast<int32_t>(noise.below(3));
+  const int32_t rate =
+      static_cast<int32_t>(noise.below(2) ? RATE_ONE * (1 + noise.below(8)) : 1 + noise.below(8 * RATE_ONE));
+  return {family, rate, noise.below(2) == 1 && family == HADAMARD_LLOYD};
+}
+
+std::string name_of(const char* what, const Bucket& bucket) {
+  const cuda::Layer& layer = bucket.layers[0];
+  return what + (" family " + std::to_string(layer.family)) + " rate " + std::to_string(layer.rate) + " n " +
+         std::to_string(layer.numel);
+}
+
+// Any bytes.
 void hostile(Run& run) {
   for (int attempt = 0; attempt < 120; ++attempt) {
     if (!run.next()) continue;
     Noise noise{run.seed + static_cast<uint64_t>(run.number)};
-    const int32_t family = UNIFORM + static_cast<int32_t>(noise.below(3));
-    const int32_t rate =
-        static_cast<int32_t>(noise.below(2) ? RATE_ONE * (1 + noise.below(8)) : 1 + noise.below(8 * RATE_ONE));
     Bucket bucket;
-    bucket.add({family, rate, noise.below(2) == 1 && family == HADAMARD_LLOYD}, 0, BLOCK * noise.below(9),
-               1 + noise.below(2 * BLOCK));
-    const Key key = key_of(noise);
-    Buffer payload(bucket.nbytes, noise.below(5), 0);
-    for (int64_t i = 0; i < bucket.nbytes; ++i)
-      payload.data()[i] = static_cast<uint8_t>(noise.below(attempt % 2 ? 256 : 3));
-    Buffer out(4 * bucket.numel, 0, 0);
-    cuda::Sources sources{};
-    sources.payload[0] = payload.data();
-    sources.sender_phase[0] = key.sender_phase;
-    sources.count = 1;
-    sources.position = 6;
-    cuda::Report report{0, 0};
-    cuda::decode(bucket.job(key, nullptr), bucket.families, sources, out.floats(), {false, 1.0f, 1.0f}, &report, QUEUE);
-    out.check_guards("hostile");
-    bucket.each(key, [&](const Payload& p, int64_t, int64_t) {
-      const bool valid = inspect(p, payload.data()).invalid_block < 0;
-      require(report.invalid == (valid ? 0 : 7), "verdict on bytes of family " + std::to_string(family) + " rate " +
-                                                     std::to_string(rate) + " n " + std::to_string(bucket.numel));
-      if (!valid) return;
-      std::vector<float> known(bucket.numel);
-      decode(p, payload.data(), known.data(), false, 1.0f, 1.0f, Isa::PLAIN);
-      same(out.floats(), known.data(), bucket.numel, "values of any bytes, family " + std::to_string(family));
-    });
+    const Codec codec = any_codec(noise);
+    const int64_t offset = BLOCK * noise.below(9), senders = 1 + noise.below(2);
+    bucket.add(codec, 0, offset, 1 + noise.below(2 * BLOCK));
+    std::vector<std::unique_ptr<Buffer>> sent;
+    for (int64_t sender = 0; sender < senders; ++sender) {
+      sent.push_back(std::make_unique<Buffer>(bucket.nbytes, noise.below(5), 0));
+      for (int64_t i = 0; i < bucket.nbytes; ++i)
+        sent.back()->data()[i] = static_cast<uint8_t>(noise.below(attempt % 2 ? 256 : 3));
+    }
+    check_any_bytes(bucket, key_of(noise), sent, name_of("any bytes,", bucket));
+  }
+}
+
+// Payloads of an encoder of which one byte is another; half of them lists of few values.
+void damaged(Run& run) {
+  for (int attempt = 0; attempt < 400; ++attempt) {
+    if (!run.next()) continue;
+    Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+    const bool lists = noise.below(2) == 1, halves = noise.below(2) == 1;
+    Codec codec = any_codec(noise);
+    if (lists) codec = {UNIFORM, static_cast<int32_t>(RATE_ONE * (1 + noise.below(8))), false};
+    const int64_t offset = BLOCK * noise.below(9), n = noise.below(2) ? GROUP : 1 + noise.below(2 * BLOCK);
+    const int64_t senders = 1 + noise.below(2);
+    Bucket bucket;
+    bucket.add(codec, 0, offset, n);
+    const Key common = key_of(noise);
+    std::vector<std::unique_ptr<Buffer>> sent;
+    for (int64_t sender = 0; sender < senders; ++sender) {
+      Key key = common;
+      key.sender_phase = static_cast<uint32_t>(sender) << 8 | 16;
+      const std::vector<float> x = values(lists ? (n < 3000 ? SPARSE : FEW) : NORMAL, n, noise);
+      sent.push_back(std::make_unique<Buffer>(bucket.nbytes, noise.below(5), 0));
+      uint8_t* const bytes = sent.back()->data();
+      bucket.each(key, [&](const Payload& p, int64_t, int64_t) { encode(p, x.data(), 1.0f, bytes, Isa::PLAIN); });
+      // Mostly where scales and the first entries of lists are.
+      uint8_t& byte = bytes[noise.below(noise.below(4) && bucket.nbytes > 26 ? 26 : bucket.nbytes)];
+      byte = static_cast<uint8_t>(halves ? byte + 2 * noise.below(2) - 1 : noise.below(8) ? 0 : 0x7F << noise.below(2));
+    }
+    check_any_bytes(bucket, common, sent, name_of("damaged,", bucket));
   }
 }
 
@@ -274,6 +362,9 @@ int main(int count, char** arguments) {
   single_layers(run);
   plain_layers(run);
   tables(run);
+  Run often{seed, (run.parts + 3) / 4};  // the only cases in which blocks of threads have a second block of work
+  persistent(often);
   hostile(run);
+  damaged(run);
   std::printf("passed\n");
 }

@@ -1,0 +1,604 @@
+"""Mutants of the CUDA kernels: does test_kernels catch bugs of the kinds that kernels have?
+
+    python tests/cuda/mutants.py [--builds plain,sanitize,threads] [--no-baseline] [NAME ...]
+
+Each mutant below replaces one text of a file csrc/kernels/cuda_*.h. A copy of those files with the change is compiled
+into build/mutants/NAME and linked with the objects of `make -C tests/cuda`; then test_kernels runs in the builds in
+turn, the likeliest first, until one catches it. Prints what caught each; the exit status is 1 if fewer than 95 % are
+caught. A text that is not found exactly once is an error, as is a mutant that does not compile and a test that fails
+without any mutant.
+
+Mutants that change nothing that can be observed are left out. Among them are barriers that are redundant in every
+present caller: the last ones of block_largest, fold, fill_tables, deliver_all and write_piece, where another barrier
+comes before the memory is written again.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+KERNELS = ROOT / "csrc" / "kernels"
+OUT = ROOT / "build" / "mutants"
+NEEDED = 0.95
+TIMEOUT = 120
+# Arguments of test_kernels: seed, order, blocks in flight, every how many-th case.
+RUNS = {
+    "plain": [(1, 0, 1, 3), (2, 1, 4, 3), (3, 2, 4, 1)],
+    "sanitize": [(4, 0, 1, 3), (5, 2, 8, 5)],
+    "threads": [(6, 0, 1, 20), (7, 2, 8, 20), (8, 2, 8, 9)],
+}
+CAUGHT = [
+    (r"simt: ERROR", "simt error"),
+    (r"ERROR: AddressSanitizer", "ASan"),
+    (r"runtime error", "UBSan"),
+    (r"ThreadSanitizer: data race", "race"),
+    (r"FAILED: .*(before|behind) the buffer", "guard"),
+    (r"FAILED: ", "mismatch"),
+]
+
+
+class Error(Exception):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str  # of csrc/kernels
+    text: str
+    replacement: str
+    first: str = "plain"  # the build to try first, where only that one is likely to see it
+
+    def apply(self, source: str) -> str:
+        if source.count(self.text) != 1:
+            raise Error(
+                f"{self.name}: its text is in {self.file} {source.count(self.text)} times, not once:\n{self.text}"
+            )
+        return source.replace(self.text, self.replacement)
+
+
+MUTANTS = [
+    # ---- barriers ----
+    Mutant(
+        "largest_within_warp",
+        "cuda_device.h",
+        "scratch[thread() / 32] = value;\n  __syncthreads();",
+        "scratch[thread() / 32] = value;\n  __syncwarp();",
+    ),
+    Mutant(
+        "fold_within_warp",
+        "cuda_block.h",
+        "w.sums[thread()] = accumulator;\n  __syncthreads();",
+        "w.sums[thread()] = accumulator;\n  __syncwarp();",
+    ),
+    Mutant(
+        "fold_barrier_in_one_warp",
+        "cuda_block.h",
+        "w.scratch[0] = bits_of(sum);\n  }\n  __syncthreads();",
+        "w.scratch[0] = bits_of(sum);\n    __syncthreads();\n  }",
+    ),
+    Mutant(
+        "butterflies_within_warp",
+        "cuda_block.h",
+        "w.y[i + stride] = a - b;\n    }\n    __syncthreads();",
+        "w.y[i + stride] = a - b;\n    }\n    __syncwarp();",
+    ),
+    Mutant(
+        "signs_used_at_once",
+        "cuda_block.h",
+        "fill_signs_by(thread(), w.signs, key, purpose, index, n);\n  __syncthreads();",
+        "fill_signs_by(thread(), w.signs, key, purpose, index, n);",
+    ),
+    Mutant(
+        "levels_over_bytes_still_read",
+        "cuda_lloyd.h",
+        "__syncthreads();  // the bytes may lie where the levels go",
+        "__syncwarp();",
+    ),
+    Mutant(
+        "lloyd_chosen_marked_while_cleared",
+        "cuda_lloyd.h",
+        "w.codes[i] = 0;\n    __syncthreads();",
+        "w.codes[i] = 0;",
+        "threads",
+    ),
+    Mutant("run_packed_before_coded", "cuda_uniform.h", "__syncwarp();\n  pack_run", "pack_run"),
+    Mutant(
+        "runs_stored_within_warp", "cuda_uniform.h", "__syncthreads();\n  return byte;", "__syncwarp();\n  return byte;"
+    ),
+    Mutant(
+        "list_entry_before_zeros",
+        "cuda_uniform.h",
+        "return false;\n    __syncwarp();\n    for (int e",
+        "return false;\n    for (int e",
+        "threads",
+    ),
+    Mutant(
+        "energy_chain_within_warp",
+        "cuda_rotated.h",
+        "    }\n    __syncthreads();\n  }\n  float all",
+        "    }\n    __syncwarp();\n  }\n  float all",
+    ),
+    Mutant(
+        "codes_summed_within_warp",
+        "cuda_lloyd.h",
+        "w.y[i] = product;\n  }\n  __syncthreads();",
+        "w.y[i] = product;\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "next_sender_over_values_still_read",
+        "cuda_lloyd.h",
+        "finite_product(w.y[i], factor), sink);\n  __syncthreads();",
+        "finite_product(w.y[i], factor), sink);",
+    ),
+    Mutant(
+        "careful_encoder_overtakes_warps",
+        "cuda_kernels.h",
+        "__syncthreads();  // warps may still be at blocks before\n      uniform_encode",
+        "uniform_encode",
+        "threads",
+    ),
+    Mutant(
+        "careful_decoder_overtakes_warps",
+        "cuda_kernels.h",
+        "__syncthreads();  // warps may still be at blocks before\n    for",
+        "for",
+        "threads",
+    ),
+    Mutant(
+        "staged_while_still_stored", "cuda_groups.h", "__syncwarp(lanes_of_group());  // nobody", "// nobody", "threads"
+    ),
+    Mutant("staged_stored_at_once", "cuda_groups.h", "__syncwarp(lanes_of_group());\n    store_bytes", "store_bytes"),
+    Mutant(
+        "warp_meets_in_divergent_code",
+        "cuda_groups.h",
+        "__syncwarp(lanes_of_group());\n    store_bytes",
+        "__syncwarp();\n    store_bytes",
+    ),
+    Mutant(
+        "careful_group_stored_at_once", "cuda_uniform.h", "gain, staged, 0);\n    __syncwarp();", "gain, staged, 0);"
+    ),
+    Mutant(
+        "careful_group_read_at_once", "cuda_uniform.h", "staged, lane, 32);\n      __syncwarp();", "staged, lane, 32);"
+    ),
+    Mutant(
+        "list_delivered_at_once",
+        "cuda_uniform.h",
+        "report_invalid(report, sources, sender);\n      __syncwarp();",
+        "report_invalid(report, sources, sender);",
+    ),
+    Mutant(
+        "care_in_divergent_code",
+        "cuda_uniform.h",
+        "if (__any_sync(ALL_LANES, top != 0 && (__popc(some) + __popc(more) <= 4 || !ordinary(largest)))) {",
+        "if (top != 0 && (__popc(some) + __popc(more) <= 4 || !ordinary(largest))) {",
+    ),
+    Mutant("lists_in_divergent_code", "cuda_uniform.h", "if (!__all_sync(ALL_LANES, plain)) {", "if (!plain) {"),
+    Mutant(
+        "exchange_within_warp",
+        "cuda_rotated.h",
+        "odd[256 * k] = v[2 * k + 1];\n  }\n  __syncthreads();",
+        "odd[256 * k] = v[2 * k + 1];\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "products_within_warp",
+        "cuda_rotated.h",
+        "out + 4 + place.byte);\n  });\n  __syncthreads();",
+        "out + 4 + place.byte);\n  });\n  __syncwarp();",
+    ),
+    Mutant(
+        "sums_within_warp",
+        "cuda_rotated.h",
+        "w.sums[thread()] = sum;\n  }\n  __syncthreads();",
+        "w.sums[thread()] = sum;\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "squares_within_warp",
+        "cuda_rotated.h",
+        "spot, w.y); });\n    __syncthreads();",
+        "spot, w.y); });\n    __syncwarp();",
+    ),
+    Mutant(
+        "scale_within_warp",
+        "cuda_rotated.h",
+        "= scale;\n  }\n  __syncthreads();",
+        "= scale;\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "exchange_back_within_warp",
+        "cuda_rotated.h",
+        "v[4 * row + 3]);\n    __syncthreads();",
+        "v[4 * row + 3]);\n    __syncwarp();",
+    ),
+    Mutant(
+        "next_sender_over_exchange",
+        "cuda_rotated.h",
+        "(b & 0x80000000u)) * factor;\n    }\n    __syncthreads();",
+        "(b & 0x80000000u)) * factor;\n    }\n    __syncwarp();",
+    ),
+    Mutant(
+        "plain_noted_at_once",
+        "cuda_kernels.h",
+        "sink_of(delivery, sender));\n      __syncthreads();",
+        "sink_of(delivery, sender));",
+        "threads",
+    ),
+    # ---- warps ----
+    Mutant("half_mask", "cuda_device.h", "__reduce_max_sync(ALL_LANES, value)", "__reduce_max_sync(0xFFFFu, value)"),
+    Mutant("group_maximum_of_whole_warp", "cuda_uniform.h", "step < 16; step *= 2", "step < 32; step *= 2"),
+    Mutant(
+        "energy_from_wrong_half",
+        "cuda_rotated.h",
+        "__shfl_sync(ALL_LANES, sum[m], lane)",
+        "__shfl_sync(ALL_LANES, sum[m], lane + 16)",
+    ),
+    Mutant("total_of_wrong_width", "cuda_rotated.h", "all, width, 16);\n  return", "all, width, 8);\n  return"),
+    Mutant("verdict_of_one_thread", "cuda_uniform.h", "valid = !__syncthreads_or(!valid);", "__syncthreads();"),
+    Mutant(
+        "ballot_of_both_groups",
+        "cuda_uniform.h",
+        "bits_of(values[0][4]) << 1 != 0) & lanes_of_group();",
+        "bits_of(values[0][4]) << 1 != 0);",
+    ),
+    Mutant(
+        "butterfly_of_wrong_distance",
+        "cuda_rotated.h",
+        "__shfl_xor_sync(ALL_LANES, v[i], bit)",
+        "__shfl_xor_sync(ALL_LANES, v[i], bit ^ 8)",
+    ),
+    Mutant(
+        "rows_joined_by_whole_warp",
+        "cuda_rotated.h",
+        "const uint32_t mask = lanes_of_group();",
+        "const uint32_t mask = ALL_LANES;",
+    ),
+    Mutant(
+        "rows_joined_at_wrong_distance",
+        "cuda_rotated.h",
+        "odd ? low[0][l] : low[1][l], 4)",
+        "odd ? low[0][l] : low[1][l], 8)",
+    ),
+    # ---- bounds and alignment ----
+    Mutant("pack_lacks_last_byte", "cuda_bytes.h", "byte < nbytes; byte += step", "byte < nbytes - 1; byte += step"),
+    Mutant("list_position_at_the_end", "cuda_uniform.h", "position < n &&", "position <= n &&"),
+    Mutant("input_wide_access_unaligned", "cuda_values.h", "(INPUT == FLOAT32 ? 16 : 8) == 0", "4 == 0", "sanitize"),
+    Mutant("cell_past_the_table", "cuda_lloyd_tables.h", "fminf(a, LloydMax<B>::CELLS - 0.0625f)", "a"),
+    Mutant(
+        "tail_block_as_a_whole",
+        "cuda_kernels.h",
+        "const bool whole = at.n == BLOCK &&",
+        "const bool whole = at.n > 4000 &&",
+    ),
+    Mutant("one_bit_levels_left_out", "cuda_kernels.h", "int i = 2 + thread(); i < 32", "int i = 4 + thread(); i < 32"),
+    Mutant("wide_load_at_half_alignment", "cuda_bytes.h", "if (at == 0) return", "if (at % 8 == 0) return", "sanitize"),
+    Mutant("wide_store_at_half_alignment", "cuda_bytes.h", "if (at == 0) {", "if (at % 8 == 0) {", "sanitize"),
+    Mutant("store_lacks_last_byte", "cuda_bytes.h", "i < n; i += count) to[i]", "i < n - 1; i += count) to[i]"),
+    Mutant("store_one_byte_more", "cuda_bytes.h", "i < n; i += count) to[i]", "i <= n; i += count) to[i]"),
+    Mutant(
+        "store_whole_chunks",
+        "cuda_bytes.h",
+        "c < n / 16; c += count) store_four",
+        "c < (n + 15) / 16; c += count) store_four",
+    ),
+    Mutant(
+        "load_lacks_last_byte",
+        "cuda_bytes.h",
+        "i < n; i += count) bytes_of(words)[i]",
+        "i < n - 1; i += count) bytes_of(words)[i]",
+    ),
+    Mutant(
+        "load_whole_chunks",
+        "cuda_bytes.h",
+        "c < n / 16; c += count) reinterpret_cast",
+        "c < (n + 15) / 16; c += count) reinterpret_cast",
+        "sanitize",
+    ),
+    Mutant("odd_half_words_forgotten", "cuda_bytes.h", "__ldg(reinterpret_cast<const uint16_t*>(w + 3))", "0"),
+    Mutant("staging_too_small", "cuda_bytes.h", "STAGED_GROUP = 132;", "STAGED_GROUP = 128;"),
+    Mutant("staging_unaligned", "cuda_bytes.h", "STAGED_GROUP = 132;", "STAGED_GROUP = 130;", "sanitize"),
+    Mutant("staged_codes_overlap", "cuda_bytes.h", "STAGED_CODES = 112;", "STAGED_CODES = 96;"),
+    Mutant("load_beyond_the_group", "cuda_groups.h", "if (B == 7 && shift + 8 * B > 64)", "if (B == 7)", "sanitize"),
+    Mutant(
+        "sums_loaded_unaligned",
+        "cuda_values.h",
+        "if (reinterpret_cast<uintptr_t>(from) % (4 * COLUMNS) == 0)",
+        "if (true)",
+        "sanitize",
+    ),
+    Mutant(
+        "sums_stored_unaligned",
+        "cuda_values.h",
+        "if (reinterpret_cast<uintptr_t>(to) % (4 * COLUMNS) == 0)",
+        "if (true)",
+        "sanitize",
+    ),
+    # ---- random numbers ----
+    Mutant(
+        "signs_of_wrong_index",
+        "cuda_block.h",
+        "static_cast<uint32_t>(index / 128)",
+        "static_cast<uint32_t>(index / 64)",
+    ),
+    Mutant(
+        "second_rotation_as_first",
+        "cuda_lloyd.h",
+        "if (twice) careful_rotate(w, key, ROTATE_SECOND",
+        "if (twice) careful_rotate(w, key, ROTATE_FIRST",
+    ),
+    Mutant(
+        "rounding_by_thread",
+        "cuda_uniform.h",
+        "static_cast<uint64_t>(index + i))",
+        "static_cast<uint64_t>(index + lane))",
+    ),
+    Mutant(
+        "tensor_of_layer_forgotten", "cuda_layers.h", "place.key.tensor += static_cast<uint32_t>(layer.tensor);", ""
+    ),
+    Mutant("step_ignored", "cuda_layers.h", "if (job.step) place", "if (false) place"),
+    Mutant("sender_ignored", "cuda_kernels.h", "at.key.sender_phase = sources.sender_phase[sender];", ""),
+    Mutant("piece_index_stays", "cuda_lloyd.h", "x = x.from(size);\n    index += size;", "x = x.from(size);"),
+    Mutant("rounding_of_wrong_counter", "cuda_uniform.h", "counter + static_cast<uint32_t>(pair)", "counter"),
+    Mutant("rounding_of_wrong_purpose", "cuda_uniform.h", "philox(at.key, ROUND,", "philox(at.key, ROTATE_FIRST,"),
+    Mutant("rounding_ignores_index", "cuda_uniform.h", "static_cast<uint32_t>(at.index / 16) + ", ""),
+    Mutant(
+        "signs_filled_by_wrong_threads", "cuda_rotated.h", "fill_signs_by(thread() % 32,", "fill_signs_by(thread(),"
+    ),
+    Mutant("fast_sign_row_off_by_one", "cuda_rotated.h", "<< (14 - 2 * high_rows)", "<< (15 - 2 * high_rows)"),
+    # ---- layers ----
+    Mutant("layer_of_another_unit", "cuda_layers.h", "job.layer_of_unit[unit]", "job.layer_of_unit[blockIdx.x]"),
+    Mutant("offset_of_layer_forgotten", "cuda_layers.h", "place.index = layer.offset + start;", "place.index = start;"),
+    Mutant(
+        "bytes_from_first_block",
+        "cuda_layers.h",
+        "blocks_nbytes(codec, offset / BLOCK, block)",
+        "blocks_nbytes(codec, 0, block)",
+    ),
+    Mutant(
+        "units_left_out",
+        "cuda_kernels.h",
+        "unit += gridDim.x) {\n    const Place",
+        "unit += blockDim.x) {\n    const Place",
+    ),
+    Mutant("bytes_of_groups_one_late", "cuda_layers.h", "+ 64 * more};", "+ 64 * most};"),
+    # ---- arithmetic and its order ----
+    Mutant("sign_row_off_by_one", "cuda_block.h", "31 - row % 32", "31 - (row + 1) % 32"),
+    Mutant("careful_energy_backwards", "cuda_block.h", "for (int j = 0; j < 16; ++j)", "for (int j = 15; j >= 0; --j)"),
+    Mutant(
+        "fold_in_a_row",
+        "cuda_block.h",
+        "(w.sums[lane] + w.sums[16 + lane]) + (w.sums[32 + lane] + w.sums[48 + lane])",
+        "w.sums[lane] + w.sums[16 + lane] + w.sums[32 + lane] + w.sums[48 + lane]",
+    ),
+    Mutant("energy_backwards", "cuda_rotated.h", "++k) sum[k % 4] +=", "++k) sum[3 - k % 4] +="),
+    Mutant("contracted", "cuda_values.h", "before * sink.beta + value", "__fmaf_rn(before, sink.beta, value)"),
+    Mutant("negative_codes", "cuda_lloyd_tables.h", "code ^ (2 * half - 1)", "2 * half - code"),
+    Mutant("energy_restarts", "cuda_rotated.h", "if (turn > 0) {", "if (false) {"),
+    Mutant(
+        "products_backwards",
+        "cuda_rotated.h",
+        "for (int i = 0; i < 64; ++i) sum += y[",
+        "for (int i = 63; i >= 0; --i) sum += y[",
+    ),
+    Mutant(
+        "exchange_on_one_side",
+        "cuda_rotated.h",
+        "const float4*>(y + 32 * j + 16 * ((j & 1) ^ parity))",
+        "const float4*>(y + 32 * j + 16 * parity)",
+    ),
+    Mutant("products_on_one_side", "cuda_rotated.h", "16 * ((m & 1) ^ (m / 2))", "16 * (m & 1)"),
+    Mutant("squares_on_one_side", "cuda_rotated.h", "(y + (i ^ (i >> 5 & 1) << 4))", "(y + i)"),
+    Mutant("exchange_back_on_one_side", "cuda_rotated.h", "(2 * t ^ (2 * t >> 7 & 1) << 4)", "2 * t"),
+    Mutant("high_bits_lost", "cuda_rotated.h", "(odd_high << B | odd_low >> (32 - B))", "odd_high << B"),
+    # ---- scales, gains, lists, delivery ----
+    Mutant(
+        "beta_for_every_sender", "cuda_values.h", "{true, delivery.gain, 1.0f}", "{true, delivery.gain, delivery.beta}"
+    ),
+    Mutant("always_accumulates", "cuda_values.h", "return {delivery.accumulate,", "return {true,"),
+    Mutant("gain_of_list_forgotten", "cuda_uniform.h", "= float_of(value) * gain;", "= float_of(value);"),
+    Mutant(
+        "gain_of_scale_forgotten",
+        "cuda_lloyd.h",
+        "float_of(scale & ~SCALE32_TWO_ROTATIONS) * sink.gain",
+        "float_of(scale & ~SCALE32_TWO_ROTATIONS)",
+    ),
+    Mutant(
+        "careful_centroid_scale_ignored", "cuda_lloyd.h", "rate.centroid, m.exponent, gain", "false, m.exponent, gain"
+    ),
+    Mutant(
+        "large_factor_overflows",
+        "cuda_lloyd.h",
+        "deliver(out + i, factor <= LARGE_FACTOR ? w.y[i] * factor : finite_product(w.y[i], factor), sink)",
+        "deliver(out + i, w.y[i] * factor, sink)",
+    ),
+    Mutant("zero_group_keeps_codes", "cuda_lloyd.h", "if (clear)", "if (false)"),
+    Mutant("zero_scale_means_something", "cuda_uniform.h", "if (code == 0) {", "if (false) {"),
+    Mutant("list_entries_one_late", "cuda_uniform.h", "((1u << lane) - 1)", "((2u << lane) - 1)"),
+    Mutant(
+        "list_rest_keeps_bytes",
+        "cuda_uniform.h",
+        "int i = entry * count + lane; i < nbytes",
+        "int i = entry * count + lane; i < 0",
+    ),
+    Mutant("gain_of_fp32_forgotten", "cuda_kernels.h", "gain == 1.0f ? x : x * gain", "x"),
+    Mutant("centroid_scale_ignored", "cuda_rotated.h", "at.codec.centroid, 0, gain", "false, 0, gain"),
+    Mutant("zero_scale_keeps_codes", "cuda_rotated.h", "!= 0;  // a block that", "+ 1 != 0;  // a block that"),
+    Mutant(
+        "dominant_value_ignored",
+        "cuda_rotated.h",
+        "!ordinary(energy) || most * most * 32.0f > energy",
+        "!ordinary(energy)",
+    ),
+    Mutant("beta_forgotten", "cuda_values.h", "if (delivery.beta != 1.0f) {", "if (false) {"),
+    Mutant("sum_begins_at_plus_zero", "cuda_values.h", "= -0.0f;", "= 0.0f;"),
+    # ---- what is not finite or not valid ----
+    Mutant("infinity_passes", "cuda_lloyd.h", "if (top >= SCALE32_INFINITY)", "if (top > SCALE32_INFINITY)"),
+    Mutant(
+        "unchosen_not_finite",
+        "cuda_lloyd.h",
+        "if (block_largest(most, w.scratch) >= SCALE32_INFINITY)",
+        "if (block_largest(most, w.scratch) > 0xFFFFFFFEu)",
+    ),
+    Mutant("uniform_unchosen_not_finite", "cuda_uniform.h", "w.y[j] = finite ? ", "w.y[j] = true ? "),
+    Mutant("every_scale_is_plain", "cuda_uniform.h", "<= SCALE16_LARGEST;", "<= SCALE16_NON_FINITE;"),
+    Mutant("infinite_scale_is_plain", "cuda_rotated.h", "scale < SCALE32_INFINITY && ", ""),
+    Mutant("list_order_unchecked", "cuda_uniform.h", "position > last && ", ""),
+    Mutant("list_repeats_a_position", "cuda_uniform.h", "position > last && ", "position >= last && "),
+    Mutant(
+        "list_of_zeros",
+        "cuda_uniform.h",
+        "(value & 0x7FFFFFFFu) - 1 < SCALE32_INFINITY - 1",
+        "(value & 0x7FFFFFFFu) < SCALE32_INFINITY",
+    ),
+    Mutant(
+        "list_longer_than_codes",
+        "cuda_uniform.h",
+        "if (count < 1 || count * entry > nbytes)",
+        "if (count < 1 || count > n)",
+    ),
+    Mutant("scale_unchecked", "cuda_uniform.h", "return scale16_valid(code);", "return true;"),
+    Mutant(
+        "two_rotations_of_lloyd",
+        "cuda_lloyd.h",
+        " && (scale == SCALE32_NON_FINITE || !(scale & SCALE32_TWO_ROTATIONS));",
+        ";",
+    ),
+    Mutant(
+        "infinity_not_noted",
+        "cuda_block.h",
+        "magnitude(out[i]) >= SCALE32_INFINITY",
+        "magnitude(out[i]) > SCALE32_INFINITY",
+    ),
+    Mutant("non_finite_not_reported", "cuda_values.h", "if (any) atomicMax(&report->non_finite, 1);", ""),
+    Mutant(
+        "non_finite_not_atomic",
+        "cuda_values.h",
+        "atomicMax(&report->non_finite, 1);",
+        "report->non_finite = 1;",
+        "threads",
+    ),
+    Mutant(
+        "invalid_not_atomic",
+        "cuda_values.h",
+        "atomicMax(&report->invalid, sources.position + sender + 1);",
+        "if (report->invalid < sources.position + sender + 1) report->invalid = sources.position + sender + 1;",
+        "threads",
+    ),
+    Mutant("position_of_sender_forgotten", "cuda_values.h", "sources.position + sender + 1", "sender + 1"),
+    Mutant("infinite_sum_not_noted", "cuda_values.h", "most >= SCALE32_INFINITY", "most > SCALE32_INFINITY"),
+]
+
+
+def run(command, timeout):
+    """Exit status and output; None for a time-out."""
+    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        return None, ""
+    return done.returncode, done.stdout.decode(errors="replace")
+
+
+def make(*arguments):
+    code, output = run(["make", "-s", "-C", str(ROOT / "tests" / "cuda"), *arguments], 600)
+    if code != 0:
+        raise Error(output)
+
+
+def verdict(program, runs):
+    """What caught it, and where; None if nothing did."""
+    for arguments in runs:
+        code, output = run([str(program), *map(str, arguments)], TIMEOUT)
+        if code is None:
+            return "timeout", ""
+        if code != 0:
+            for pattern, name in CAUGHT:
+                found = re.search(f".*{pattern}.*", output)
+                if found:
+                    summary = re.search(r"SUMMARY: .*", output)
+                    return name, (summary or found)[0]
+            return "crash", f"exit status {code}"
+    return None
+
+
+def examine(mutant, builds):
+    """As verdict(), and the build."""
+    folder = OUT / mutant.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "cuda" / "kernels_emulated.cpp", folder)
+    for path in KERNELS.glob("cuda_*.h"):
+        shutil.copy(path, folder)
+    path = folder / mutant.file
+    path.write_text(mutant.apply(path.read_text()))
+    for build in sorted(builds, key=lambda build: build != mutant.first):
+        make(f"MUTANT={folder}", f"{folder}/{build}/test_kernels")
+        caught = verdict(folder / build / "test_kernels", RUNS[build])
+        (folder / build / "test_kernels").unlink()
+        if caught:
+            return build, *caught
+    return None
+
+
+def check_texts():
+    """A list of complaints about texts that are not found once, and about names."""
+    complaints = []
+    for mutant in MUTANTS:
+        try:
+            mutant.apply((KERNELS / mutant.file).read_text())
+        except Error as error:
+            complaints.append(str(error))
+    names = [mutant.name for mutant in MUTANTS]
+    return complaints + [f"two mutants are called {name}" for name in sorted(set(names)) if names.count(name) > 1]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants; all of them if none is named")
+    parser.add_argument("--builds", default=None, help="plain,sanitize,threads: those to try, in this order")
+    parser.add_argument("--no-baseline", action="store_true", help="don't run the tests without a mutant first")
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        raise Error(f"no such mutant: {', '.join(sorted(unknown))}")
+    builds = options.builds.split(",") if options.builds else list(RUNS)
+    if "threads" in builds and shutil.which(os.environ.get("CLANG", "clang++")) is None:
+        print("threads NOT TESTED: no clang++ (on Debian and Ubuntu: apt-get install clang)")
+        builds.remove("threads")
+    complaints = check_texts()
+    if complaints:
+        raise Error("\n".join(complaints))
+    make(*[f"../../build/cudatest/{build}/test_kernels" for build in builds])
+    for build in [] if options.no_baseline else builds:
+        caught = verdict(ROOT / "build" / "cudatest" / build / "test_kernels", RUNS[build])
+        if caught:
+            raise Error(f"test_kernels fails without any mutant, in {build}: {' '.join(caught)}")
+    chosen = [mutant for mutant in MUTANTS if not options.names or mutant.name in options.names]
+    survivors = []
+    for mutant in chosen:
+        start = time.monotonic()
+        caught = examine(mutant, builds)
+        what = f"{caught[0]:8} {caught[1]:10} {caught[2][:90]}" if caught else "SURVIVES"
+        print(f"{mutant.name:40} {time.monotonic() - start:4.0f} s  {what}", flush=True)
+        if not caught:
+            survivors.append(mutant.name)
+    print(
+        f"{len(chosen) - len(survivors)} of {len(chosen)} caught"
+        + "".join(f"\n  survives: {name}" for name in survivors)
+    )
+    return 1 if len(chosen) - len(survivors) < NEEDED * len(chosen) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Error as error:
+        sys.exit(f"mutants: {error}")

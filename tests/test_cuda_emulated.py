@@ -1,0 +1,89 @@
+"""The CUDA kernels without a GPU: their source under the emulator against the CPU path, and what bugs that would catch."""
+
+import functools
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "tests" / "cuda"
+COMPILERS = {"plain": "g++", "sanitize": "g++", "threads": "clang++"}
+# Seed, order (0 in order, 1 reversed, 2 random), blocks in flight, every how many-th case.
+RUNS = [
+    ("plain", (11, 0, 1, 1)),
+    ("plain", (12, 1, 4, 3)),
+    ("plain", (13, 2, 8, 3)),
+    ("sanitize", (14, 0, 4, 4)),
+    ("sanitize", (15, 2, 8, 8)),
+    ("threads", (16, 0, 8, 30)),
+    ("threads", (17, 1, 1, 40)),
+    ("threads", (18, 2, 8, 30)),
+]
+QUICK_MUTANTS = ["tensor_of_layer_forgotten", "fold_barrier_in_one_warp", "uniform_next_sender_over_staged"]
+
+
+def run(*command, timeout):
+    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
+    done = subprocess.run(
+        list(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=timeout
+    )
+    return done.returncode, done.stdout
+
+
+@functools.cache
+def program(build):
+    """test_kernels in this build, or a skip that says what is missing."""
+    for tool in ["make", COMPILERS[build]]:
+        if shutil.which(tool) is None:
+            pytest.skip(f"the {build} build of the emulated kernels is not tested: no {tool}")
+    code, output = run("make", "-j2", "-C", str(FOLDER), f"../../build/cudatest/{build}/test_kernels", timeout=170)
+    assert code == 0, output
+    return ROOT / "build" / "cudatest" / build / "test_kernels"
+
+
+@pytest.mark.parametrize(("build", "schedule"), RUNS, ids=str)
+def test_kernels_give_the_bytes_of_the_cpu(build, schedule):
+    code, output = run(str(program(build)), *map(str, schedule), timeout=120)
+    if code != 0 and "unexpected memory mapping" in output:
+        pytest.skip(
+            "the threads build of the emulated kernels is not tested: ThreadSanitizer cannot run on this kernel"
+        )
+    assert code == 0 and output.endswith("passed\n"), output
+
+
+@functools.cache
+def mutants():
+    specification = importlib.util.spec_from_file_location("mutants", FOLDER / "mutants.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["mutants"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_every_mutant_still_has_its_text():
+    assert mutants().check_texts() == []
+    assert len(mutants().MUTANTS) >= 100
+
+
+def test_some_mutants_are_caught():
+    program("plain")
+    code, output = run(
+        *[sys.executable, str(FOLDER / "mutants.py"), "--builds", "plain", "--no-baseline", *QUICK_MUTANTS], timeout=170
+    )
+    assert code == 0, output
+    assert f"{len(QUICK_MUTANTS)} of {len(QUICK_MUTANTS)} caught" in output, output
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(5400)
+def test_mutants_are_caught():
+    for build in COMPILERS:
+        program(build)
+    code, output = run(sys.executable, str(FOLDER / "mutants.py"), timeout=5400)
+    print(output)
+    assert code == 0, output
