@@ -24,7 +24,7 @@ RUNS = [
     ("threads", (17, 1, 1, 40)),
     ("threads", (18, 2, 8, 30)),
 ]
-QUICK_MUTANTS = ["tensor_of_layer_forgotten", "fold_barrier_in_one_warp", "uniform_next_sender_over_staged"]
+QUICK_MUTANTS = ["tensor_of_layer_forgotten", "fold_barrier_in_one_warp", "zero_scale_means_something"]
 
 
 def run(*command, timeout):

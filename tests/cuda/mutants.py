@@ -208,8 +208,8 @@ MUTANTS = [
     Mutant(
         "scale_within_warp",
         "cuda_rotated.h",
-        "= scale;\n  }\n  __syncthreads();",
-        "= scale;\n  }\n  __syncwarp();",
+        "writes at once\n  }\n  __syncthreads();",
+        "writes at once\n  }\n  __syncwarp();",
     ),
     Mutant(
         "exchange_back_within_warp",
@@ -378,7 +378,7 @@ MUTANTS = [
     ),
     Mutant("energy_backwards", "cuda_rotated.h", "++k) sum[k % 4] +=", "++k) sum[3 - k % 4] +="),
     Mutant("contracted", "cuda_values.h", "before * sink.beta + value", "__fmaf_rn(before, sink.beta, value)"),
-    Mutant("negative_codes", "cuda_lloyd_tables.h", "code ^ (2 * half - 1)", "2 * half - code"),
+    Mutant("negative_codes", "cuda_lloyd_tables.h", "code4 ^ (4 * (2 * half - 1))", "8 * half - code4"),
     Mutant("energy_restarts", "cuda_rotated.h", "if (turn > 0) {", "if (false) {"),
     Mutant(
         "products_backwards",
