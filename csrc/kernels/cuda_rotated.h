@@ -98,8 +98,8 @@ COMMPRESS_DEVICE void code_rows(const LloydTables<B>& tables, const float (&v)[3
   }
 }
 
-// Puts the odd rows' codes among the even ones'. The two threads that share eight rows of the chunks `mine` = 0 and 1
-// keep one each.
+// Two threads have the even and the odd rows of four lanes, as codes with gaps. After this the first has the codes of
+// rows 0 to 7, the other those of 8 to 15.
 template <int B>
 COMMPRESS_DEVICE void join_rows(const uint32_t (&low)[2][4], const uint32_t (&high)[2][4], uint32_t (&joined_low)[4],
                                 uint32_t (&joined_high)[4]) {
