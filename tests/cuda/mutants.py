@@ -230,6 +230,13 @@ MUTANTS = [
         "sink_of(delivery, sender));",
         "threads",
     ),
+    Mutant(
+        "scale_where_the_next_block_writes",
+        "cuda_rotated.h",
+        "w.scratch[8] = scale;  // beyond what the careful way of a next block writes at once\n  }\n  __syncthreads();\n  return w.scratch[8]",
+        "w.scratch[1] = scale;\n  }\n  __syncthreads();\n  return w.scratch[1]",
+        "threads",
+    ),
     # ---- warps ----
     Mutant("half_mask", "cuda_device.h", "__reduce_max_sync(ALL_LANES, value)", "__reduce_max_sync(0xFFFFu, value)"),
     Mutant("group_maximum_of_whole_warp", "cuda_uniform.h", "step < 16; step *= 2", "step < 32; step *= 2"),
