@@ -4,7 +4,8 @@
 
 Each mutant below replaces one text of a file csrc/kernels/cuda_*.h. A copy of those files with the change is compiled
 into build/mutants/NAME and linked with the objects of `make -C tests/cuda`; then test_kernels runs in the builds in
-turn, the likeliest first, until one catches it. Prints what caught each; the exit status is 1 if fewer than 95 % are
+turn, the likeliest first, until one catches it. Prints what caught each, and
+leaves the last output in build/mutants/NAME/BUILD/output.txt; the exit status is 1 if fewer than 95 % are
 caught. A text that is not found exactly once is an error, as is a mutant that does not compile and a test that fails
 without any mutant.
 
@@ -528,6 +529,7 @@ def verdict(program, runs):
     """What caught it, and where; None if nothing did."""
     for arguments in runs:
         code, output = run([str(program), *map(str, arguments)], TIMEOUT)
+        program.with_name("output.txt").write_text(output)
         if code is None:
             return "timeout", ""
         if code != 0:
@@ -593,6 +595,8 @@ def main(arguments=None):
         if caught:
             raise Error(f"test_kernels fails without any mutant, in {build}: {' '.join(caught)}")
     chosen = [mutant for mutant in MUTANTS if not options.names or mutant.name in options.names]
+    if options.no_baseline:
+        print("the tests were not run without a mutant: what fails below may be the kernels' own fault")
     survivors = []
     for mutant in chosen:
         start = time.monotonic()
