@@ -4,15 +4,14 @@
 
 Each mutant below replaces one text of a file csrc/kernels/cuda_*.h. A copy of those files with the change is compiled
 into build/mutants/NAME and linked with the objects of `make -C tests/cuda`; then test_kernels runs in the builds in
-turn, the likeliest first, until one catches it. Prints what caught each, and
-leaves the last output in build/mutants/NAME/BUILD/output.txt; the exit status is 1 if fewer than 95 % are
-caught. A text that is not found exactly once is an error, as is a mutant that does not compile and a test that fails
-without any mutant.
+turn, the likeliest first, until one catches it. Prints what caught each, and leaves the last output in
+build/mutants/NAME/BUILD/output.txt; the exit status is 1 if fewer than 95 % are caught. A text that is not found
+exactly once is an error, as is a mutant that does not compile and a test that fails without any mutant.
 
 Mutants that change nothing that can be observed are left out. Among them are barriers that are redundant in every
 present caller: the last ones of block_largest, fold, fill_tables, deliver_all and write_piece, where another barrier
-comes before the memory is written again.
-So is a swizzle or an index that only exchanges two accumulators whose sum is taken next: addition commutes.
+comes before the memory is written again. So is a swizzle or an index that only exchanges two accumulators whose sum is
+taken next: addition commutes.
 """
 
 import argparse
