@@ -111,8 +111,8 @@ std::vector<uint16_t> narrowed(std::vector<float>& x, cuda::Input input) {
 
 // Encodes for several senders, decodes their sum, and compares all of it with the CPU path.
 void check(const Bucket& bucket, Kind kind, cuda::Input input, int senders, const std::string& what, Noise& noise) {
-  const float gains[] = {1.0f, 0.25f + noise.unit(), 0x1p-110f, 0x1p105f};
-  const float gain = gains[noise.below(8) ? noise.below(2) : noise.below(4)];
+  const float gains[] = {1.0f, 0.25f + noise.unit(), 0x1p-110f, 0x1p105f, 0x1p-148f};  // the last: scales of zero
+  const float gain = gains[noise.below(8) ? noise.below(2) : noise.below(5)];
   const float beta = noise.below(2) ? 1.0f : noise.unit();
   const bool accumulate = noise.below(2);
   const int64_t step = noise.below(50);
@@ -121,7 +121,9 @@ void check(const Bucket& bucket, Kind kind, cuda::Input input, int senders, cons
   std::vector<std::unique_ptr<Buffer>> sent;
   cuda::Sources sources{};
   Buffer sum(4 * bucket.numel, 4 * noise.below(4), 0), known(4 * bucket.numel, 0, 0);
-  const std::vector<float> before = values(NORMAL, bucket.numel, noise);
+  std::vector<float> before = values(NORMAL, bucket.numel, noise);
+  if (kind == HUGE_VALUES && noise.below(2))  // so that sums become infinite, and none is NaN
+    for (float& x : before) x = x < 0.0f ? -0x1.fffffep127f : 0x1.fffffep127f;
   if (bucket.numel) {
     std::memcpy(sum.data(), before.data(), 4 * bucket.numel);
     std::memcpy(known.data(), before.data(), 4 * bucket.numel);
@@ -351,6 +353,54 @@ void damaged(Run& run) {
   }
 }
 
+// Lists of few values, and scales, right and with each flaw that makes them invalid. All other groups are zero.
+void forged(Run& run) {
+  enum Flaw { NONE, REPEATED, DESCENDING, BEYOND, LAST, EMPTY, TOO_LONG, FULL, ZERO_VALUE, INFINITE, SCALE, FLAWS };
+  for (int attempt = 0; attempt < 600; ++attempt) {
+    if (!run.next()) continue;
+    Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+    const Flaw flaw = static_cast<Flaw>(attempt % FLAWS);
+    const int bits = 1 + static_cast<int>(noise.below(8));
+    const int64_t n = noise.below(2) ? BLOCK : GROUP * noise.below(4) + 128 + noise.below(GROUP - 128);
+    const int64_t group = noise.below((n + GROUP - 1) / GROUP), start = group * (2 + 64 * bits);
+    const int64_t count_of_group = group * GROUP + GROUP < n ? GROUP : n - group * GROUP;
+    const int64_t nbytes = packed_nbytes(count_of_group, bits), most = nbytes / LIST_ENTRY_NBYTES;
+    Bucket bucket;
+    bucket.add({UNIFORM, static_cast<int32_t>(bits * RATE_ONE), false}, 0, 0, n);
+    std::vector<std::unique_ptr<Buffer>> sent;
+    sent.push_back(std::make_unique<Buffer>(bucket.nbytes, noise.below(5), 0));
+    uint8_t* const bytes = sent[0]->data();
+    const auto put = [&](int64_t at, uint32_t half) {
+      for (int i = 0; i < 2 && at + i < bucket.nbytes; ++i) bytes[at + i] = static_cast<uint8_t>(half >> (8 * i));
+    };
+    int64_t count = 2 + noise.below(most - 1 < 9 ? most - 1 : 9);
+    if (flaw == EMPTY) count = 0;
+    if (flaw == FULL) count = most;
+    if (flaw == TOO_LONG) count = most + 1;
+    put(start, SCALE16_LIST + static_cast<uint32_t>(count));
+    const int64_t flawed = count ? noise.below(count) : 0;
+    int64_t position = -1;
+    for (int64_t e = 0; e < count; ++e) {
+      const int64_t at = start + 2 + LIST_ENTRY_NBYTES * e, room = count_of_group - position - (count - e);
+      position += 1 + noise.below(room < 1 ? 1 : room < 40 ? room : 40);
+      int64_t written = position;
+      if (e && e == flawed && flaw == REPEATED) written = bytes[at - 6] | bytes[at - 5] << 8;
+      if (e && e == flawed && flaw == DESCENDING) written = 0;
+      if (e == count - 1 && flaw == BEYOND) written = count_of_group;
+      if (e == count - 1 && flaw == LAST) written = count_of_group - 1;
+      uint32_t value = bits_of(normal(noise) + 0.01f);
+      if (e == flawed && flaw == ZERO_VALUE) value = noise.below(2) ? 0x80000000u : 0;
+      if (e == flawed && flaw == INFINITE) value = noise.below(2) ? 0x7F800000u : 0xFFC00000u;
+      put(at, static_cast<uint32_t>(written));
+      put(at + 2, value);
+      put(at + 4, value >> 16);
+    }
+    if (flaw == SCALE) put(start, SCALE16_LARGEST + static_cast<uint32_t>(noise.below(3)));
+    check_any_bytes(bucket, key_of(noise), sent,
+                    name_of("forged,", bucket) + " flaw " + std::to_string(static_cast<int>(flaw)));
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -367,5 +417,6 @@ int main(int count, char** arguments) {
   persistent(often);
   hostile(run);
   damaged(run);
+  forged(run);
   std::printf("passed\n");
 }
