@@ -309,7 +309,9 @@ class Pipeline:
         report.mss = self._framing.record(report.bytes_sent, report.messages + report.messages_received)
         # On one thread nothing happened while it waited; on two, compute and wire overlap, and the whole time is the best bound.
         seconds = report.seconds_wait1 + report.seconds_wait2 if job.here else now - job.link_start
-        report.link_bytes_per_second = self._meter.record(max(report.bytes_sent, report.bytes_received), seconds)
+        report.link_bytes_per_second = self._meter.record(
+            max(report.bytes_sent, report.bytes_received), seconds, overlapped=not job.here
+        )
         self._finish(job)
 
     def _collect(self, job: Job, c: int, way: OwnShard) -> None:
