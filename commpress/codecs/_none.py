@@ -54,6 +54,9 @@ class NoneCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
+        if not accumulate and gain == 1.0:
+            out.view(torch.uint8).copy_(payload)
+            return
         # A payload may begin at any byte of a buffer: copying aligns it.
         values = torch.empty(out.numel(), dtype=out.dtype, device=out.device)
         values.view(torch.uint8).copy_(payload)

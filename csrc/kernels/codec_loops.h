@@ -1,32 +1,13 @@
 // encode() and decode() of one code path. A cpu_*.cpp names the path with COMMPRESS_ISA and includes the lanes, then
 // this.
 #pragma once
+#include "cast_loops.h"
 #include "kernels.h"
 #include "lloyd.h"
 #include "uniform.h"
 
 namespace commpress {
 namespace COMMPRESS_ISA {
-
-static void cast_encode(const Codec& codec, const float* x, int64_t n, float gain, uint8_t* out) {
-  const bool fp16 = codec.family == CAST_FP16;
-  uint16_t chunk[BLOCK];
-  if (fp16)
-    for (int64_t i = 0; i < n; ++i) chunk[i] = to_fp16(x[i] * gain);
-  else
-    for (int64_t i = 0; i < n; ++i) chunk[i] = to_bf16(x[i] * gain);
-  memcpy(out, chunk, 2 * n);
-}
-
-static void cast_decode(const Codec& codec, const uint8_t* in, int64_t n, float* out, const Sink& sink) {
-  const bool fp16 = codec.family == CAST_FP16;
-  uint16_t chunk[BLOCK];
-  memcpy(chunk, in, 2 * n);
-  if (fp16)
-    for (int64_t i = 0; i < n; ++i) deliver(out + i, from_fp16(chunk[i]) * sink.gain, sink);
-  else
-    for (int64_t i = 0; i < n; ++i) deliver(out + i, from_bf16(chunk[i]) * sink.gain, sink);
-}
 
 static void raw_encode(const float* x, int64_t n, float gain, uint8_t* out) {
   if (gain == 1.0f) {
@@ -39,13 +20,23 @@ static void raw_encode(const float* x, int64_t n, float gain, uint8_t* out) {
 }
 
 static void raw_decode(const uint8_t* in, int64_t n, float* out, const Sink& sink) {
+  const int64_t whole = n / 16 * 16;
   if (sink.gain == 1.0f && (sink.delivery == Delivery::WRITE || sink.delivery == Delivery::STREAM)) {
-    memcpy(out, in, 4 * n);  // to the bit, whatever kind of NaN it is
+    // To the bit, whatever kind of NaN it is.
+    const int64_t streamed = sink.delivery == Delivery::STREAM ? whole : 0;
+    for (int64_t i = 0; i < streamed; i += 16) store_past_caches(out + i, floats(load_bytes(in + 4 * i)));
+    memcpy(out + streamed, in + 4 * streamed, 4 * (n - streamed));
     return;
   }
-  float chunk[BLOCK];
-  memcpy(chunk, in, 4 * n);
-  for (int64_t i = 0; i < n; ++i) deliver(out + i, chunk[i] * sink.gain, sink);
+  const Floats gain = all(sink.gain), beta = all(sink.beta);
+  with_delivery(sink.delivery, [&](auto delivery) {
+    for (int64_t i = 0; i < whole; i += 16) deliver<delivery>(out + i, floats(load_bytes(in + 4 * i)) * gain, beta);
+  });
+  for (int64_t i = whole; i < n; ++i) {
+    float x;
+    memcpy(&x, in + 4 * i, 4);
+    deliver(out + i, x * sink.gain, sink);
+  }
 }
 
 void encode(const Payload& p, const float* x, float gain, uint8_t* out) {

@@ -1,4 +1,7 @@
 // Chooses a code path at run time.
+#include <algorithm>
+#include <limits>
+
 #include "kernels.h"
 
 namespace commpress {
@@ -103,21 +106,24 @@ struct Inspector {
     in += 4 + run_nbytes(codec.rate, index, n, 0);
   }
 
-  void cast(int64_t n) {
-    const uint16_t exponent = codec.family == CAST_FP16 ? 0x7C00 : 0x7F80;
-    for (int64_t i = 0; i < n; ++i, in += 2) {
-      uint16_t value;
-      memcpy(&value, in, 2);
-      non_finite = non_finite || (value & exponent) == exponent;
-    }
-  }
+  void cast(int64_t n) { non_finite |= largest_magnitude<int16_t>(n) >= (codec.family == CAST_FP16 ? 0x7C00 : 0x7F80); }
 
-  void raw(int64_t n) {
-    for (int64_t i = 0; i < n; ++i, in += 4) {
-      uint32_t value;
-      memcpy(&value, in, 4);
-      non_finite = non_finite || (value & SCALE32_INFINITY) == SCALE32_INFINITY;
+  void raw(int64_t n) { non_finite |= largest_magnitude<int32_t>(n) >= static_cast<int32_t>(SCALE32_INFINITY); }
+
+  // The largest of n floats of any width without their signs, as integers. Runs of a fixed length become vector code.
+  template <class T>
+  T largest_magnitude(int64_t n) {
+    constexpr int64_t RUN = 128;
+    constexpr T MASK = std::numeric_limits<T>::max();
+    T values[RUN], most = 0;
+    for (int64_t i = 0; i < n; i += RUN) {
+      const int64_t here = std::min(RUN, n - i);
+      if (here < RUN) memset(values, 0, sizeof values);
+      memcpy(values, in, sizeof(T) * here);
+      in += sizeof(T) * here;
+      for (int64_t k = 0; k < RUN; ++k) most = std::max(most, static_cast<T>(values[k] & MASK));
     }
+    return most;
   }
 
   void block(int64_t index, int64_t n) {

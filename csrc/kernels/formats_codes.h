@@ -176,17 +176,20 @@ struct FloatValues {
   }
 };
 
-// The same for codes of four bits: a table of all values.
+// The same for codes of four bits: a table of all magnitudes.
 struct SmallFloatValues {
-  float values[16];
-  explicit SmallFloatValues(const FloatForm& form) {
-    for (uint32_t c = 0; c < 16; ++c) {
-      const uint32_t m = (c & 7) < form.largest ? c & 7 : form.largest;
-      values[c] = float_of(bits_of(float_magnitude(m, form)) | (c & 8) << 28);
-    }
-  }
+  float magnitudes[8];
+  Table<8> table;
+  explicit SmallFloatValues(const FloatForm& form) : table(filled(form)) {}
+  SmallFloatValues(const SmallFloatValues&) = delete;  // the table may point to the magnitudes
   COMMPRESS_INLINE Floats operator()(Ints code, const float* step) const {
-    return Table<16>(values)[code] * all(*step);
+    return floats(bits(table[code]) | (shift_left(code, 28) & all(0x80000000u))) * all(*step);
+  }
+
+ private:
+  const float* filled(const FloatForm& form) {
+    for (uint32_t m = 0; m < 8; ++m) magnitudes[m] = float_magnitude(m < form.largest ? m : form.largest, form);
+    return magnitudes;
   }
 };
 

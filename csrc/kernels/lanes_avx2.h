@@ -32,6 +32,13 @@ static inline void store_past_caches(float* p, Floats x) {
   _mm256_stream_ps(p + 8, x.b);
 }
 static inline void finish_stores() { _mm_sfence(); }
+static inline Ints load_halves(const uint8_t* p) {
+  const __m128i* const q = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), _mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))};
+}
+static inline void store_halves(uint8_t* p, Ints x) {  // of lanes below 2^16
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packus_epi32(x.a, x.b), 0xD8));
+}
 static inline void store(void* p, Ints x) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), x.a);
   _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, x.b);

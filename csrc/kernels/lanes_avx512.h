@@ -19,6 +19,12 @@ struct Ints {
 static inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
 static inline Ints load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline Ints load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline Ints load_halves(const uint8_t* p) {
+  return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+static inline void store_halves(uint8_t* p, Ints a) {  // of lanes below 2^16
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
+}
 static inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
 // Past the caches; p is a multiple of 64.
 static inline void store_past_caches(float* p, Floats a) { _mm512_stream_ps(p, a.v); }

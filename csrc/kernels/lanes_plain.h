@@ -46,6 +46,17 @@ static inline R lanes(const T& a, F f) {
   return r;
 }
 
+static inline Ints load_halves(const uint8_t* p) {
+  uint16_t h[16];
+  memcpy(h, p, 32);
+  return quarters<Ints>([&](int q) { return Int4{h[4 * q], h[4 * q + 1], h[4 * q + 2], h[4 * q + 3]}; });
+}
+static inline void store_halves(uint8_t* p, const Ints& a) {  // of lanes below 2^16
+  uint16_t h[16];
+  for (int i = 0; i < 16; ++i) h[i] = static_cast<uint16_t>(a.v[i / 4][i % 4]);
+  memcpy(p, h, 32);
+}
+
 static inline Floats all(float x) {
   return quarters<Floats>([&](int) { return Float4{x, x, x, x}; });
 }
