@@ -86,11 +86,21 @@ def _gram(x: np.ndarray) -> np.ndarray:
     return found * unit * unit.T
 
 
+def row_squares(x: torch.Tensor) -> list[float]:
+    """Sum of squares of each row of `x` (r, m)."""
+    return _gram(x.double().numpy()).diagonal().tolist() if x.numel() else [0.0] * x.shape[0]
+
+
 def squares(x: torch.Tensor) -> float:
     """Sum of squares of the rows of `x` (r, m)."""
+    return _in_order(row_squares(x))
+
+
+def _in_order(numbers: list[float]) -> float:
+    """Their sum, which `sum` compensates from Python 3.12 on."""
     total = 0.0
-    for square in _gram(x.double().numpy()).diagonal().tolist() if x.numel() else ():
-        total += square
+    for number in numbers:
+        total += number
     return total
 
 
@@ -157,6 +167,7 @@ class Tracker:
         lost: the basis says little about the matrix: begin the next step with power iterations. True at first.
         before: the fidelity that called for the last reset. judging: whether the next update shows if it helped.
         pause: steps without a reset after one that did not help. wait: those that are left.
+        spectrum: energy of each dimension in the last update, and `energy` that of the whole matrix; empty before it.
     """
 
     def __init__(self, rows: int, columns: int, dimension: int, *, reset: float = 0.7) -> None:
@@ -170,11 +181,15 @@ class Tracker:
         self.judging = False
         self.pause = _PAUSE
         self.wait = 0
+        self.spectrum: list[float] = []
+        self.energy = 0.0
         self._reset = reset
 
     def start(self, key: KeyLike) -> torch.Tensor:
-        """The basis to begin a step with; before the first update, one from public coins."""
-        return self.full(None, key) if self.basis is None else self.basis
+        """The basis to begin a step with; before the first update, and in dimensions that were added, from public coins."""
+        if self.basis is not None and bool(self.basis.any(dim=1).all()):
+            return self.basis
+        return self.full(self.basis, key)
 
     def full(self, right: torch.Tensor | None, key: KeyLike) -> torch.Tensor:
         """orth(`right`), shape (r, columns), with random directions in place of what it lacks: a gradient of lower rank leaves rows zero."""
@@ -204,7 +219,8 @@ class Tracker:
         """
         if not energy > 0:
             return 0.0
-        fidelity = squares(right) / energy
+        self.spectrum, self.energy = row_squares(right), energy
+        fidelity = _in_order(self.spectrum) / energy
         self.basis = self.full(right, key)
         self.wait = max(0, self.wait - 1)
         if self.lost:
@@ -219,6 +235,21 @@ class Tracker:
         self.before = fidelity if self.lost else self.before
         self.peak = max(self.peak, fidelity)
         return fidelity
+
+    def resize(self, dimension: int) -> None:
+        """Between two steps: keeps the directions with the most energy, which come first, or adds some that are drawn when the next step begins.
+
+        Fidelities in other dimensions say nothing about a jump: their maximum begins anew.
+        """
+        if dimension == self.dimension:
+            return
+        if self.basis is not None:
+            rows = torch.zeros(dimension, self.columns)
+            kept = min(dimension, self.dimension)
+            rows[:kept] = self.basis[:kept]
+            self.basis = rows
+        self.dimension = dimension
+        self.lost, self.judging, self.peak, self.before = self.basis is None, False, 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and a tensor."""

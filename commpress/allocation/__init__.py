@@ -3,12 +3,14 @@
 Numbers only: no tensors, no process groups, and nothing of the package but its errors.
 
 :func:`solve` and :func:`objective_value`: the Gaussian optimum. :class:`Curve`, :func:`solve_on_curve`: real codecs and exact bytes.
-:func:`fastest`: the shortest exchange for a distortion target. :class:`Statistics`, :class:`Allocator`, :class:`Plan`: in training.
+:func:`fastest`: the shortest exchange for a distortion target. :class:`Dimensions`: for matrices that travel as low-rank factors.
+:class:`Statistics`, :class:`Allocator`, :class:`Plan`: in training.
 """
 
 from commpress.allocation._allocator import LLOYD_MAX, Allocator
 from commpress.allocation._continuous import objective_value, solve
 from commpress.allocation._curve import Curve
+from commpress.allocation._dimensions import Dimensions, share_dimensions
 from commpress.allocation._objective import OBJECTIVES, weights_from_gamma
 from commpress.allocation._plan import Plan
 from commpress.allocation._problem import Allocation, solve_on_curve
@@ -21,11 +23,13 @@ __all__ = [
     "Allocation",
     "Allocator",
     "Curve",
+    "Dimensions",
     "Plan",
     "Statistics",
     "Timing",
     "fastest",
     "objective_value",
+    "share_dimensions",
     "solve",
     "solve_on_curve",
     "weights_from_gamma",

@@ -29,7 +29,7 @@ class LowRankCodec(Codec):
     its own: `encode`, `decode` and `payload_nbytes` raise SpecError, and so does a frame.
 
     Args:
-        dimension: columns of each factor, 1 to 1024.
+        dimension: columns of each factor, 1 to 1024; 0 where the allocator chooses them (`commpress.register` with ``bits=``).
         factors: what the factors are sent with.
         iterations: power iterations that a lost matrix begins a step with at most.
         reset: part of its maximum, as decimal text, under which the fidelity means that a matrix is lost; "0": never after the first step.
@@ -59,11 +59,11 @@ class LowRankCodec(Codec):
         options = []
         if self.factors != _FACTORS:
             options.append(f"factors={str(self.factors).replace(',', '/')}")
-        if self.iterations != _ITERATIONS:
+        if self.iterations != _ITERATIONS and self.dimension:
             options.append(f"iterations={self.iterations}")
         if self.reset != _RESET:
             options.append(f"reset={self.reset}")
-        return ",".join([f"lowrank:{self.dimension}", *options])
+        return ",".join([f"lowrank:{self.dimension}" if self.dimension else "lowrank", *options])
 
     def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
         self._refuse()
@@ -95,7 +95,7 @@ def parse_lowrank(spec: Spec) -> Codec:
     dimension = int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 0
     if not 1 <= dimension <= _LARGEST:
         raise SpecError(
-            f"{str(spec)!r} needs a low-rank dimension, a whole number from 1 to {_LARGEST}, for example 'lowrank:4'"
+            f"{str(spec)!r} needs a low-rank dimension, a whole number from 1 to {_LARGEST}, for example 'lowrank:4' (only commpress.register with bits= chooses it itself)"
         )
     options = dict(spec.options)
     factors = options.pop("factors", str(_FACTORS))

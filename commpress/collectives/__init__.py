@@ -43,7 +43,14 @@ World size 1: nothing is encoded or sent; `prepare` and `complete` are called, t
 
 from commpress.collectives._accounting import Report, wire_nbytes
 from commpress.collectives._all_reduce import all_reduce, close, group_timeout, last_report, make_channels
-from commpress.collectives._factor_plan import FactorPlan, MatrixShape, matrix_shape, worth
+from commpress.collectives._factor_plan import (
+    FactorPlan,
+    MatrixShape,
+    factor_nbytes,
+    matrix_shape,
+    most_dimensions,
+    worth,
+)
 from commpress.collectives._fake import FakeCommunicator, FakeWorld
 from commpress.collectives._framing import Sent, mss_of, mtu_of, read_counters
 from commpress.collectives._layout import shard_bounds
@@ -72,10 +79,12 @@ __all__ = [
     "TorchCommunicator",
     "all_reduce",
     "close",
+    "factor_nbytes",
     "group_timeout",
     "last_report",
     "make_channels",
     "matrix_shape",
+    "most_dimensions",
     "mss_of",
     "mtu_of",
     "read_counters",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import final
 
 import torch
 
-from commpress.codecs import LayeredCodec, LowRankCodec
+from commpress.codecs import Codec, LayeredCodec, LowRankCodec
 from commpress.codecs import codec as make_codec
 from commpress.lowrank import worth_factors
 
@@ -49,25 +48,24 @@ class Round:
         exact: the part of `left` for exact coordinates. facts: (matrices, FACTS). lefts, rights: views (r, rows) and (r, columns) of each matrix.
     """
 
-    def __init__(self, exact: int, shapes: Sequence[MatrixShape], codec: LowRankCodec) -> None:
-        r, inner = codec.dimension, codec.factors
+    def __init__(self, exact: int, shapes: Sequence[MatrixShape], dimensions: Sequence[int], inner: Codec) -> None:
         head = exact + FACTS * len(shapes)
-        rows, columns = [r * s.rows for s in shapes], [r * s.columns for s in shapes]
+        rows = [r * s.rows for r, s in zip(dimensions, shapes, strict=True)]
+        columns = [r * s.columns for r, s in zip(dimensions, shapes, strict=True)]
         self.left = torch.zeros(head + sum(rows))
         self.right = torch.zeros(sum(columns))
         self.exact = self.left[:exact]
         self.facts = self.left[exact:head].view(-1, FACTS)
-        self.lefts = _views(self.left, head, r, [s.rows for s in shapes])
-        self.rights = _views(self.right, 0, r, [s.columns for s in shapes])
+        self.lefts = _views(self.left[head:], rows, dimensions)
+        self.rights = _views(self.right, columns, dimensions)
         self.left_codec = self.right_codec = _EXACT
         if not inner.lossless:
             self.left_codec = LayeredCodec([(head, _EXACT), *((n, inner) for n in rows)])
             self.right_codec = LayeredCodec([(n, inner) for n in columns])
 
 
-def _views(flat: torch.Tensor, start: int, r: int, lengths: Sequence[int]) -> list[torch.Tensor]:
-    starts = itertools.accumulate((r * n for n in lengths), initial=start)
-    return [flat[a : a + r * n].view(r, n) for a, n in zip(starts, lengths, strict=False)]
+def _views(flat: torch.Tensor, sizes: Sequence[int], dimensions: Sequence[int]) -> list[torch.Tensor]:
+    return [part.view(r, -1) for part, r in zip(flat.split(list(sizes)), dimensions, strict=True)]
 
 
 @final
@@ -78,12 +76,20 @@ class FactorPlan:
         numel: coordinates of the tensor.
         shapes: the matrices in it that are worth factors, in order; the rest goes exactly.
         codec: equal on all ranks.
+        dimensions: of each matrix; those of the codec unless given.
     """
 
-    def __init__(self, numel: int, shapes: Sequence[MatrixShape], codec: LowRankCodec) -> None:
+    def __init__(
+        self,
+        numel: int,
+        shapes: Sequence[MatrixShape],
+        codec: LowRankCodec,
+        dimensions: Sequence[int] | None = None,
+    ) -> None:
         self.numel = numel
         self.shapes = tuple(shapes)
         self.codec = codec
+        self.dimensions = (codec.dimension,) * len(self.shapes) if dimensions is None else tuple(dimensions)
         edges = [0, *(edge for s in self.shapes for edge in (s.start, s.stop)), numel]
         self.exact = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
         self._rounds: dict[tuple[int, ...] | None, Round] = {}
@@ -95,17 +101,18 @@ class FactorPlan:
 
     def sent_numbers(self, i: int) -> int:
         """How many stand for matrix i in a final round."""
-        return self.codec.dimension * (self.shapes[i].rows + self.shapes[i].columns) + FACTS
+        return self.dimensions[i] * (self.shapes[i].rows + self.shapes[i].columns) + FACTS
 
     def limit(self, i: int) -> int:
         """Most power iterations of matrix i before a step's own: with them a step sends no more than the matrix has coordinates."""
         s = self.shapes[i]
-        return min(self.codec.iterations, s.rows * s.columns // (self.codec.dimension * (s.rows + s.columns)) - 1)
+        return min(self.codec.iterations, s.rows * s.columns // (self.dimensions[i] * (s.rows + s.columns)) - 1)
 
     def final(self) -> Round:
         """Everything: the round that every step ends with."""
         if None not in self._rounds:
-            self._rounds[None] = Round(sum(b - a for a, b in self.exact), self.shapes, self.codec)
+            exact = sum(b - a for a, b in self.exact)
+            self._rounds[None] = Round(exact, self.shapes, self.dimensions, self.codec.factors)
         return self._rounds[None]
 
     def iteration(self, matrices: tuple[int, ...]) -> Round:
@@ -113,10 +120,22 @@ class FactorPlan:
         if matrices not in self._rounds:
             for other in [key for key in self._rounds if key is not None]:
                 del self._rounds[other]  # resets are rare, and seldom of the same matrices
-            self._rounds[matrices] = Round(0, [self.shapes[i] for i in matrices], self.codec)
+            some = [self.shapes[i] for i in matrices], [self.dimensions[i] for i in matrices]
+            self._rounds[matrices] = Round(0, *some, self.codec.factors)
         return self._rounds[matrices]
 
 
 def worth(shape: MatrixShape, codec: LowRankCodec) -> bool:
-    """Whether its factors are fewer numbers than the matrix."""
-    return worth_factors(shape.rows, shape.columns, codec.dimension)
+    """Whether its factors are fewer numbers than the matrix; without a dimension, at one."""
+    return worth_factors(shape.rows, shape.columns, codec.dimension or 1)
+
+
+def most_dimensions(shape: MatrixShape) -> int:
+    """The largest dimension that is worth factors."""
+    return (shape.rows * shape.columns - 1) // (shape.rows + shape.columns)
+
+
+def factor_nbytes(shape: MatrixShape, dimension: int, inner: Codec) -> int:
+    """Payload of the matrix in one phase, both factors and `FACTS`."""
+    factors = [dimension * shape.rows, dimension * shape.columns]
+    return 4 * FACTS + sum(4 * n if inner.lossless else inner.payload_nbytes(n) for n in factors)

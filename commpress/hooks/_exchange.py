@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -13,13 +12,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from commpress.allocation import Plan
 from commpress.codecs import Key, LayeredCodec
 from commpress.collectives import Communicator, Reducer, group_timeout, shard_bounds, wire_nbytes
 from commpress.errors import CommpressError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks._information import information_record
 from commpress.hooks._notes import Notes
-from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs, plan_record
+from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs
 from commpress.hooks._prediction import Predictor, prediction_record
 from commpress.hooks._reduction import Reduction, agree, due, make_pair
 from commpress.hooks._replicas import name_difference, replica_hash
@@ -27,7 +27,7 @@ from commpress.hooks._shaping import Shaper
 from commpress.hooks._statistics import NBYTES_PER_LAYER, LayerStatistics, Statistics
 from commpress.hooks._step import NOTE_NBYTES, BucketObserver, Step
 from commpress.hooks._sums import LayerSums
-from commpress.telemetry import FORMAT, Sink, StepRecord, json_values
+from commpress.telemetry import Sink, StepRecord, json_values
 
 _log = logging.getLogger("commpress.hooks")
 
@@ -264,22 +264,6 @@ class Exchange(Reduction):
             record["information"] = json_values(told)
         self.sink.emit(record)
 
-    def _log_plan(self, plan: Any, step: int, reason: str) -> None:
-        _log.info(
-            "step %d: new plan %s (%s), %d of %d bytes",
-            step,
-            plan.digest(),
-            reason,
-            plan.planned_bytes,
-            plan.budget_bytes,
-        )
-        with self._lock:
-            self.counts["plans"] += 1
-        if self.sink is not None:
-            self.sink.emit(
-                json_values({"format": FORMAT, "time": time.time()} | plan_record(plan, step, self.rank, reason))
-            )
-
     def give_up(self, error: Exception) -> None:
         self.fail(error)
         with contextlib.suppress(CommpressError):  # the reducer failed before, and they know
@@ -302,9 +286,8 @@ class Exchange(Reduction):
         return self._shaper
 
     @property
-    def planner(self) -> Planner | None:
-        """What shares out the bit budget, if there is one."""
-        return self._planner
+    def plan(self) -> Plan | None:
+        return None if self._planner is None else self._planner.plan
 
     def saved(self) -> dict[str, Any]:
         self.settle()  # the plan of the next step

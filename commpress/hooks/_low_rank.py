@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 
+from commpress.allocation import Plan
 from commpress.codecs import Key, LowRankCodec
 from commpress.collectives import (
     Communicator,
@@ -22,10 +23,12 @@ from commpress.collectives import (
     matrix_shape,
     worth,
 )
-from commpress.errors import CommpressError, StateError
+from commpress.errors import CommpressError, SpecError, StateError
 from commpress.feedback import ErrorFeedback, Layout
+from commpress.hooks._dimensions import DimensionPlanner, DimensionSettings
 from commpress.hooks._low_rank_bucket import LowRankBucket
 from commpress.hooks._notes import Notes
+from commpress.hooks._planner import layers_of
 from commpress.hooks._reduction import Reduction, agree, due, make_pair
 from commpress.hooks._replicas import name_difference, replica_hash
 from commpress.hooks._step import NOTE_NBYTES, Step
@@ -42,8 +45,10 @@ class LowRankReduction(Reduction):
 
     Args:
         codec, parameters, group, identity, feedback, timeout, telemetry, telemetry_every, check_every: see :class:`HookState`.
+        budget: what the dimensions are chosen for; None: all matrices have the codec's.
 
     Raises:
+        SpecError: the budget is too small for these parameters.
         MismatchError: the ranks differ.
         PeerError: a rank did not take part within the timeout.
     """
@@ -60,15 +65,24 @@ class LowRankReduction(Reduction):
         telemetry: str | os.PathLike[str] | Sink | None,
         telemetry_every: int,
         check_every: int,
+        budget: DimensionSettings | None = None,
     ) -> None:
         timeout = timeout or group_timeout(group)
         self._codec = codec
         self._shapes = _shapes(parameters, codec)
         matrices = [f"{name} {s.rows}x{s.columns}" for name, s in self._shapes.items()]
-        (comm1, comm2), _ = agree(group, {**identity, "matrices": matrices}, 0, timeout)
+        (comm1, comm2), _ = agree(group, {**identity, "matrices": matrices, "budget": repr(budget)}, 0, timeout)
         super().__init__(parameters, group, telemetry)
+        self._planner: DimensionPlanner | None = None
+        if budget is not None:
+            try:
+                self._planner = DimensionPlanner(budget, codec, layers_of(parameters), self._shapes)
+            except SpecError:
+                comm1.close(), comm2.close()
+                raise
+        chosen = {} if self._planner is None else self._planner.chosen
         self._trackers = {
-            name: Tracker(s.rows, s.columns, codec.dimension, reset=float(codec.reset))
+            name: Tracker(s.rows, s.columns, chosen.get(name, codec.dimension), reset=float(codec.reset))
             for name, s in self._shapes.items()
         }
         comm3, comm4 = make_pair(group, timeout)
@@ -99,6 +113,10 @@ class LowRankReduction(Reduction):
         """By the parameter's name, of those that travel as factors."""
         return self._trackers
 
+    @property
+    def plan(self) -> Plan | None:
+        return None if self._planner is None else self._planner.plan
+
     def open_step(self, number: int, layouts: Sequence[Layout]) -> Step:
         if self.feedback is not None:
             self.feedback.arrange(layouts)
@@ -114,12 +132,13 @@ class LowRankReduction(Reduction):
         return Step(number, len(layouts), record, self._end_step)
 
     def _plan_of(self, layout: Layout) -> FactorPlan:
-        shapes = []
+        shapes, dimensions = [], []
         for name, start, _ in layout.segments():
             shape = self._shapes.get(name)
             if shape is not None:
                 shapes.append(MatrixShape(start, shape.rows, shape.columns))
-        return FactorPlan(layout.numel, shapes, self._codec)
+                dimensions.append(self._trackers[name].dimension)
+        return FactorPlan(layout.numel, shapes, self._codec, dimensions)
 
     def submit(
         self, step: Step, index: int, layout: Layout, buffer: torch.Tensor, seed: int
@@ -183,7 +202,14 @@ class LowRankReduction(Reduction):
             if step.finite:
                 found = passage.update_trackers()
                 for i, (name, fidelity) in enumerate(zip(names, found, strict=True)):
-                    fidelities.append({"name": name, "fidelity": fidelity, "restarted": i in passage.restarted})
+                    fidelities.append(
+                        {
+                            "name": name,
+                            "dimension": self._trackers[name].dimension,
+                            "fidelity": fidelity,
+                            "restarted": i in passage.restarted,
+                        }
+                    )
         self._under_way = []
         with self._lock:
             self.counts["steps"] += 1
@@ -196,6 +222,11 @@ class LowRankReduction(Reduction):
             record = step.record.as_dict(feedback=outcome, dropped=self.sink.dropped)
             record["low_rank"] = fidelities
             self.sink.emit(record)
+        if self._planner is None or not step.finite or self.world_size == 1:
+            return
+        if self._planner.observe(step.number, list(self._trackers.values())):
+            self._plans = {}  # the next step lays out buffers for the new dimensions
+            self._log_plan(self._planner.plan, step.number + 1, "spectra")
 
     def give_up(self, error: Exception) -> None:
         self.fail(error)
@@ -206,6 +237,7 @@ class LowRankReduction(Reduction):
         return {
             "residuals": None if self.feedback is None else self.feedback.state_dict(),
             "bases": {name: tracker.state_dict() for name, tracker in self._trackers.items()},
+            "allocator": None if self._planner is None else self._planner.state_dict(),
         }
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -214,6 +246,11 @@ class LowRankReduction(Reduction):
             if set(bases) != set(self._trackers):
                 odd = sorted(set(bases) ^ set(self._trackers))[0]
                 raise StateError(f"the saved bases and the model differ in the matrix {odd!r}")
+            allocator = saved.get("allocator")
+            if self._planner is not None and allocator is not None:
+                self._planner.load_state_dict(allocator)
+                self._planner.resize(list(self._trackers.values()))
+                self._plans = {}
             for name, tracker in self._trackers.items():
                 tracker.load_state_dict(bases[name])
         self._load_residuals(saved.get("residuals"), None)

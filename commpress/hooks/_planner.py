@@ -16,6 +16,7 @@ from commpress.codecs import Codec, Key, LayeredCodec
 from commpress.codecs import codec as make_codec
 from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
+from commpress.hooks._dimensions import DimensionSettings, dimension_settings, is_low_rank
 from commpress.hooks._optimizer import adam_weights, check_optimizer, second_moments
 from commpress.hooks._statistics import LayerStatistics
 from commpress.hooks._sums import Column
@@ -63,7 +64,7 @@ class PlanSettings:
         name, _, options = self.family.partition(",")
         if name not in FAMILIES or (options and "bitshift" not in name):
             raise SpecError(
-                f"with bits=, codec names a family and no rate: one of {', '.join(FAMILIES)}, bitshift also with "
+                f"with bits=, codec names a family and no rate: one of {', '.join(FAMILIES)}, lowrank, bitshift also with "
                 f"options, such as 'hadamard+bitshift,length=8'; got {self.family!r}"
             )
         self.base()
@@ -106,8 +107,10 @@ def default_family(bits: Any) -> str:
 
 def plan_settings(
     codec: Any, bits: Any, objective: Any, every: Any, plan: Any, floor: Any, predict: Any, gamma: Any, optimizer: Any
-) -> PlanSettings | None:
+) -> PlanSettings | DimensionSettings | None:
     """From a HookState's arguments; None without a budget. Raises SpecError."""
+    if bits is not None and is_low_rank(codec):
+        return dimension_settings(codec, bits, objective, every, plan, floor, gamma, optimizer)
     if bits is not None:
         family = default_family(bits) if codec is None else str(codec)
         return PlanSettings(bits, family, objective, every, plan, floor, gamma, bool(predict), optimizer)
@@ -246,24 +249,6 @@ class Planner:
 
     def _at(self, rate: float, exact: bool) -> Codec:
         return _EXACT if exact else self._base.at_rate(round(rate * 1_000_000))
-
-
-def plan_record(plan: Plan, step: int, rank: int, reason: str) -> dict[str, Any]:
-    """The telemetry record of a new plan."""
-    return {
-        "kind": "plan",
-        "step": step,
-        "rank": rank,
-        "objective": plan.objective,
-        "budget_bytes": plan.budget_bytes,
-        "planned_bytes": plan.planned_bytes,
-        "reason": reason,
-        "digest": plan.digest(),
-        "layers": [
-            {"name": name, "numel": int(n), "bits": float(rate), "exact": bool(exact)}
-            for name, n, rate, exact in zip(plan.names, plan.dims, plan.rates, plan.exact, strict=True)
-        ],
-    }
 
 
 def layers_of(parameters: dict[str, torch.Tensor]) -> dict[str, int]:

@@ -6,6 +6,7 @@ import abc
 import logging
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from commpress.allocation import Plan
 from commpress.collectives import Communicator, make_channels
 from commpress.errors import CommpressError, PeerError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks import _handshake
 from commpress.hooks._step import Step
-from commpress.telemetry import JsonlSink, Sink
+from commpress.telemetry import FORMAT, JsonlSink, Sink, json_values
 
 _log = logging.getLogger("commpress.hooks")
 
@@ -87,8 +89,8 @@ class Reduction(abc.ABC):
         """Ends threads, process groups and the telemetry that came as a path."""
 
     @property
-    def planner(self) -> Any:
-        """What shares out the bit budget, or None."""
+    def plan(self) -> Plan | None:
+        """How the bit budget is shared out, or None without one."""
         return None
 
     def fail(self, error: Exception) -> None:
@@ -99,6 +101,23 @@ class Reduction(abc.ABC):
                 self.error = error
         if first:
             _log.error("rank %d: %s: %s", self.rank, type(error).__name__, error)
+
+    def _log_plan(self, plan: Plan, step: int, reason: str) -> None:
+        """Counts a new plan, and tells the log and the telemetry."""
+        _log.info(
+            "step %d: new plan %s (%s), %d of %d bytes",
+            step,
+            plan.digest(),
+            reason,
+            plan.planned_bytes,
+            plan.budget_bytes,
+        )
+        with self._lock:
+            self.counts["plans"] += 1
+        if self.sink is not None:
+            self.sink.emit(
+                json_values({"format": FORMAT, "time": time.time()} | plan_record(plan, step, self.rank, reason))
+            )
 
     def _close_sink(self) -> None:
         if self._owns_sink and self.sink is not None:
@@ -157,3 +176,21 @@ def make_pair(group: dist.ProcessGroup, timeout: float) -> tuple[Communicator, C
 def due(every: int, step: int) -> bool:
     """Whether something that happens every so many steps (0: never) happens in this one."""
     return every > 0 and step % every == 0
+
+
+def plan_record(plan: Plan, step: int, rank: int, reason: str) -> dict[str, Any]:
+    """The telemetry record of a new plan."""
+    return {
+        "kind": "plan",
+        "step": step,
+        "rank": rank,
+        "objective": plan.objective,
+        "budget_bytes": plan.budget_bytes,
+        "planned_bytes": plan.planned_bytes,
+        "reason": reason,
+        "digest": plan.digest(),
+        "layers": [
+            {"name": name, "numel": int(n), "bits": float(rate), "exact": bool(exact)}
+            for name, n, rate, exact in zip(plan.names, plan.dims, plan.rates, plan.exact, strict=True)
+        ],
+    }

@@ -19,7 +19,7 @@ from commpress.hooks._futures import raise_in_backward, settle
 from commpress.hooks._handshake import library_version
 from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of
 from commpress.hooks._low_rank import LowRankReduction
-from commpress.hooks._planner import plan_settings
+from commpress.hooks._planner import PlanSettings, plan_settings
 from commpress.hooks._reduction import COUNTS, Reduction
 from commpress.hooks._shaping import exponent_of
 from commpress.hooks._step import Step
@@ -38,7 +38,7 @@ class HookState:
 
     Args:
         codec: spec or codec, equal on all ranks; "hadamard+lloyd:2" if neither it nor `bits` is given. With `bits`: the
-            family whose rates are chosen ("hadamard+lloyd", below 0.75 bits "hadamard+bitshift,length=8").
+            family whose rates are chosen ("hadamard+lloyd", below 0.75 bits "hadamard+bitshift,length=8"), or "lowrank".
         bits: mean payload bits per coordinate and phase, to be shared out between the layers by the allocator, which
             looks at the gradients (`counts["plans"]` says how often it changed its mind, `plan` what it decided).
         objective: of the allocator: "unbiased" (default for an unbiased codec), "mse" (default with feedback),
@@ -143,8 +143,7 @@ class HookState:
     @property
     def plan(self) -> Plan | None:
         """The plan in use: every layer's bits; None without a bit budget, or before binding."""
-        planner = None if self._exchange is None else self._exchange.planner
-        return None if planner is None else planner.plan
+        return None if self._exchange is None else self._exchange.plan
 
     @property
     def feedback(self) -> bool:
@@ -228,6 +227,8 @@ class HookState:
                 "check_every": self._check_every,
             }
             if isinstance(self._codec, LowRankCodec):
+                assert not isinstance(self._plan_settings, PlanSettings)
+                options |= {"budget": self._plan_settings}
                 self._exchange = LowRankReduction(self._codec, parameters, group, identity, **options)
             else:
                 options |= {"plan": self._plan_settings, "shaping": self._shaping}

@@ -40,7 +40,7 @@ def train(rank, state, ddp, start, stop):
 
 def payload_of_all(state):
     """Payload bytes of one message with every coordinate, and what all ranks together send in a step at most."""
-    planner = state._exchange.planner
+    planner = state._exchange._planner
     return sum(planner.codec(layout).payload_nbytes(layout.numel) for layout in state._layouts.current)
 
 
