@@ -9,6 +9,8 @@ PIP_ARGS ?=
 DEMO_DIR ?= reports/demo
 DEMO_ARGS ?=
 TESTS    ?= tests
+# Two processes; PYTEST_ARGS= runs one test after the other.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadgroup
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 SOURCES  := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*)
@@ -22,7 +24,7 @@ demo: $(VENV)/.built
 	$(BIN)/python -m commpress demo --out $(DEMO_DIR) $(DEMO_ARGS)
 
 test: $(VENV)/.built $(VENV)/.dev
-	$(BIN)/python -m pytest -q $(TESTS)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS) $(TESTS)
 
 bench: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/python -m benchmarks

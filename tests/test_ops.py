@@ -29,6 +29,24 @@ def test_opcheck():
     torch.library.opcheck(decode, (payload, x.clone(), *common, True, 1.0, 0.5, -1), test_utils=checks)
 
 
+@pytest.mark.parametrize("numel", [0, 1, 7, 8, 9, 4096, 100_003])
+def test_running_mean_squares(numel):
+    """To the bit what four operations of torch give, each rounded to fp32."""
+    held, x = normal(numel, 1).square() * 1e-3, normal(numel, 2) * 3e-2
+    held[: numel // 3] *= 1e-38
+    for share in (0.5, 1 / 3, 1 / 16):
+        expected = held + (x.square() - held) * share
+        ops.follow_squares(held, x, share)
+        assert torch.equal(held, expected)
+        x = x.roll(1)
+    torch.library.opcheck(
+        torch.ops.commpress.follow_squares.default, (held, x, 0.5), test_utils=("test_schema", "test_faketensor")
+    )
+    for other in (x.double(), x[: numel // 2] if numel else torch.zeros(1), x.view(1, -1)):
+        with pytest.raises(RuntimeError, match="commpress:"):
+            ops.follow_squares(held, other, 0.5)
+
+
 ROWS = [[0, 0, 0, 65536, 0, 100], [3, 4_000_000, 0, 131072, 4096, 900]]  # 400 bytes and 2 + 256 + 2 + 194
 
 

@@ -6,7 +6,7 @@ import torch
 from commpress.codecs import Key, codec
 from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
-from commpress.hooks._shaping import EXPONENTS, Shaper, _blocks, _power, _ratio, _relative, _sum, check_exponent
+from commpress.hooks._shaping import EXPONENTS, Shaper, _blocks, _guess, _power, _ratio, _relative, _sum, check_exponent
 
 N = 3 * 4096 + 700
 
@@ -107,6 +107,37 @@ def test_it_begins_where_sizes_differ_and_only_there():
     assert not shaper_after(gradients(between, 20), numel=3 * 4096).active  # blocks have their own scales
 
 
+@pytest.mark.parametrize("looks", [3, 7, 15, 40])
+def test_what_guessing_costs(looks):
+    """Coordinates that are all alike: the ratio that running second moments of so many looks give."""
+    drawn = gradients(torch.ones(1 << 17), looks + 1)
+    held = drawn[0].square()
+    for number, x in enumerate(drawn[1:looks], 2):
+        held += (x.square() - held) / min(number, 16)
+    assert _ratio(drawn[-1].square(), _relative(held).sqrt()) == pytest.approx(_guess(looks), rel=0.025)
+
+
+def test_it_begins_where_guessing_costs_more_than_it_gains_in_error():
+    """Sizes that differ little: the total error grows, but the quiet coordinates are spared."""
+    looks = gradients(sizes(spread=0.3, numel=1 << 16), 40)
+    shaper = shaper_after(looks, numel=1 << 16)
+    assert shaper.active and 0.9 < shaper.ratios["w"] < 0.98
+
+
+def test_at_low_rates_every_layer_is_shaped():
+    """There the noise in the means hides how coordinates differ."""
+    alike = gradients(torch.ones(N), 4)
+    for rate, active in ((0.25, True), (0.75, False), (2.0, False), (None, False)):
+        shaper = Shaper({"w": N, "exact": N, "silent": N}, 1.0, rate)
+        for mean in alike:
+            shaper.look("w", mean)
+            shaper.look("exact", mean)
+            shaper.look("silent", torch.zeros(N))
+            shaper.refresh(exact={"exact"})
+        assert (shaper.weight("w") is not None) == active
+        assert shaper.weight("exact") is None and shaper.weight("silent") is None
+
+
 def test_it_ends_where_the_sizes_are_gone():
     shaper = shaper_after(gradients(sizes(), 8))
     for mean in gradients(torch.ones(N), 80, seed=4):
@@ -136,7 +167,7 @@ def test_shape_and_unshape(exponent):
 
 def test_when_it_looks():
     shaper = Shaper({"w": N}, 0.75)
-    assert [s for s in range(9) if shaper.due(s)] == [0, 2, 4, 6, 8]
+    assert all(shaper.due(s) for s in range(9))
     assert not Shaper({"b": 4095}, 0.75).due(0)
 
 

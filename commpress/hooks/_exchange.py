@@ -97,7 +97,7 @@ class Exchange(Reduction):
                 dims, notes, unbiased=codec.unbiased, passed_on=sent.passes_on(self.world_size)
             )
         self._predictor = Predictor(dims) if plan is not None and plan.predict and self.world_size > 1 else None
-        self._shaper = Shaper(dims, shaping) if shaping and self.world_size > 1 else None
+        self._shaper = Shaper(dims, shaping, codec.bits) if shaping and self.world_size > 1 else None
         self._looked = False
         self._held: tuple[dict[str, Any], tuple[float, float, float]] | None = None
         self._codecs: list[Any] = []

@@ -9,8 +9,9 @@ The total error of a block is ``D sum(x^2 u^-a) sum(u^a) / d``, D the code's dis
 without shaping (``sum(v u^-a) sum(u^a) >= (sum sqrt v)^2``, Cauchy and Schwarz, with equality there); at a = 1 it is what it was, and every coordinate has the same relative error,
 which is what Adam asks for.
 
-A layer is shaped only where its coordinates were measured to differ: the gain at a = 1/2 is taken of each mean with the v that was known before, so that a guess at random sizes,
-which would cost, switches nothing on.
+A layer is shaped only where its coordinates were measured to differ: the error at a = 1/2 is taken of means with the v that was known before. Where all coordinates are alike that is
+``E sqrt(v) E 1/sqrt(v)``, about ``1 + 1 / (2 (n - 1))`` for a v from n normal samples: what guessing costs. Only a layer that stays below that is shaped. At low rates the code's
+even noise is more than the gradient, and hides how it differs: there every layer is shaped.
 
 Every rank needs the same weights to the bit, whatever its instruction set: only operations that IEEE 754 defines are used (no power, no fused multiply-add, no library sum).
 """
@@ -22,19 +23,22 @@ from typing import Any, final
 
 import torch
 
+from commpress import ops
 from commpress.codecs import BLOCK, Codec
 from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_DEFAULT = 0.75
-_EVERY = 2  # steps between two looks at the means
+_DEFAULT = 1.0
+_EVERY = 1  # steps between two looks at the means
 _MEMORY = 16  # looks that the running second moments go back
+_SAMPLES = 2 * _MEMORY - 1  # so many samples with equal weights are worth as much
 _REFRESH = 8  # looks between two judgements and new weights; the first come after half as many
 _SAMPLE = 16  # blocks of a layer that are judged
 _NEW = 0.5  # weight of the newest judgement in the running ratio
 _FLOOR = 0.01  # least u
-_ON, _OFF = 0.99, 1.0  # ratios of errors below which shaping begins and above which it ends
+_ON, _OFF = 0.98, 0.995  # parts of a guess's ratio below which shaping begins and above which it ends
+_HIDDEN = 0.75  # bits per coordinate below which the code's noise hides the sizes
 _SMALLEST = 4096  # coordinates of a layer that is worth the calls
 _RANGE = 1e-30, 1e30  # of mean squares that say something
 
@@ -63,11 +67,13 @@ class Shaper:
     Args:
         dims: coordinates of each layer by name.
         exponent: a, one of `EXPONENTS`.
+        rate: bits per coordinate, or None where the codec has none.
 
     Memory: 4 bytes a coordinate, and 4 more in layers that are shaped.
     """
 
-    def __init__(self, dims: dict[str, int], exponent: float) -> None:
+    def __init__(self, dims: dict[str, int], exponent: float, rate: float | None = None) -> None:
+        self._always = rate is not None and rate < _HIDDEN
         self._dims = {name: numel for name, numel in dims.items() if numel >= _SMALLEST}
         self._exponent = exponent
         self._looks = dict.fromkeys(self._dims, 0)
@@ -88,7 +94,7 @@ class Shaper:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """For each layer that is shaped: its error at a = 1/2 over that without shaping, as measured."""
+        """For each layer that is shaped: its error at a = 1/2 over that of coordinates that are all alike, as measured."""
         return {name: self._ratios[name] for name in self._weights}
 
     def due(self, step: int) -> bool:
@@ -99,18 +105,19 @@ class Shaper:
         """Takes a layer's mean, flat, of a step that is due and finite."""
         if name not in self._dims:
             return
-        squares = mean.to(torch.float32).square()
+        mean = mean.to(torch.float32)
         held = self._moments.get(name)
         looks = self._looks[name] = self._looks[name] + 1
         if held is None:
-            self._moments[name] = squares
+            self._moments[name] = mean.square()
             return
         if _judged(looks):
             u = _relative(_some(held))
-            ratio = None if u is None else _ratio(_some(squares), u.sqrt_())
+            ratio = None if u is None else _ratio(_some(mean).square(), u.sqrt_())
             if ratio is not None:
+                ratio /= _guess(looks - 1)
                 self._ratios[name] += _NEW * (ratio - self._ratios[name])
-        held.add_(squares.sub_(held).mul_(1.0 / min(looks, _MEMORY)))
+        ops.follow_squares(held, mean, 1.0 / min(looks, _MEMORY))
 
     def refresh(self, exact: Collection[str] = ()) -> None:
         """Between two steps, after looks: new weights of the layers that were judged. Those that are sent `exact`ly have none."""
@@ -122,7 +129,8 @@ class Shaper:
             else:
                 # A ratio of few coordinates is noisy.
                 sure = 2 / min(held.numel(), _SAMPLE * BLOCK) ** 0.5
-                self._on[name] = self._ratios[name] < (_OFF if self._on[name] else min(_ON, 1 - sure))
+                below = _OFF if self._on[name] else min(_ON, 1 - sure)
+                self._on[name] = self._always or self._ratios[name] < below
             u = _relative(held) if self._on[name] else None
             if u is None:
                 self._weights.pop(name, None)
@@ -195,6 +203,11 @@ class BucketShaping:
         """At the mean."""
         for name, start, stop in self._segments:
             self._shaper.look(name, flat[start:stop])
+
+
+def _guess(looks: int) -> float:
+    """The ratio where all coordinates are alike and normal, from v of so many looks (at least 3)."""
+    return 1.0 + 0.5 / (min(looks, _SAMPLES) - 1)
 
 
 def _judged(looks: int) -> bool:

@@ -13,6 +13,7 @@ from commpress.ops._homomorphic import (
 from commpress.ops._layers import decode_layers, decode_sum_layers, encode_layers, reduce_layers
 from commpress.ops._library import Isa, isa_available
 from commpress.ops._modulo import Modulo, modulo_decode, modulo_encode
+from commpress.ops._moments import follow_squares
 from commpress.ops._quantisers import decode, decode_sum, encode, payload_nbytes, payload_nbytes_each, reduce
 from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_nbytes
 from commpress.ops._tcq import tcq_dequantise, tcq_quantise
@@ -39,6 +40,7 @@ __all__ = [
     "ecsq_payload_nbytes",
     "encode",
     "encode_layers",
+    "follow_squares",
     "encode_table",
     "format_decode",
     "format_encode",

@@ -1,0 +1,14 @@
+"""How tests share out between the workers of pytest-xdist: a file stays together, for what its fixtures make, and real ranks never run beside other real ranks, which have timeouts."""
+
+from pathlib import Path
+
+import pytest
+
+RANKS = Path(__file__).parent / "distributed"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            name = "ranks" if RANKS in item.path.parents else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(name))
