@@ -1,14 +1,250 @@
+// The loops over blocks in AVX2; the ends of odd blocks and the coders of short segments are the shared ones.
 #define COMMPRESS_ISA path_avx2
 #include "lanes_avx2.h"
 // The lanes come first.
 #include "ecsq_loops.h"
+#include "entropy_avx2.h"
 
 namespace commpress {
 namespace COMMPRESS_ISA {
 
+static COMMPRESS_INLINE __m256i load_eight(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+static COMMPRESS_INLINE void store_eight(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+static COMMPRESS_INLINE unsigned lanes_of(__m256i mask) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(mask)));
+}
+static COMMPRESS_INLINE __m256 magnitude(__m256 v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+static COMMPRESS_INLINE int64_t sum_words(__m256i x) {
+  const __m256i wide = _mm256_add_epi64(_mm256_and_si256(x, _mm256_set1_epi64x(0xFFFFFFFF)), _mm256_srli_epi64(x, 32));
+  const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  return _mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1);
+}
+
+// ecsq_value(), ecsq_high() and ecsq_cell() of eight coordinates.
+struct Rounding {
+  const __m256 gain, inverse, offset;
+  const __m128i raw;
+  const __m256i half;
+  explicit Rounding(const EcsqQuantiser& c)
+      : gain(_mm256_set1_ps(c.gain)),
+        inverse(_mm256_set1_ps(c.inverse)),
+        offset(_mm256_set1_ps(c.offset)),
+        raw(_mm_cvtsi32_si128(c.raw)),
+        half(_mm256_set1_epi32(1 << c.raw >> 1)) {}
+
+  __m256 steps(const float* x) const { return _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x), gain), inverse); }
+  // Up to MOST, without the sign.
+  __m256i size(__m256 v, float most) const {
+    return _mm256_cvttps_epi32(_mm256_min_ps(_mm256_add_ps(magnitude(v), offset), _mm256_set1_ps(most)));
+  }
+  template <bool DITHER>
+  __m256i value(__m256 v, __m256i w) const {
+    if constexpr (DITHER) {
+      const __m256 m = _mm256_add_ps(v, _mm256_mul_ps(_mm256_cvtepi32_ps(w), _mm256_set1_ps(0x1p-24f)));
+      const __m256 most = _mm256_set1_ps(ECSQ_MOST), least = _mm256_set1_ps(-ECSQ_MOST);
+      // A NaN, from steps that are too small for a float, is zero.
+      return _mm256_cvtps_epi32(
+          _mm256_and_ps(_mm256_max_ps(least, _mm256_min_ps(most, m)), _mm256_cmp_ps(m, m, _CMP_ORD_Q)));
+    }
+    return _mm256_sign_epi32(size(v, ECSQ_MOST), _mm256_castps_si256(v));
+  }
+  __m256i high(__m256i q) const { return _mm256_sra_epi32(_mm256_add_epi32(q, half), raw); }
+};
+static COMMPRESS_INLINE __m256i cell_of(__m256i w) {
+  return _mm256_min_epi32(_mm256_srli_epi32(_mm256_abs_epi32(w), 20), _mm256_set1_epi32(entropy::CELLS - 1));
+}
+// q, or -q where the dither is negative.
+static COMMPRESS_INLINE __m256i folded(__m256i q, __m256i w) {
+  return _mm256_sign_epi32(q, _mm256_or_si256(w, _mm256_set1_epi32(1)));
+}
+
+// How many of a block have each magnitude; `of(i)` are eight of them, up to 127.
+template <class F>
+static COMMPRESS_INLINE void count_magnitudes(entropy::Counts& counts, F&& of) {
+  __m256i bytes[ECSQ_BLOCK / 32];  // in some order
+  for (int i = 0; i < ECSQ_BLOCK; i += 32)
+    bytes[i / 32] = _mm256_packs_epi16(_mm256_packs_epi32(of(i), of(i + 8)), _mm256_packs_epi32(of(i + 16), of(i + 24)));
+  int64_t before = ECSQ_BLOCK;
+  for (int k = 0; k <= entropy::LARGEST && before; ++k) {
+    __m256i beyond = _mm256_setzero_si256();
+    for (const __m256i& b : bytes)
+      beyond = _mm256_sub_epi8(beyond, _mm256_cmpgt_epi8(b, _mm256_set1_epi8(static_cast<char>(k))));
+    const int64_t here = sum_words(_mm256_sad_epu8(beyond, _mm256_setzero_si256()));
+    counts.of[0][32 + k] += before - here;
+    before = here;
+  }
+  counts.of[0][0] += before;
+}
+
+static void count_vector(const EcsqQuantiser& c, const float* x, const int32_t* w, int64_t n, entropy::Counts& counts) {
+  if (n != ECSQ_BLOCK) return ecsq_count(c, x, w, n, counts);
+  const Rounding r(c);
+  if (!c.dither && !c.raw)
+    return count_magnitudes(counts, [&](int i) { return r.size(r.steps(x + i), 127.0f); });
+  if (!c.dither)
+    return count_magnitudes(counts, [&](int i) {
+      return _mm256_abs_epi32(r.high(r.value<false>(r.steps(x + i), _mm256_setzero_si256())));
+    });
+  const auto dithered = [&](int i) { return r.value<true>(r.steps(x + i), load_eight(w + i)); };
+  if (c.raw) return count_magnitudes(counts, [&](int i) { return _mm256_abs_epi32(r.high(dithered(i))); });
+  alignas(32) uint32_t at[ECSQ_BLOCK];
+  for (int i = 0; i < ECSQ_BLOCK; i += 8) {
+    const __m256i wi = load_eight(w + i), q = dithered(i), row = _mm256_slli_epi32(cell_of(wi), 6);
+    const __m256i escaped = _mm256_cmpgt_epi32(_mm256_abs_epi32(q), _mm256_set1_epi32(entropy::LARGEST));
+    const __m256i symbol = _mm256_add_epi32(_mm256_set1_epi32(32), folded(q, wi));
+    store_eight(at + i, _mm256_or_si256(row, _mm256_andnot_si256(escaped, symbol)));
+  }
+  for (const uint32_t place : at) ++counts.of[0][place];
+}
+
+// A table of 64 words.
+struct WideTable {
+  static constexpr int ESCAPE = 0;
+  const int* t;
+  explicit WideTable(const void* p) : t(static_cast<const int*>(p)) {}
+  __m256i operator[](__m256i symbol) const { return _mm256_i32gather_epi32(t, symbol, 4); }
+};
+
+// ecsq_choose() of the first n, a multiple of 16.
+template <class Table, bool DITHER, bool RAW>
+static void choose(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t n, int64_t index, uint32_t* entries,
+                   uint32_t* lows, std::vector<EcsqEscape>& escapes) {
+  constexpr bool SUMS = !DITHER && !RAW;
+  const Rounding r(c.quantiser);
+  const Table table(c.entry[0]);
+  const __m256i largest = _mm256_set1_epi32(c.largest), centre = _mm256_set1_epi32(32),
+                low_mask = _mm256_set1_epi32((1 << c.quantiser.raw) - 1);
+  const __m256 unit = _mm256_set1_ps(256.0f);
+  // Sums of products of 16 bits: a block's fit in 32, and its numbers in 16.
+  const __m256i zero = _mm256_setzero_si256(), one = _mm256_set1_epi16(1), two = _mm256_set1_epi16(2);
+  __m256i squares = zero, w1 = zero, w2 = zero, w3 = zero, x3 = zero, n1 = zero, n2 = zero, n3 = zero, q3 = zero;
+  for (int64_t i = 0; i < n; i += 16) {
+    __m256i sizes[2], fine[2];
+    each<2>([&](auto half) __attribute__((always_inline)) {
+      const int64_t at = i + 8 * half;
+      const __m256 v = r.steps(x + at);
+      const __m256i wi = DITHER ? load_eight(w + at) : zero;
+      __m256i q = r.value<DITHER>(v, wi);
+      const __m256i high = RAW ? r.high(q) : q, size = _mm256_abs_epi32(high);
+      const __m256i escaped = _mm256_cmpgt_epi32(size, largest);
+      __m256i symbol = _mm256_add_epi32(centre, DITHER && !RAW ? folded(high, wi) : high);
+      sizes[half] = size;
+      if constexpr (SUMS) fine[half] = _mm256_cvtps_epi32(_mm256_mul_ps(magnitude(v), unit));
+      const unsigned set = lanes_of(escaped);
+      if (__builtin_expect(set, 0)) {
+        symbol = _mm256_blendv_epi8(symbol, _mm256_set1_epi32(Table::ESCAPE), escaped);
+        q = _mm256_andnot_si256(escaped, q);
+        sizes[half] = _mm256_andnot_si256(escaped, size);
+        if constexpr (SUMS) fine[half] = _mm256_andnot_si256(escaped, fine[half]);
+        alignas(32) float values[8];
+        _mm256_store_ps(values, v);
+        for (int lane = 0; lane < 8; ++lane)
+          if (set >> lane & 1) escapes.push_back(ecsq_escape(index + at + lane, values[lane]));
+      }
+      if constexpr (DITHER && !RAW) symbol = _mm256_or_si256(symbol, _mm256_slli_epi32(cell_of(wi), 6));
+      store_eight(entries + at, table[symbol]);
+      if constexpr (RAW) store_eight(lows + at, _mm256_and_si256(_mm256_add_epi32(q, r.half), low_mask));
+    });
+    if constexpr (SUMS) {
+      const __m256i a = _mm256_packs_epi32(sizes[0], sizes[1]), f = _mm256_packs_epi32(fine[0], fine[1]);
+      const __m256i is1 = _mm256_cmpeq_epi16(a, one), is2 = _mm256_cmpeq_epi16(a, two), is3 = _mm256_cmpgt_epi16(a, two);
+      const __m256i further = _mm256_and_si256(a, is3);
+      squares = _mm256_add_epi32(squares, _mm256_madd_epi16(f, f));
+      w1 = _mm256_sub_epi32(w1, _mm256_madd_epi16(f, is1));
+      w2 = _mm256_sub_epi32(w2, _mm256_madd_epi16(f, is2));
+      w3 = _mm256_sub_epi32(w3, _mm256_madd_epi16(f, is3));
+      x3 = _mm256_add_epi32(x3, _mm256_madd_epi16(f, further));
+      n1 = _mm256_sub_epi16(n1, is1);
+      n2 = _mm256_sub_epi16(n2, is2);
+      n3 = _mm256_sub_epi16(n3, is3);
+      q3 = _mm256_add_epi16(q3, further);
+    }
+  }
+  if constexpr (SUMS) {
+    c.squares += sum_words(squares);
+    c.w1 += sum_words(w1);
+    c.w2 += sum_words(w2);
+    c.w3 += sum_words(w3);
+    c.x3 += sum_words(x3);
+    c.n1 += sum_words(_mm256_madd_epi16(n1, one));
+    c.n2 += sum_words(_mm256_madd_epi16(n2, one));
+    c.n3 += sum_words(_mm256_madd_epi16(n3, one));
+    c.q3 += sum_words(_mm256_madd_epi16(q3, one));
+  }
+}
+
+// ecsq_put() of a whole block to 32 coders.
+static uint8_t* put_whole(const uint32_t* entries, uint32_t* states, uint8_t* out) {
+  __m256i state[4];
+  for (int g = 0; g < 4; ++g) state[g] = load_eight(states + 8 * g);
+  for (int64_t row = ECSQ_BLOCK - 32; row >= 0; row -= 32)
+    each<4>([&](auto turn) __attribute__((always_inline)) {
+      constexpr int g = 3 - decltype(turn)::value;
+      const __m256i entry = load_eight(entries + row + 8 * g);
+      state[g] = put_symbols(state[g], _mm256_and_si256(entry, _mm256_set1_epi32(0xFFFF)),
+                             _mm256_srli_epi32(entry, 16), out);
+    });
+  for (int g = 0; g < 4; ++g) store_eight(states + 8 * g, state[g]);
+  return out;
+}
+
+static uint8_t* encode_vector(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t n, int64_t index,
+                              uint32_t* states, int lanes, uint8_t* out, uint8_t* low,
+                              std::vector<EcsqEscape>& escapes) {
+  alignas(32) uint32_t entries[ECSQ_BLOCK], lows[ECSQ_BLOCK];
+  const int64_t whole = n & ~int64_t{15};
+  const auto chosen = c.quantiser.dither ? c.quantiser.raw ? choose<WideTable, true, true> : choose<WideTable, true, false>
+                      : c.quantiser.raw  ? choose<WideTable, false, true>
+                      : c.largest < 8    ? choose<ShortTable, false, false>
+                                         : choose<WideTable, false, false>;
+  chosen(c, x, w, whole, index, entries, lows, escapes);
+  ecsq_choose(c, x, w, whole, n, index, entries, lows, escapes);
+  if (c.quantiser.raw) pack_string(lows, n, c.quantiser.raw, low);
+  if (c.empty) return out;
+  return lanes == 32 && n == ECSQ_BLOCK ? put_whole(entries, states, out) : ecsq_put(entries, n, states, lanes, out);
+}
+
+template <class Table>
+static void decode_whole(const EcsqClassDecoder& c, EcsqStream& stream, float* z, std::vector<int32_t>& escapes) {
+  const Table values(c.values);
+  const __m256i slot_mask = _mm256_set1_epi32(entropy::TOTAL - 1);
+  const int* const slots = reinterpret_cast<const int*>(c.slots.data());
+  __m256i state[4];
+  for (int g = 0; g < 4; ++g) state[g] = load_eight(stream.states + 8 * g);
+  const uint8_t* in = stream.in;
+  for (int row = 0; row < ECSQ_BLOCK; row += 32)
+    each<4>([&](auto g) __attribute__((always_inline)) {
+      const int i = row + 8 * g;
+      const __m256i s = state[g];
+      const __m256i slot = _mm256_i32gather_epi32(slots, _mm256_and_si256(s, slot_mask), 4);
+      const __m256i symbol = _mm256_srli_epi32(slot, 24);
+      state[g] = advance_states(s, slot, in);
+      store_eight(z + i, values[symbol]);
+      const unsigned escaped = lanes_of(_mm256_cmpeq_epi32(symbol, _mm256_setzero_si256()));
+      if (__builtin_expect(escaped, 0))
+        for (int lane = 0; lane < 8; ++lane)
+          if (escaped >> lane & 1) escapes.push_back(i + lane);
+    });
+  for (int g = 0; g < 4; ++g) store_eight(stream.states + 8 * g, state[g]);
+  stream.in = in;
+}
+
+static void decode_vector(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w, const uint8_t* low,
+                          int64_t n, float* z, std::vector<int32_t>& escapes) {
+  // A block takes at most 1024 bytes; words past the end of the stream are for the other loop.
+  if (c.empty || c.dither || c.raw || n != ECSQ_BLOCK || stream.lanes != 32 || stream.end - stream.in < 1024 + 32)
+    return ecsq_decode_block(c, stream, w, low, n, z, escapes);
+  if (c.largest < 8)
+    decode_whole<ShortTable>(c, stream, z, escapes);
+  else
+    decode_whole<WideTable>(c, stream, z, escapes);
+}
+
 extern const EcsqKernels ECSQ_KERNELS;
-const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, ecsq_count,  ecsq_encode_block, ecsq_decode_block,  ecsq_dither,
-                                  ecsq_rotate,     ecsq_stream, ecsq_accumulate,   ecsq_finish_stream, ecsq_unrotate};
+const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector, encode_vector,   decode_vector,      ecsq_dither,
+                                  ecsq_rotate,     ecsq_stream,  ecsq_accumulate, ecsq_finish_stream, ecsq_unrotate};
 
 }  // namespace COMMPRESS_ISA
 }  // namespace commpress

@@ -44,6 +44,10 @@ static COMMPRESS_INLINE int ecsq_cell(int32_t w) {
 
 static COMMPRESS_INLINE int32_t ecsq_high(int32_t q, int raw) { return (q + (1 << raw >> 1)) >> raw; }
 
+static COMMPRESS_INLINE EcsqEscape ecsq_escape(int64_t index, float v) {
+  return {index, v < -ECSQ_FARTHEST ? -ECSQ_FARTHEST : v > ECSQ_FARTHEST ? ECSQ_FARTHEST : v};
+}
+
 static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w, int64_t n, entropy::Counts& counts) {
   if (c.dither && !c.raw) {
     for (int64_t i = 0; i < n; ++i) {
@@ -62,13 +66,12 @@ static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w,
   for (int s = 0; s < 64; ++s) counts.of[0][s] += met[0][s] + met[1][s] + met[2][s] + met[3][s];
 }
 
-static uint8_t* ecsq_encode_block(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t n, int64_t index,
-                                  uint32_t* states, int lanes, uint8_t* out, uint8_t* low,
-                                  std::vector<EcsqEscape>& escapes) {
+// Of coordinates `from` and on: what the coder writes, packed low bits, escapes, and sums for the decoder's placements.
+static void ecsq_choose(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t from, int64_t n, int64_t index,
+                        uint32_t* entries, uint32_t* lows, std::vector<EcsqEscape>& escapes) {
   const EcsqQuantiser& quantiser = c.quantiser;
   const int raw = quantiser.raw;
-  uint32_t entries[ECSQ_BLOCK], lows[ECSQ_BLOCK];
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = from; i < n; ++i) {
     const float v = x[i] * quantiser.gain * quantiser.inverse;
     const int32_t wi = quantiser.dither ? w[i] : 0;
     int32_t q = ecsq_value(quantiser, v, wi);
@@ -78,7 +81,7 @@ static uint8_t* ecsq_encode_block(EcsqClassCoder& c, const float* x, const int32
     entries[i] = c.entry[c.folded ? ecsq_cell(wi) : 0][symbol];
     if (escaped) {
       q = 0;
-      escapes.push_back({index + i, v < -ECSQ_FARTHEST ? -ECSQ_FARTHEST : v > ECSQ_FARTHEST ? ECSQ_FARTHEST : v});
+      escapes.push_back(ecsq_escape(index + i, v));
     } else if (!quantiser.dither && !raw) {
       const int64_t fine = round_to_int(float_of(bits_of(v) & 0x7FFFFFFFu) * 256.0f);
       c.squares += fine * fine;
@@ -93,13 +96,23 @@ static uint8_t* ecsq_encode_block(EcsqClassCoder& c, const float* x, const int32
     }
     lows[i] = static_cast<uint32_t>(q + (1 << raw >> 1)) & ((1u << raw) - 1);
   }
-  if (raw) pack_string(lows, n, raw, low);
-  if (!c.empty)
-    for (int64_t i = n; i-- > 0;) {
-      uint32_t& state = states[i % lanes];
-      state = entropy::rans_put(state, entries[i] & 0xFFFF, entries[i] >> 16, out);
-    }
+}
+
+static uint8_t* ecsq_put(const uint32_t* entries, int64_t n, uint32_t* states, int lanes, uint8_t* out) {
+  for (int64_t i = n; i-- > 0;) {
+    uint32_t& state = states[i % lanes];
+    state = entropy::rans_put(state, entries[i] & 0xFFFF, entries[i] >> 16, out);
+  }
   return out;
+}
+
+[[maybe_unused]] static uint8_t* ecsq_encode_block(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t n,
+                                                   int64_t index, uint32_t* states, int lanes, uint8_t* out,
+                                                   uint8_t* low, std::vector<EcsqEscape>& escapes) {
+  uint32_t entries[ECSQ_BLOCK], lows[ECSQ_BLOCK];
+  ecsq_choose(c, x, w, 0, n, index, entries, lows, escapes);
+  if (c.quantiser.raw) pack_string(lows, n, c.quantiser.raw, low);
+  return c.empty ? out : ecsq_put(entries, n, states, lanes, out);
 }
 
 static void ecsq_decode_block(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w, const uint8_t* low,

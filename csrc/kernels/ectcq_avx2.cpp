@@ -54,16 +54,6 @@ static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float
   return out;
 }
 
-// Floats by symbol for |k| < 8: sixteen of them, by the symbol's low four bits. An escape has zero's.
-struct ShortTable {
-  __m256 positive, negative;
-  explicit ShortTable(const float* p) : positive(_mm256_loadu_ps(p + 32)), negative(_mm256_loadu_ps(p + 24)) {}
-  __m256 operator[](__m256i symbol) const {
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(positive, symbol), _mm256_permutevar8x32_ps(negative, symbol),
-                            _mm256_castsi256_ps(_mm256_slli_epi32(symbol, 28)));
-  }
-};
-
 template <bool SHORT>
 static void decode_whole(const EctcqCode& code, const EctcqClassDecoder& c, EcsqStream& stream, uint32_t* at,
                          const uint8_t* parity, int64_t left, float* z, std::vector<int32_t>& escapes) {
@@ -89,7 +79,7 @@ static void decode_whole(const EctcqCode& code, const EctcqClassDecoder& c, Ecsq
       const __m256i symbol = _mm256_srli_epi32(slot, 24);
       state[g] = advance_states(s, slot, in);
       if constexpr (SHORT)
-        _mm256_storeu_ps(z + i, _mm256_blendv_ps(even_values[symbol], odd_values[symbol], _mm256_castsi256_ps(q)));
+        _mm256_storeu_ps(z + i, _mm256_blendv_ps(_mm256_castsi256_ps(even_values[symbol]), _mm256_castsi256_ps(odd_values[symbol]), _mm256_castsi256_ps(q)));
       else
         _mm256_storeu_ps(
             z + i,

@@ -28,6 +28,23 @@ static COMMPRESS_INLINE __m256i lane_order(const uint8_t* order) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(order)));
 }
 
+// Words by symbol for |k| < 8: sixteen of them, by the symbol's low four bits. The escape is at ESCAPE.
+struct ShortTable {
+  static constexpr int ESCAPE = 24;
+  __m256i positive, negative;
+  explicit ShortTable(const void* p) {
+    const char* const at = static_cast<const char*>(p);
+    positive = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 4 * 32));
+    negative = _mm256_insert_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 4 * 24)),
+                                   *static_cast<const int*>(p), 0);
+  }
+  __m256i operator[](__m256i symbol) const {
+    return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(_mm256_permutevar8x32_epi32(positive, symbol)),
+                                                _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(negative, symbol)),
+                                                _mm256_castsi256_ps(_mm256_slli_epi32(symbol, 28))));
+  }
+};
+
 // x / f, x % f for x < f 2^20: the quotient in binary32 is off by one at most.
 static COMMPRESS_INLINE __m256i put_state(__m256i x, __m256i f, __m256i start) {
   const __m256 half = _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 1));
