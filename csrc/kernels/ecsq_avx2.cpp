@@ -60,43 +60,111 @@ static COMMPRESS_INLINE __m256i folded(__m256i q, __m256i w) {
   return _mm256_sign_epi32(q, _mm256_or_si256(w, _mm256_set1_epi32(1)));
 }
 
-// How many of a block have each magnitude; `of(i)` are eight of them, up to 127.
-template <class F>
-static COMMPRESS_INLINE void count_magnitudes(entropy::Counts& counts, F&& of) {
+// How many of a block have each magnitude, up to 127; none is -1.
+struct Magnitudes {
   __m256i bytes[ECSQ_BLOCK / 32];  // in some order
-  for (int i = 0; i < ECSQ_BLOCK; i += 32)
-    bytes[i / 32] = _mm256_packs_epi16(_mm256_packs_epi32(of(i), of(i + 8)), _mm256_packs_epi32(of(i + 16), of(i + 24)));
-  int64_t before = ECSQ_BLOCK;
-  for (int k = 0; k <= entropy::LARGEST && before; ++k) {
-    __m256i beyond = _mm256_setzero_si256();
-    for (const __m256i& b : bytes)
-      beyond = _mm256_sub_epi8(beyond, _mm256_cmpgt_epi8(b, _mm256_set1_epi8(static_cast<char>(k))));
-    const int64_t here = sum_words(_mm256_sad_epu8(beyond, _mm256_setzero_si256()));
-    counts.of[0][32 + k] += before - here;
-    before = here;
+  template <class F>
+  explicit COMMPRESS_INLINE Magnitudes(F&& of) {
+    for (int i = 0; i < ECSQ_BLOCK; i += 32)
+      bytes[i / 32] =
+          _mm256_packs_epi16(_mm256_packs_epi32(of(i), of(i + 8)), _mm256_packs_epi32(of(i + 16), of(i + 24)));
   }
-  counts.of[0][0] += before;
+  void count(int64_t present, entropy::Counts& counts) const {
+    for (int k = 0; k <= entropy::LARGEST && present; ++k) {
+      __m256i beyond = _mm256_setzero_si256();
+      for (const __m256i& b : bytes)
+        beyond = _mm256_sub_epi8(beyond, _mm256_cmpgt_epi8(b, _mm256_set1_epi8(static_cast<char>(k))));
+      const int64_t here = sum_words(_mm256_sad_epu8(beyond, _mm256_setzero_si256()));
+      counts.of[0][32 + k] += present - here;
+      present = here;
+    }
+    counts.of[0][0] += present;
+  }
+};
+
+// The symbols of eight coordinates without a cell; without dither and raw bits their magnitudes, up to 127.
+template <bool DITHER, bool RAW>
+static COMMPRESS_INLINE __m256i symbols(const Rounding& r, const float* x, const int32_t* w) {
+  const __m256 v = r.steps(x);
+  if constexpr (!DITHER && !RAW) return r.size(v, 127.0f);
+  return r.high(r.value<DITHER>(v, DITHER ? load_eight(w) : _mm256_setzero_si256()));
+}
+// Where counts have the symbol of a dithered coordinate.
+static COMMPRESS_INLINE __m256i place_of(__m256i q, __m256i w) {
+  const __m256i escaped = _mm256_cmpgt_epi32(_mm256_abs_epi32(q), _mm256_set1_epi32(entropy::LARGEST));
+  const __m256i symbol = _mm256_add_epi32(_mm256_set1_epi32(32), folded(q, w));
+  return _mm256_or_si256(_mm256_slli_epi32(cell_of(w), 6), _mm256_andnot_si256(escaped, symbol));
+}
+
+// Calls f(bool constants dither, raw).
+template <class F>
+static COMMPRESS_INLINE auto with_kind(const EcsqQuantiser& c, F&& f) {
+  constexpr std::true_type yes;
+  constexpr std::false_type no;
+  return c.dither ? c.raw ? f(yes, yes) : f(yes, no) : c.raw ? f(no, yes) : f(no, no);
 }
 
 static void count_vector(const EcsqQuantiser& c, const float* x, const int32_t* w, int64_t n, entropy::Counts& counts) {
   if (n != ECSQ_BLOCK) return ecsq_count(c, x, w, n, counts);
   const Rounding r(c);
-  if (!c.dither && !c.raw)
-    return count_magnitudes(counts, [&](int i) { return r.size(r.steps(x + i), 127.0f); });
-  if (!c.dither)
-    return count_magnitudes(counts, [&](int i) {
-      return _mm256_abs_epi32(r.high(r.value<false>(r.steps(x + i), _mm256_setzero_si256())));
-    });
-  const auto dithered = [&](int i) { return r.value<true>(r.steps(x + i), load_eight(w + i)); };
-  if (c.raw) return count_magnitudes(counts, [&](int i) { return _mm256_abs_epi32(r.high(dithered(i))); });
-  alignas(32) uint32_t at[ECSQ_BLOCK];
-  for (int i = 0; i < ECSQ_BLOCK; i += 8) {
-    const __m256i wi = load_eight(w + i), q = dithered(i), row = _mm256_slli_epi32(cell_of(wi), 6);
-    const __m256i escaped = _mm256_cmpgt_epi32(_mm256_abs_epi32(q), _mm256_set1_epi32(entropy::LARGEST));
-    const __m256i symbol = _mm256_add_epi32(_mm256_set1_epi32(32), folded(q, wi));
-    store_eight(at + i, _mm256_or_si256(row, _mm256_andnot_si256(escaped, symbol)));
-  }
-  for (const uint32_t place : at) ++counts.of[0][place];
+  with_kind(c, [&](auto dither, auto raw) {
+    if constexpr (!dither || raw) {
+      const Magnitudes all([&](int i) __attribute__((always_inline)) {
+        return _mm256_abs_epi32(symbols<dither, raw>(r, x + i, w + i));
+      });
+      all.count(ECSQ_BLOCK, counts);
+    } else {
+      alignas(32) uint32_t at[ECSQ_BLOCK];
+      for (int i = 0; i < ECSQ_BLOCK; i += 8) {
+        const __m256i wi = load_eight(w + i);
+        store_eight(at + i, place_of(r.value<true>(r.steps(x + i), wi), wi));
+      }
+      for (const uint32_t place : at) ++counts.of[0][place];
+    }
+  });
+}
+
+// Appends the lanes of a set.
+static COMMPRESS_INLINE void append(__m256i x, unsigned set, void* to) {
+  const uint8_t* const order = LANE_ORDERS.gathered[set] + 8 - __builtin_popcount(set);
+  store_eight(to, _mm256_permutevar8x32_epi32(x, lane_order(order)));
+}
+
+int64_t settle_vector(const EcsqQuantiser& least, const EcsqQuantiser& most, const float* x, const int32_t* w,
+                      int64_t n, entropy::Counts& counts, float* open, int32_t* open_w) {
+  if (n != ECSQ_BLOCK) return ecsq_settle(least, most, x, w, n, counts, open, open_w);
+  const Rounding low(least), high(most);
+  return with_kind(least, [&](auto dither, auto raw) {
+    int64_t met = 0;
+    // Keeps the lanes that differ.
+    const auto keep = [&](int64_t i, __m256i same) __attribute__((always_inline)) {
+      const unsigned set = lanes_of(same) ^ 255u;
+      append(load_eight(x + i), set, open + met);
+      if constexpr (dither) append(load_eight(w + i), set, open_w + met);
+      met += __builtin_popcount(set);
+    };
+    if constexpr (!dither || raw) {
+      const Magnitudes all([&](int i) __attribute__((always_inline)) {
+        const __m256i q = symbols<dither, raw>(low, x + i, w + i);
+        const __m256i same = _mm256_cmpeq_epi32(q, symbols<dither, raw>(high, x + i, w + i));
+        keep(i, same);
+        return _mm256_or_si256(_mm256_abs_epi32(q), _mm256_xor_si256(same, _mm256_set1_epi32(-1)));
+      });
+      all.count(ECSQ_BLOCK - met, counts);
+    } else {
+      alignas(32) uint32_t at[ECSQ_BLOCK];
+      uint32_t* end = at;
+      for (int i = 0; i < ECSQ_BLOCK; i += 8) {
+        const __m256i wi = load_eight(w + i), q = low.value<true>(low.steps(x + i), wi);
+        const __m256i same = _mm256_cmpeq_epi32(q, high.value<true>(high.steps(x + i), wi));
+        keep(i, same);
+        append(place_of(q, wi), lanes_of(same), end);
+        end += __builtin_popcount(lanes_of(same));
+      }
+      for (const uint32_t* place = at; place < end; ++place) ++counts.of[0][*place];
+    }
+    return met;
+  });
 }
 
 // A table of 64 words.
@@ -121,6 +189,7 @@ static void choose(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t 
   const __m256i zero = _mm256_setzero_si256(), one = _mm256_set1_epi16(1), two = _mm256_set1_epi16(2);
   __m256i squares = zero, w1 = zero, w2 = zero, w3 = zero, x3 = zero, n1 = zero, n2 = zero, n3 = zero, q3 = zero;
   for (int64_t i = 0; i < n; i += 16) {
+    prefetch_line(x + i - 2 * ECSQ_BLOCK);  // blocks come backwards
     __m256i sizes[2], fine[2];
     each<2>([&](auto half) __attribute__((always_inline)) {
       const int64_t at = i + 8 * half;
@@ -243,7 +312,7 @@ static void decode_vector(const EcsqClassDecoder& c, EcsqStream& stream, const i
 }
 
 extern const EcsqKernels ECSQ_KERNELS;
-const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector, encode_vector,   decode_vector,      ecsq_dither,
+const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector, settle_vector, encode_vector,   decode_vector,      ecsq_dither,
                                   ecsq_rotate,     ecsq_stream,  ecsq_accumulate, ecsq_finish_stream, ecsq_unrotate};
 
 }  // namespace COMMPRESS_ISA

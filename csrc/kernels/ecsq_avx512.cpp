@@ -6,6 +6,13 @@
 #include "entropy_avx512.h"
 
 namespace commpress {
+
+namespace path_avx2 {
+// Memory is what it waits for.
+int64_t settle_vector(const EcsqQuantiser& least, const EcsqQuantiser& most, const float* x, const int32_t* w,
+                      int64_t n, entropy::Counts& counts, float* open, int32_t* open_w);
+}  // namespace path_avx2
+
 namespace COMMPRESS_ISA {
 
 // Magnitudes in steps, plus the dead zone's offset.
@@ -184,7 +191,7 @@ static void decode_vector(const EcsqClassDecoder& c, EcsqStream& stream, const i
 }
 
 extern const EcsqKernels ECSQ_KERNELS;
-const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector, encode_vector,   decode_vector,      ecsq_dither,
+const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector, path_avx2::settle_vector, encode_vector,   decode_vector,      ecsq_dither,
                                   ecsq_rotate,     ecsq_stream,  ecsq_accumulate, ecsq_finish_stream, ecsq_unrotate};
 
 }  // namespace COMMPRESS_ISA

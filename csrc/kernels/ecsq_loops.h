@@ -66,6 +66,28 @@ static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w,
   for (int s = 0; s < 64; ++s) counts.of[0][s] += met[0][s] + met[1][s] + met[2][s] + met[3][s];
 }
 
+[[maybe_unused]] static int64_t ecsq_settle(const EcsqQuantiser& least, const EcsqQuantiser& most, const float* x,
+                                            const int32_t* w, int64_t n, entropy::Counts& counts, float* open,
+                                            int32_t* open_w) {
+  int64_t met = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t wi = least.dither ? w[i] : 0;
+    const auto high = [&](const EcsqQuantiser& c) {
+      return ecsq_high(ecsq_value(c, x[i] * c.gain * c.inverse, wi), c.raw);
+    };
+    const int32_t q = high(least), a = q < 0 ? -q : q;
+    if (q != high(most)) {
+      open[met] = x[i];
+      open_w[met++] = wi;
+    } else if (least.dither && !least.raw) {
+      ++counts.of[ecsq_cell(wi)][a > entropy::LARGEST ? 0 : 32 + (wi < 0 ? -q : q)];
+    } else {
+      ++counts.of[0][a > entropy::LARGEST ? 0 : 32 + a];
+    }
+  }
+  return met;
+}
+
 // Of coordinates `from` and on: what the coder writes, packed low bits, escapes, and sums for the decoder's placements.
 static void ecsq_choose(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t from, int64_t n, int64_t index,
                         uint32_t* entries, uint32_t* lows, std::vector<EcsqEscape>& escapes) {
