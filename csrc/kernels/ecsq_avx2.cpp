@@ -97,8 +97,8 @@ static COMMPRESS_INLINE __m256i place_of(__m256i q, __m256i w) {
 }
 
 // Calls f(bool constants dither, raw).
-template <class F>
-static COMMPRESS_INLINE auto with_kind(const EcsqQuantiser& c, F&& f) {
+template <class Quantiser, class F>
+static COMMPRESS_INLINE auto with_kind(const Quantiser& c, F&& f) {
   constexpr std::true_type yes;
   constexpr std::false_type no;
   return c.dither ? c.raw ? f(yes, yes) : f(yes, no) : c.raw ? f(no, yes) : f(no, no);
@@ -139,6 +139,7 @@ int64_t settle_vector(const EcsqQuantiser& least, const EcsqQuantiser& most, con
     // Keeps the lanes that differ.
     const auto keep = [&](int64_t i, __m256i same) __attribute__((always_inline)) {
       const unsigned set = lanes_of(same) ^ 255u;
+      if (i % 16 == 0) prefetch_line(x + i + 2 * ECSQ_BLOCK);
       append(load_eight(x + i), set, open + met);
       if constexpr (dither) append(load_eight(w + i), set, open_w + met);
       met += __builtin_popcount(set);
@@ -275,45 +276,120 @@ static uint8_t* encode_vector(EcsqClassCoder& c, const float* x, const int32_t* 
   return lanes == 32 && n == ECSQ_BLOCK ? put_whole(entries, states, out) : ecsq_put(entries, n, states, lanes, out);
 }
 
+// Calls f(first coordinate, states, in) for the groups of eight coordinates of a block, four of them side by side.
+template <class F>
+static COMMPRESS_INLINE void over_groups(EcsqStream& stream, F&& f) {
+  __m256i state[4];
+  for (int g = 0; g < 4; ++g) state[g] = load_eight(stream.states + 8 * g);
+  const uint8_t* in = stream.in;
+  for (int row = 0; row < ECSQ_BLOCK; row += 32)
+    each<4>([&](auto g) __attribute__((always_inline)) { f(row + 8 * g, state[g], in); });
+  for (int g = 0; g < 4; ++g) store_eight(stream.states + 8 * g, state[g]);
+  stream.in = in;
+}
+
+static COMMPRESS_INLINE void note_escapes(__m256i symbol, int i, std::vector<int32_t>& escapes) {
+  const unsigned escaped = lanes_of(_mm256_cmpeq_epi32(symbol, _mm256_setzero_si256()));
+  if (__builtin_expect(escaped, 0))
+    for (int lane = 0; lane < 8; ++lane)
+      if (escaped >> lane & 1) escapes.push_back(i + lane);
+}
+
+// A block whose symbols have values.
 template <class Table>
 static void decode_whole(const EcsqClassDecoder& c, EcsqStream& stream, float* z, std::vector<int32_t>& escapes) {
   const Table values(c.values);
   const __m256i slot_mask = _mm256_set1_epi32(entropy::TOTAL - 1);
   const int* const slots = reinterpret_cast<const int*>(c.slots.data());
-  __m256i state[4];
-  for (int g = 0; g < 4; ++g) state[g] = load_eight(stream.states + 8 * g);
-  const uint8_t* in = stream.in;
-  for (int row = 0; row < ECSQ_BLOCK; row += 32)
-    each<4>([&](auto g) __attribute__((always_inline)) {
-      const int i = row + 8 * g;
-      const __m256i s = state[g];
-      const __m256i slot = _mm256_i32gather_epi32(slots, _mm256_and_si256(s, slot_mask), 4);
-      const __m256i symbol = _mm256_srli_epi32(slot, 24);
-      state[g] = advance_states(s, slot, in);
-      store_eight(z + i, values[symbol]);
-      const unsigned escaped = lanes_of(_mm256_cmpeq_epi32(symbol, _mm256_setzero_si256()));
-      if (__builtin_expect(escaped, 0))
-        for (int lane = 0; lane < 8; ++lane)
-          if (escaped >> lane & 1) escapes.push_back(i + lane);
-    });
-  for (int g = 0; g < 4; ++g) store_eight(stream.states + 8 * g, state[g]);
-  stream.in = in;
+  over_groups(stream, [&](int i, __m256i& s, const uint8_t*& in) __attribute__((always_inline)) {
+    const __m256i slot = _mm256_i32gather_epi32(slots, _mm256_and_si256(s, slot_mask), 4),
+                  symbol = _mm256_srli_epi32(slot, 24);
+    s = advance_states(s, slot, in);
+    store_eight(z + i, values[symbol]);
+    note_escapes(symbol, i, escapes);
+  });
+}
+
+// The symbols of a block; `symbols` is 32 everywhere where none are sent.
+template <bool DITHER>
+static void read_symbols(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w, uint32_t* symbols,
+                         std::vector<int32_t>& escapes) {
+  const __m256i slot_mask = _mm256_set1_epi32(entropy::TOTAL - 1);
+  const int* const slots = reinterpret_cast<const int*>(c.slots.data());
+  over_groups(stream, [&](int i, __m256i& s, const uint8_t*& in) __attribute__((always_inline)) {
+    __m256i place = _mm256_and_si256(s, slot_mask);
+    if constexpr (DITHER)
+      place = _mm256_or_si256(place, _mm256_slli_epi32(cell_of(load_eight(w + i)), entropy::PRECISION));
+    const __m256i slot = _mm256_i32gather_epi32(slots, place, 4), symbol = _mm256_srli_epi32(slot, 24);
+    s = advance_states(s, slot, in);
+    store_eight(symbols + i, symbol);
+    note_escapes(symbol, i, escapes);
+  });
+}
+
+// Eight codes of `bits` <= 17 bits at a time, which are `bits` bytes. Up to sixteen bytes behind the last are read.
+struct LowBits {
+  __m256i order, shift, mask;
+  int second;  // where the fifth begins
+  explicit LowBits(int bits) : mask(_mm256_set1_epi32((1 << bits) - 1)), second(4 * bits >> 3) {
+    alignas(32) uint8_t bytes[32];
+    alignas(32) int32_t shifts[8];
+    for (int k = 0; k < 8; ++k) {
+      const int at = k < 4 ? k * bits : (4 * bits & 7) + (k - 4) * bits;
+      for (int i = 0; i < 4; ++i) bytes[4 * k + i] = static_cast<uint8_t>((at >> 3) + i);
+      shifts[k] = at & 7;
+    }
+    order = load_eight(bytes);
+    shift = load_eight(shifts);
+  }
+  __m256i operator()(const uint8_t* in) const {
+    const __m256i bytes = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))),
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + second)), 1);
+    return _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(bytes, order), shift), mask);
+  }
+};
+
+// Of symbols: values in steps.
+template <bool DITHER, bool RAW>
+static void values_of(const EcsqClassDecoder& c, const uint32_t* symbols, const int32_t* w, const uint8_t* low,
+                      float* z) {
+  const LowBits lows(c.raw);
+  const __m256i half = _mm256_set1_epi32(1 << c.raw >> 1);
+  const __m128i raw = _mm_cvtsi32_si128(c.raw);
+  for (int i = 0; i < ECSQ_BLOCK; i += 8) {
+    const __m256i wi = DITHER ? load_eight(w + i) : _mm256_setzero_si256();
+    __m256i q = _mm256_sub_epi32(load_eight(symbols + i), _mm256_set1_epi32(32));
+    if constexpr (DITHER && !RAW) q = folded(q, wi);
+    if constexpr (RAW)
+      q = _mm256_sub_epi32(_mm256_add_epi32(_mm256_sll_epi32(q, raw), lows(low + c.raw * (i / 8))), half);
+    __m256 v = _mm256_cvtepi32_ps(q);
+    if constexpr (DITHER) v = _mm256_sub_ps(v, _mm256_mul_ps(_mm256_cvtepi32_ps(wi), _mm256_set1_ps(0x1p-24f)));
+    _mm256_storeu_ps(z + i, v);
+  }
 }
 
 static void decode_vector(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w, const uint8_t* low,
                           int64_t n, float* z, std::vector<int32_t>& escapes) {
-  // A block takes at most 1024 bytes; words past the end of the stream are for the other loop.
-  if (c.empty || c.dither || c.raw || n != ECSQ_BLOCK || stream.lanes != 32 || stream.end - stream.in < 1024 + 32)
+  // A block takes at most 1024 bytes; words past the end of the stream are for the other loop. Behind packed low bits
+  // are the states of 32 coders.
+  if (n != ECSQ_BLOCK || stream.lanes != 32 || stream.end - stream.in < 1024 + 32 || (c.empty && !c.dither && !c.raw))
     return ecsq_decode_block(c, stream, w, low, n, z, escapes);
-  if (c.largest < 8)
-    decode_whole<ShortTable>(c, stream, z, escapes);
+  if (!c.dither && !c.raw)
+    return c.largest < 8 ? decode_whole<ShortTable>(c, stream, z, escapes) : decode_whole<WideTable>(c, stream, z, escapes);
+  alignas(32) uint32_t symbols[ECSQ_BLOCK];
+  if (c.empty)
+    std::fill(symbols, symbols + ECSQ_BLOCK, 32u);
+  else if (c.folded)
+    read_symbols<true>(c, stream, w, symbols, escapes);
   else
-    decode_whole<WideTable>(c, stream, z, escapes);
+    read_symbols<false>(c, stream, w, symbols, escapes);
+  with_kind(c, [&](auto dither, auto raw) { values_of<dither, raw>(c, symbols, w, low, z); });
 }
 
 extern const EcsqKernels ECSQ_KERNELS;
 const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector, settle_vector, encode_vector,   decode_vector,      ecsq_dither,
-                                  ecsq_rotate,     ecsq_stream,  ecsq_accumulate, ecsq_finish_stream, ecsq_unrotate};
+                                  ecsq_rotate,     ecsq_scale, ecsq_stream,  ecsq_accumulate, ecsq_finish_stream, ecsq_unrotate};
 
 }  // namespace COMMPRESS_ISA
 }  // namespace commpress

@@ -192,7 +192,7 @@ static void decode_vector(const EcsqClassDecoder& c, EcsqStream& stream, const i
 
 extern const EcsqKernels ECSQ_KERNELS;
 const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector, path_avx2::settle_vector, encode_vector,   decode_vector,      ecsq_dither,
-                                  ecsq_rotate,     ecsq_stream,  ecsq_accumulate, ecsq_finish_stream, ecsq_unrotate};
+                                  ecsq_rotate,     ecsq_scale, ecsq_stream,  ecsq_accumulate, ecsq_finish_stream, ecsq_unrotate};
 
 }  // namespace COMMPRESS_ISA
 }  // namespace commpress

@@ -1,5 +1,6 @@
 // EcsqKernels in terms of lanes and of plain C++. Include after a lanes_*.h.
 #pragma once
+#include "ecsq_format.h"
 #include "ecsq_kernels.h"
 #include "entropy_coders.h"
 #include "hadamard.h"
@@ -17,6 +18,7 @@ static void ecsq_statistics(const float* x, int64_t n, float& sum, uint32_t& mos
       memcpy(rest, from, 4 * (n - 16 * row));
       from = rest;
     }
+    prefetch_line(from + 2 * ECSQ_BLOCK);
     const Floats a = absolute(load(from));
     sums[row % 4] = sums[row % 4] + a;
     largest = larger(bits(a), largest);
@@ -166,15 +168,16 @@ static void ecsq_decode_block(const EcsqClassDecoder& c, EcsqStream& stream, con
 static void ecsq_dither(const Key& key, int64_t index, int64_t n, int32_t* w) {
   const Philox random(key, DITHER);
   alignas(64) uint32_t rows[ECSQ_BLOCK];
+  uint32_t* const to = n == ECSQ_BLOCK ? reinterpret_cast<uint32_t*>(w) : rows;
   for (int v = 0; 64 * v < n; v += 2) {
     Ints words[2];
     random.fill<1>(static_cast<uint32_t>(index / 16) + 8 * (v / 2), words);
     for (int half = 0; half < 2; ++half)
       each<4>([&](auto q) __attribute__((always_inline)) {
-        store(rows + 16 * (4 * (v + half) + q), rotate_bytes(words[half], q));
+        store(to + 16 * (4 * (v + half) + q), shift_right(rotate_bytes(words[half], q), 8) - all(1u << 23));
       });
   }
-  for (int64_t i = 0; i < n; ++i) w[i] = static_cast<int32_t>(rows[i] >> 8) - (1 << 23);
+  if (to == rows) memcpy(w, rows, 4 * n);
 }
 
 static void ecsq_rotate(float* x, int64_t n, const Key& key, int64_t index) {
@@ -183,7 +186,19 @@ static void ecsq_rotate(float* x, int64_t n, const Key& key, int64_t index) {
   rotate_far<Measure::NO>(x, rows, Signs(key, ROTATE_FIRST, static_cast<uint64_t>(index), n), x, unused);
   rotate_near(x, rows);
   const float norm = divide(1.0f, square_root(static_cast<float>(n)));
-  for (int64_t i = 0; i < n; ++i) x[i] *= norm;
+  for (int64_t i = 0; i < n; i += 16) store(x + i, load(x + i) * all(norm));
+}
+
+static void ecsq_scale(float* z, int64_t n, double factor) {
+  constexpr double most = ECSQ_FLT_MAX;
+  const auto scale = [&](float& v) __attribute__((always_inline)) {
+    const double x = static_cast<double>(v) * factor;
+    v = static_cast<float>(x < -most ? -most : x > most ? most : x);
+  };
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)  // of a length that the compiler knows
+    for (int k = 0; k < 16; ++k) scale(z[i + k]);
+  for (; i < n; ++i) scale(z[i]);
 }
 
 static void ecsq_stream(const float* z, int64_t n, float* out) {
