@@ -245,6 +245,25 @@ static void choose(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t 
   }
 }
 
+// pack_string() of a multiple of 16 codes with up to 16 bits. Eight codes are `bits` bytes.
+static void pack_low(const uint32_t* codes, int64_t n, int bits, uint8_t* out) {
+  const __m128i twice = _mm_cvtsi32_si128(2 * bits), down = _mm_cvtsi32_si128(32 - bits);
+  const __m256i pair_mask = _mm256_set1_epi64x((int64_t{1} << 2 * bits) - 1);
+  uint8_t bytes[2 * ECSQ_BLOCK + 16];
+  uint8_t* to = bytes;
+  for (int64_t i = 0; i < n; i += 8, to += bits) {
+    const __m256i x = load_eight(codes + i);
+    const __m256i pairs = _mm256_and_si256(_mm256_or_si256(x, _mm256_srl_epi64(x, down)), pair_mask);
+    const __m256i fours = _mm256_or_si256(pairs, _mm256_sll_epi64(_mm256_unpackhi_epi64(pairs, pairs), twice));
+    const uint64_t first = static_cast<uint64_t>(_mm256_extract_epi64(fours, 0)),
+                   second = static_cast<uint64_t>(_mm256_extract_epi64(fours, 2));
+    memcpy(to, &first, 8);
+    const uint64_t rest = bits % 2 ? first >> (4 * bits - 4) | second << 4 : second;
+    memcpy(to + bits / 2, &rest, 8);
+  }
+  memcpy(out, bytes, n * bits / 8);
+}
+
 // ecsq_put() of a whole block to 32 coders.
 static uint8_t* put_whole(const uint32_t* entries, uint32_t* states, uint8_t* out) {
   __m256i state[4];
@@ -271,7 +290,11 @@ static uint8_t* encode_vector(EcsqClassCoder& c, const float* x, const int32_t* 
                                          : choose<WideTable, false, false>;
   chosen(c, x, w, whole, index, entries, lows, escapes);
   ecsq_choose(c, x, w, whole, n, index, entries, lows, escapes);
-  if (c.quantiser.raw) pack_string(lows, n, c.quantiser.raw, low);
+  const int raw = c.quantiser.raw;
+  if (raw && raw <= 16 && n % 16 == 0)
+    pack_low(lows, n, raw, low);
+  else if (raw)
+    pack_string(lows, n, raw, low);
   if (c.empty) return out;
   return lanes == 32 && n == ECSQ_BLOCK ? put_whole(entries, states, out) : ecsq_put(entries, n, states, lanes, out);
 }

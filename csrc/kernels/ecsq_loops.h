@@ -189,16 +189,17 @@ static void ecsq_rotate(float* x, int64_t n, const Key& key, int64_t index) {
   for (int64_t i = 0; i < n; i += 16) store(x + i, load(x + i) * all(norm));
 }
 
+// ecsq_bounded() of products, without a branch: an infinity is one more than the largest float.
+static COMMPRESS_INLINE float ecsq_scaled(float z, double factor) {
+  const uint32_t product = bits_of(static_cast<float>(static_cast<double>(z) * factor));
+  return float_of(product - ((product & 0x7FFFFFFFu) == SCALE32_INFINITY));
+}
+
 static void ecsq_scale(float* z, int64_t n, double factor) {
-  constexpr double most = ECSQ_FLT_MAX;
-  const auto scale = [&](float& v) __attribute__((always_inline)) {
-    const double x = static_cast<double>(v) * factor;
-    v = static_cast<float>(x < -most ? -most : x > most ? most : x);
-  };
   int64_t i = 0;
   for (; i + 16 <= n; i += 16)  // of a length that the compiler knows
-    for (int k = 0; k < 16; ++k) scale(z[i + k]);
-  for (; i < n; ++i) scale(z[i]);
+    for (int k = 0; k < 16; ++k) z[i + k] = ecsq_scaled(z[i + k], factor);
+  for (; i < n; ++i) z[i] = ecsq_scaled(z[i], factor);
 }
 
 static void ecsq_stream(const float* z, int64_t n, float* out) {
