@@ -70,10 +70,11 @@ class Encoder {
   std::vector<entropy::Counts> sample(const std::vector<EcsqQuantiser>& quantisers, int64_t stride) const {
     std::vector<entropy::Counts> counts(count_);
     for (int k = 0; k < count_; ++k) counts[k].rows = rows_of(quantisers[k]);
+    int32_t w[ECSQ_BLOCK];
     for (int64_t b = 0; b < blocks_; b += stride) {
       const int kind = kinds_[b];
       if (kind < 0) continue;
-      kernels_.count(quantisers[kind], source_.values_of(b), source_.dither_of(b), source_.size_of(b), counts[kind]);
+      kernels_.count(quantisers[kind], source_.values_of(b), source_.dither_of(b, w), source_.size_of(b), counts[kind]);
     }
     return counts;
   }
@@ -116,11 +117,11 @@ class Encoder {
     settled_.open_w.resize(count_);
     for (int k = 0; k < count_; ++k) settled_.counts[k].rows = rows_of(quantisers[k]);
     float open[ECSQ_BLOCK + 8];
-    int32_t open_w[ECSQ_BLOCK + 8];
+    int32_t w[ECSQ_BLOCK], open_w[ECSQ_BLOCK + 8];
     for (int64_t b = 0; b < blocks_; ++b) {
       const int k = kinds_[b];
       if (k < 0) continue;
-      const int64_t met = kernels_.settle(least[k], most[k], source_.values_of(b), source_.dither_of(b),
+      const int64_t met = kernels_.settle(least[k], most[k], source_.values_of(b), source_.dither_of(b, w),
                                           source_.size_of(b), settled_.counts[k], open, open_w);
       settled_.open[k].insert(settled_.open[k].end(), open, open + met);
       if (codec_.dither) settled_.open_w[k].insert(settled_.open_w[k].end(), open_w, open_w + met);
@@ -167,13 +168,14 @@ class Encoder {
     std::vector<EcsqEscape> escapes;
     uint8_t* at = out_ + nbytes_;
     uint8_t spare[2 * ECSQ_BLOCK + 64];
+    int32_t w[ECSQ_BLOCK];
     for (int64_t b = blocks_; b-- > 0;) {
       if (kinds_[b] < 0) continue;
       EcsqClassCoder& c = coders[kinds_[b]];
       // Near the end of the room a block is written apart first.
       const bool near = at - (out_ + body) < 2 * ECSQ_BLOCK;
       uint8_t* const from = near ? spare + sizeof(spare) : at;
-      uint8_t* const to = kernels_.encode(c, source_.values_of(b), source_.dither_of(b), source_.size_of(b),
+      uint8_t* const to = kernels_.encode(c, source_.values_of(b), source_.dither_of(b, w), source_.size_of(b),
                                           b * ECSQ_BLOCK, states, lanes_, from, out_ + low_at[b], escapes);
       if (near) {
         if (at - (out_ + body) < from - to) return false;

@@ -61,8 +61,8 @@ struct EcsqKernels {
   void (*decode)(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w, const uint8_t* low, int64_t n,
                  float* z, std::vector<int32_t>& escapes);
   void (*dither)(const Key& key, int64_t index, int64_t n, int32_t* w);
-  // In place; n is a power of two from 128 to 4096.
-  void (*rotate)(float* x, int64_t n, const Key& key, int64_t index);
+  // From x to y, which may be x; n is a power of two from 128 to 4096.
+  void (*rotate)(const float* x, float* y, int64_t n, const Key& key, int64_t index);
   // z = factor z, but no infinity.
   void (*scale)(float* z, int64_t n, double factor);
   // Copies to memory that is a multiple of 64 bytes past the caches, where the machine can do that; n is a multiple

@@ -180,13 +180,13 @@ static void ecsq_dither(const Key& key, int64_t index, int64_t n, int32_t* w) {
   if (to == rows) memcpy(w, rows, 4 * n);
 }
 
-static void ecsq_rotate(float* x, int64_t n, const Key& key, int64_t index) {
+static void ecsq_rotate(const float* x, float* y, int64_t n, const Key& key, int64_t index) {
   const int rows = static_cast<int>(n / 16);
   Squares unused;
-  rotate_far<Measure::NO>(x, rows, Signs(key, ROTATE_FIRST, static_cast<uint64_t>(index), n), x, unused);
-  rotate_near(x, rows);
+  rotate_far<Measure::NO>(x, rows, Signs(key, ROTATE_FIRST, static_cast<uint64_t>(index), n), y, unused);
+  rotate_near(y, rows);
   const float norm = divide(1.0f, square_root(static_cast<float>(n)));
-  for (int64_t i = 0; i < n; i += 16) store(x + i, load(x + i) * all(norm));
+  for (int64_t i = 0; i < n; i += 16) store(y + i, load(y + i) * all(norm));
 }
 
 // ecsq_bounded() of products, without a branch: an infinity is one more than the largest float.
