@@ -153,7 +153,7 @@ int64_t settle_vector(const EcsqQuantiser& least, const EcsqQuantiser& most, con
       });
       all.count(ECSQ_BLOCK - met, counts);
     } else {
-      alignas(32) uint32_t at[ECSQ_BLOCK];
+      alignas(32) uint32_t at[ECSQ_BLOCK + 8];
       uint32_t* end = at;
       for (int i = 0; i < ECSQ_BLOCK; i += 8) {
         const __m256i wi = load_eight(w + i), q = low.value<true>(low.steps(x + i), wi);
@@ -167,14 +167,6 @@ int64_t settle_vector(const EcsqQuantiser& least, const EcsqQuantiser& most, con
     return met;
   });
 }
-
-// A table of 64 words.
-struct WideTable {
-  static constexpr int ESCAPE = 0;
-  const int* t;
-  explicit WideTable(const void* p) : t(static_cast<const int*>(p)) {}
-  __m256i operator[](__m256i symbol) const { return _mm256_i32gather_epi32(t, symbol, 4); }
-};
 
 // ecsq_choose() of the first n, a multiple of 16.
 template <class Table, bool DITHER, bool RAW>
@@ -323,9 +315,8 @@ template <class Table>
 static void decode_whole(const EcsqClassDecoder& c, EcsqStream& stream, float* z, std::vector<int32_t>& escapes) {
   const Table values(c.values);
   const __m256i slot_mask = _mm256_set1_epi32(entropy::TOTAL - 1);
-  const int* const slots = reinterpret_cast<const int*>(c.slots.data());
   over_groups(stream, [&](int i, __m256i& s, const uint8_t*& in) __attribute__((always_inline)) {
-    const __m256i slot = _mm256_i32gather_epi32(slots, _mm256_and_si256(s, slot_mask), 4),
+    const __m256i slot = look_up(c.slots.data(), _mm256_and_si256(s, slot_mask)),
                   symbol = _mm256_srli_epi32(slot, 24);
     s = advance_states(s, slot, in);
     store_eight(z + i, values[symbol]);
@@ -338,12 +329,11 @@ template <bool DITHER>
 static void read_symbols(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w, uint32_t* symbols,
                          std::vector<int32_t>& escapes) {
   const __m256i slot_mask = _mm256_set1_epi32(entropy::TOTAL - 1);
-  const int* const slots = reinterpret_cast<const int*>(c.slots.data());
   over_groups(stream, [&](int i, __m256i& s, const uint8_t*& in) __attribute__((always_inline)) {
     __m256i place = _mm256_and_si256(s, slot_mask);
     if constexpr (DITHER)
       place = _mm256_or_si256(place, _mm256_slli_epi32(cell_of(load_eight(w + i)), entropy::PRECISION));
-    const __m256i slot = _mm256_i32gather_epi32(slots, place, 4), symbol = _mm256_srli_epi32(slot, 24);
+    const __m256i slot = look_up(c.slots.data(), place), symbol = _mm256_srli_epi32(slot, 24);
     s = advance_states(s, slot, in);
     store_eight(symbols + i, symbol);
     note_escapes(symbol, i, escapes);

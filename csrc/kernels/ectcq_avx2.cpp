@@ -46,8 +46,7 @@ static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float
           }
       }
       const __m256i q = _mm256_slli_epi32(_mm256_srli_epi32(cell, 5), 6);
-      const __m256i entry =
-          _mm256_i32gather_epi32(reinterpret_cast<const int*>(c.entry), _mm256_or_si256(q, symbol), 4);
+      const __m256i entry = look_up(c.entry, _mm256_or_si256(q, symbol));
       state[g] = put_symbols(state[g], _mm256_and_si256(entry, low), _mm256_srli_epi32(entry, 16), out);
     });
   for (int g = 0; g < 4; ++g) store_eight(states + 8 * g, state[g]);
@@ -60,7 +59,6 @@ static void decode_whole(const EctcqCode& code, const EctcqClassDecoder& c, Ecsq
   const __m256i slot_mask = _mm256_set1_epi32(entropy::TOTAL - 1), one = _mm256_set1_epi32(1),
                 zero = _mm256_setzero_si256(), feedback = _mm256_set1_epi32(static_cast<int>(code.feedback)),
                 odd_moves = _mm256_set1_epi32(static_cast<int>(code.parity));
-  const int* const slots = reinterpret_cast<const int*>(c.slots.data());
   const ShortTable even_values(c.values[0]), odd_values(c.values[1]);
   __m256i state[4], chain[4];
   for (int g = 0; g < 4; ++g) {
@@ -75,16 +73,14 @@ static void decode_whole(const EctcqCode& code, const EctcqClassDecoder& c, Ecsq
       const __m256i q = _mm256_sub_epi32(zero, _mm256_and_si256(t, one));
       const __m256i place =
           _mm256_or_si256(_mm256_and_si256(s, slot_mask), _mm256_and_si256(q, _mm256_set1_epi32(entropy::TOTAL)));
-      const __m256i slot = _mm256_i32gather_epi32(slots, place, 4);
+      const __m256i slot = look_up(c.slots.data(), place);
       const __m256i symbol = _mm256_srli_epi32(slot, 24);
       state[g] = advance_states(s, slot, in);
       if constexpr (SHORT)
         _mm256_storeu_ps(z + i, _mm256_blendv_ps(_mm256_castsi256_ps(even_values[symbol]), _mm256_castsi256_ps(odd_values[symbol]), _mm256_castsi256_ps(q)));
       else
-        _mm256_storeu_ps(
-            z + i,
-            _mm256_i32gather_ps(c.values[0],
-                                _mm256_or_si256(symbol, _mm256_and_si256(q, _mm256_set1_epi32(entropy::SYMBOLS))), 4));
+        store_eight(z + i, look_up(c.values[0],
+                                   _mm256_or_si256(symbol, _mm256_and_si256(q, _mm256_set1_epi32(entropy::SYMBOLS)))));
       __m256i p = _mm256_and_si256(symbol, one);
       const unsigned escaped =
           static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(symbol, zero))));
