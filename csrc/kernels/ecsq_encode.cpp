@@ -1,6 +1,7 @@
 // Encoding of one segment: rate control, streams.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "ecsq.h"
@@ -54,7 +55,10 @@ class Encoder {
   int64_t cost(int64_t j, int64_t stride) {
     std::vector<EcsqQuantiser> quantisers;
     for (int k = 0; k < count_; ++k) quantisers.push_back(quantiser(k, j));
-    const std::vector<entropy::Counts> counts = stride == 1 ? count(j, quantisers) : sample(quantisers, stride);
+    // Far from the last step the search goes on far, and what is settled here would not serve it.
+    const bool settles = stride == 1 && (settled_.covers(j) || std::abs(j - last_) <= reach());
+    last_ = j;
+    const std::vector<entropy::Counts> counts = settles ? count(j, quantisers) : sample(quantisers, stride);
     int64_t bits = 0, rest = 0;
     for (int64_t b = 0; b < blocks_; b += stride)
       if (kinds_[b] >= 0) rest += (source_.size_of(b) * quantisers[kinds_[b]].raw + 7) / 8;
@@ -73,6 +77,8 @@ class Encoder {
     int32_t w[ECSQ_BLOCK];
     for (int64_t b = 0; b < blocks_; b += stride) {
       const int kind = kinds_[b];
+      for (int64_t i = 0; b + stride < blocks_ && i < source_.size_of(b + stride); i += 16)
+        __builtin_prefetch(source_.values_of(b + stride) + i);  // the processor does not foresee strides
       if (kind < 0) continue;
       kernels_.count(quantisers[kind], source_.values_of(b), source_.dither_of(b, w), source_.size_of(b), counts[kind]);
     }
@@ -81,7 +87,7 @@ class Encoder {
 
   // Of all blocks. One pass over them serves many steps: it finds what is the same for all of these.
   std::vector<entropy::Counts> count(int64_t j, const std::vector<EcsqQuantiser>& quantisers) {
-    if (j < settled_.first || j > settled_.last) settle(j, quantisers);
+    if (!settled_.covers(j)) settle(j, quantisers);
     std::vector<entropy::Counts> counts = settled_.counts;
     for (int k = 0; k < count_; ++k) {
       const std::vector<float>& x = settled_.open[k];
@@ -91,6 +97,9 @@ class Encoder {
     }
     return counts;
   }
+
+  // How far from a step, in 1/2048 octave: the search ranges wider at low rates, and fewer values are near a threshold.
+  int64_t reach() const { return codec_.rate < RATE_ONE ? 64 : codec_.rate < 3 * RATE_ONE ? 24 : 8; }
 
   // Around j, as far as no class changes its raw bits.
   void settle(int64_t j, const std::vector<EcsqQuantiser>& quantisers) {
@@ -108,10 +117,8 @@ class Encoder {
       return true;
     };
     settled_ = {j, j, {}, {}, {}};
-    // The search ranges wider at low rates, and fewer values are near a threshold.
-    const int64_t reach = codec_.rate < RATE_ONE ? 64 : codec_.rate < 3 * RATE_ONE ? 24 : 8;
-    while (settled_.first > j - reach && include(settled_.first - 1)) --settled_.first;
-    while (settled_.last < j + reach && include(settled_.last + 1)) ++settled_.last;
+    while (settled_.first > j - reach() && include(settled_.first - 1)) --settled_.first;
+    while (settled_.last < j + reach() && include(settled_.last + 1)) ++settled_.last;
     settled_.counts.resize(count_);
     settled_.open.resize(count_);
     settled_.open_w.resize(count_);
@@ -257,6 +264,7 @@ class Encoder {
     std::vector<entropy::Counts> counts;
     std::vector<std::vector<float>> open;
     std::vector<std::vector<int32_t>> open_w;
+    bool covers(int64_t j) const { return first <= j && j <= last; }
   };
 
   const EcsqClasses& source_;
@@ -270,6 +278,7 @@ class Encoder {
   const std::vector<int16_t>& kinds_;
   const int count_;
   std::vector<Model> models_;
+  int64_t last_ = INT64_MIN / 2;  // step
   Settled settled_{1, 0, {}, {}, {}};
 };
 
