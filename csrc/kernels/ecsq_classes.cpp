@@ -127,10 +127,13 @@ bool EcsqClasses::rotate_in_one_pass() {
   x_ = copy_.get();
   uint32_t most = 0;
   for (int64_t i = 0; i < n_; i += BLOCK) {
-    float sum;
-    uint32_t here;
-    kernels_.statistics(source + i, std::min(BLOCK, n_ - i), sum, here);
-    most = std::max(most, here);
+    for (int64_t at = i; at < std::min(n_, i + BLOCK); at += ECSQ_BLOCK) {
+      float sum;
+      uint32_t here;
+      kernels_.statistics(source + at, std::min(ECSQ_BLOCK, n_ - at), sum, here);
+      most = std::max(most, here);
+      for (int64_t k = 0; k < ECSQ_BLOCK; k += 16) __builtin_prefetch(x_ + at + BLOCK + k, 1, 2);
+    }
     rotate(i, source + i);
     gather(i / ECSQ_BLOCK, std::min(blocks_, (i + BLOCK) / ECSQ_BLOCK));
   }

@@ -50,7 +50,8 @@ static COMMPRESS_INLINE EcsqEscape ecsq_escape(int64_t index, float v) {
   return {index, v < -ECSQ_FARTHEST ? -ECSQ_FARTHEST : v > ECSQ_FARTHEST ? ECSQ_FARTHEST : v};
 }
 
-static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w, int64_t n, entropy::Counts& counts) {
+[[maybe_unused]] static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w, int64_t n,
+                                        entropy::Counts& counts) {
   if (c.dither && !c.raw) {
     for (int64_t i = 0; i < n; ++i) {
       const int32_t q = ecsq_value(c, x[i] * c.gain * c.inverse, w[i]);
@@ -91,8 +92,9 @@ static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w,
 }
 
 // Of coordinates `from` and on: what the coder writes, packed low bits, escapes, and sums for the decoder's placements.
-static void ecsq_choose(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t from, int64_t n, int64_t index,
-                        uint32_t* entries, uint32_t* lows, std::vector<EcsqEscape>& escapes) {
+[[maybe_unused]] static void ecsq_choose(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t from, int64_t n,
+                                         int64_t index, uint32_t* entries, uint32_t* lows,
+                                         std::vector<EcsqEscape>& escapes) {
   const EcsqQuantiser& quantiser = c.quantiser;
   const int raw = quantiser.raw;
   for (int64_t i = from; i < n; ++i) {
@@ -122,7 +124,8 @@ static void ecsq_choose(EcsqClassCoder& c, const float* x, const int32_t* w, int
   }
 }
 
-static uint8_t* ecsq_put(const uint32_t* entries, int64_t n, uint32_t* states, int lanes, uint8_t* out) {
+[[maybe_unused]] static uint8_t* ecsq_put(const uint32_t* entries, int64_t n, uint32_t* states, int lanes,
+                                          uint8_t* out) {
   for (int64_t i = n; i-- > 0;) {
     uint32_t& state = states[i % lanes];
     state = entropy::rans_put(state, entries[i] & 0xFFFF, entries[i] >> 16, out);
@@ -139,8 +142,8 @@ static uint8_t* ecsq_put(const uint32_t* entries, int64_t n, uint32_t* states, i
   return c.empty ? out : ecsq_put(entries, n, states, lanes, out);
 }
 
-static void ecsq_decode_block(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w, const uint8_t* low,
-                              int64_t n, float* z, std::vector<int32_t>& escapes) {
+[[maybe_unused]] static void ecsq_decode_block(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w,
+                                               const uint8_t* low, int64_t n, float* z, std::vector<int32_t>& escapes) {
   uint32_t lows[ECSQ_BLOCK];
   if (c.raw) unpack_string(low, n, c.raw, lows);
   for (int64_t i = 0; i < n; ++i) {

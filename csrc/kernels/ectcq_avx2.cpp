@@ -9,9 +9,6 @@
 namespace commpress {
 namespace COMMPRESS_ISA {
 
-static __m256i load_eight(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-static void store_eight(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
-
 static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float gain, float inverse, int64_t index,
                               uint32_t* states, uint8_t* out, std::vector<EcsqEscape>& escapes) {
   if (c.empty) return out;
@@ -32,7 +29,7 @@ static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float
       const __m256i negative = _mm256_castps_si256(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ));
       const __m256i escaped = _mm256_or_si256(_mm256_cmpgt_epi32(k, largest), _mm256_cmpgt_epi32(w, farthest));
       __m256i symbol = _mm256_add_epi32(centre, _mm256_sub_epi32(_mm256_xor_si256(k, negative), negative));
-      const unsigned set = static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(escaped)));
+      const unsigned set = lanes_of(escaped);
       if (__builtin_expect(set, 0)) {
         symbol = _mm256_andnot_si256(escaped, symbol);
         alignas(32) float values[8];
@@ -77,13 +74,13 @@ static void decode_whole(const EctcqCode& code, const EctcqClassDecoder& c, Ecsq
       const __m256i symbol = _mm256_srli_epi32(slot, 24);
       state[g] = advance_states(s, slot, in);
       if constexpr (SHORT)
-        _mm256_storeu_ps(z + i, _mm256_blendv_ps(_mm256_castsi256_ps(even_values[symbol]), _mm256_castsi256_ps(odd_values[symbol]), _mm256_castsi256_ps(q)));
+        _mm256_storeu_ps(z + i, _mm256_blendv_ps(_mm256_castsi256_ps(even_values[symbol]),
+                                                 _mm256_castsi256_ps(odd_values[symbol]), _mm256_castsi256_ps(q)));
       else
         store_eight(z + i, look_up(c.values[0],
                                    _mm256_or_si256(symbol, _mm256_and_si256(q, _mm256_set1_epi32(entropy::SYMBOLS)))));
       __m256i p = _mm256_and_si256(symbol, one);
-      const unsigned escaped =
-          static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(symbol, zero))));
+      const unsigned escaped = lanes_of(_mm256_cmpeq_epi32(symbol, zero));
       if (__builtin_expect(escaped, 0)) {
         alignas(32) uint32_t odd[8];
         store_eight(odd, p);

@@ -114,7 +114,8 @@ Written written(const Block& b, int lanes, Isa isa) {
   r.states.assign(entropy::MOST_LANES, entropy::RANS_LOW + 12345);
   Buffer out(2 * b.n, 0, 0), low((b.n * b.quantiser.raw + 7) / 8, 0, 0);
   uint8_t* const end = out.data() + out.size();
-  uint8_t* const to = ecsq_kernels(isa).encode(c, b.x, b.w, b.n, 1000, r.states.data(), lanes, end, low.data(), r.escapes);
+  uint8_t* const to =
+      ecsq_kernels(isa).encode(c, b.x, b.w, b.n, 1000, r.states.data(), lanes, end, low.data(), r.escapes);
   out.check_guards("encode");
   low.check_guards("encode: low bits");
   r.bytes.assign(to, end);
