@@ -1,6 +1,5 @@
 // EcsqKernels in terms of lanes and of plain C++. Include after a lanes_*.h.
 #pragma once
-#include "ecsq_format.h"
 #include "ecsq_kernels.h"
 #include "entropy_coders.h"
 #include "hadamard.h"

@@ -48,6 +48,9 @@ bool make(Noise& noise, Block& b) {
   for (float& x : b.x)
     if (kind != HUGE_VALUES) x *= deviation / (b.quantiser.gain * b.quantiser.inverse);
   ecsq_kernels(Isa::PLAIN).dither({noise.next(), 1, 2, 3}, ECSQ_BLOCK * noise.below(int64_t{1} << 20), b.n, b.w);
+  const int32_t rare[] = {0, -1, 1, -(1 << 23), (1 << 23) - 1};  // of which few are drawn
+  for (int32_t& w : b.w)
+    if (noise.below(40) == 0) w = rare[noise.below(5)];
   if (b.model.escape) return true;
   // Without an escape no value may need one.
   const float most = (static_cast<float>(b.model.largest) + 0.25f) * static_cast<float>(1 << b.quantiser.raw) - 1.0f;
