@@ -1,4 +1,4 @@
-// The loops over whole blocks in AVX-512, for classes without dither and raw bits; all others are the shared ones.
+// The loops over whole blocks in AVX-512, for classes without dither and raw bits; all others are those of AVX2.
 #define COMMPRESS_ISA path_avx512
 #include "lanes_avx512.h"
 // The lanes come first.
@@ -6,7 +6,15 @@
 #include "entropy_avx512.h"
 
 namespace commpress {
+
+namespace path_avx2 {
+extern const EcsqKernels ECSQ_KERNELS;
+}
+
 namespace COMMPRESS_ISA {
+
+// The loops for everything else.
+static const EcsqKernels& others() { return path_avx2::ECSQ_KERNELS; }
 
 // Magnitudes in steps, plus the dead zone's offset.
 static COMMPRESS_INLINE __m512 offset_magnitude(__m512 v, __m512 offset) {
@@ -14,7 +22,7 @@ static COMMPRESS_INLINE __m512 offset_magnitude(__m512 v, __m512 offset) {
 }
 
 static void count_vector(const EcsqQuantiser& c, const float* x, const int32_t* w, int64_t n, entropy::Counts& counts) {
-  if (c.dither || c.raw || n != ECSQ_BLOCK) return ecsq_count(c, x, w, n, counts);
+  if (c.dither || c.raw || n != ECSQ_BLOCK) return others().count(c, x, w, n, counts);
   constexpr int KNOWN = 8;  // counted by comparison: how many reach 1, 2, ... 8
   const __m512 gain = _mm512_set1_ps(c.gain), inverse = _mm512_set1_ps(c.inverse), offset = _mm512_set1_ps(c.offset);
   __m512 largest = _mm512_setzero_ps();
@@ -65,6 +73,11 @@ static void count_vector(const EcsqQuantiser& c, const float* x, const int32_t* 
   if (before == 0) return;
   for (int64_t i = 0; i < ECSQ_BLOCK; ++i)
     if (m[i] >= KNOWN) ++counts.of[0][32 + static_cast<int32_t>(m[i])];
+}
+
+static int64_t settle_vector(const EcsqQuantiser& least, const EcsqQuantiser& most, const float* x, const int32_t* w,
+                             int64_t n, entropy::Counts& counts, float* open, int32_t* open_w) {
+  return others().settle(least, most, x, w, n, counts, open, open_w);  // memory is what it waits for
 }
 
 template <class Table>
@@ -143,7 +156,7 @@ static uint8_t* encode_vector(EcsqClassCoder& c, const float* x, const int32_t* 
                               uint32_t* states, int lanes, uint8_t* out, uint8_t* low,
                               std::vector<EcsqEscape>& escapes) {
   if (c.empty || c.quantiser.dither || c.quantiser.raw || n != ECSQ_BLOCK || lanes != 32)
-    return ecsq_encode_block(c, x, w, n, index, states, lanes, out, low, escapes);
+    return others().encode(c, x, w, n, index, states, lanes, out, low, escapes);
   return c.largest < 16 ? encode_whole<NarrowTable>(c, x, index, states, out, escapes)
                         : encode_whole<WideTable>(c, x, index, states, out, escapes);
 }
@@ -176,7 +189,7 @@ static void decode_vector(const EcsqClassDecoder& c, EcsqStream& stream, const i
                           int64_t n, float* z, std::vector<int32_t>& escapes) {
   // A block takes at most 1024 bytes; words past the end of the stream are for the other loop.
   if (c.empty || c.dither || c.raw || n != ECSQ_BLOCK || stream.lanes != 32 || stream.end - stream.in < 1024 + 32)
-    return ecsq_decode_block(c, stream, w, low, n, z, escapes);
+    return others().decode(c, stream, w, low, n, z, escapes);
   if (c.largest < 16)
     decode_whole<NarrowTable>(c, stream, z, escapes);
   else
@@ -184,8 +197,9 @@ static void decode_vector(const EcsqClassDecoder& c, EcsqStream& stream, const i
 }
 
 extern const EcsqKernels ECSQ_KERNELS;
-const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector, encode_vector,   decode_vector,      ecsq_dither,
-                                  ecsq_rotate,     ecsq_stream,  ecsq_accumulate, ecsq_finish_stream, ecsq_unrotate};
+const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, count_vector,    settle_vector,      encode_vector,
+                                  decode_vector,   ecsq_dither,     ecsq_rotate,        ecsq_scale,
+                                  ecsq_stream,     ecsq_accumulate, ecsq_finish_stream, ecsq_unrotate};
 
 }  // namespace COMMPRESS_ISA
 }  // namespace commpress

@@ -63,8 +63,10 @@ void EcsqClasses::own_copy() {
 }
 
 bool EcsqClasses::prepare() {
-  const float most = float_of(codec_.rotate || !ordinary_in_one_pass() ? largest_finite() : bits_of(1.0f));
-  const int e = most > 0 ? exponent_of(most) : 0, eg = exponent_of(gain_);
+  const int eg = exponent_of(gain_);
+  const bool usual = codec_.rotate ? eg >= -60 && eg <= 60 && rotate_in_one_pass() : gather_in_one_pass();
+  const float most = usual ? 1.0f : float_of(largest_finite());
+  const int e = most > 0 ? exponent_of(most) : 0;
   if (e < -60 || e > 60 || eg < -60 || eg > 60) {
     own_copy();
     for (int64_t i = 0; i < n_; ++i) copy_[i] = scale_by_power(copy_[i], -e);
@@ -72,12 +74,12 @@ bool EcsqClasses::prepare() {
     shift_ = e + eg;
     sums_.clear();
   }
-  if (codec_.rotate) {
+  if (codec_.rotate && !usual) {
     own_copy();
-    ecsq_rotations(n_, [&](int64_t at, int64_t size) { kernels_.rotate(copy_.get() + at, size, key_, index_ + at); });
+    for (int64_t i = 0; i < n_; i += BLOCK) rotate(i, copy_.get() + i);
     sums_.clear();
   }
-  if (sums_.empty()) gather();
+  if (sums_.empty()) gather(0, blocks_);
   kinds_.resize(blocks_);
   std::vector<int64_t> levels(blocks_);
   bool normal = false;
@@ -91,18 +93,54 @@ bool EcsqClasses::prepare() {
   return normal;
 }
 
-void EcsqClasses::gather() {
+void EcsqClasses::gather(int64_t first, int64_t last) {
   sums_.resize(blocks_);
   mosts_.resize(blocks_);
-  for (int64_t b = 0; b < blocks_; ++b) kernels_.statistics(x_ + b * ECSQ_BLOCK, size_of(b), sums_[b], mosts_[b]);
+  for (int64_t b = first; b < last; ++b) kernels_.statistics(x_ + b * ECSQ_BLOCK, size_of(b), sums_[b], mosts_[b]);
 }
 
-// Gathers; true if all magnitudes are finite and none of them extreme, as nearly always.
-bool EcsqClasses::ordinary_in_one_pass() {
-  gather();
+// All magnitudes are finite and the largest is not extreme, as nearly always.
+static bool ordinary(uint32_t most) { return most >= bits_of(0x1p-60f) && most < bits_of(0x1p60f); }
+
+// Gathers; true if the magnitudes are ordinary.
+bool EcsqClasses::gather_in_one_pass() {
+  gather(0, blocks_);
+  return ordinary(*std::max_element(mosts_.begin(), mosts_.end()));
+}
+
+// Rotates the up to BLOCK coordinates from `at` on, which `from` holds, into the copy.
+void EcsqClasses::rotate(int64_t at, const float* from) {
+  const int64_t n = std::min(BLOCK, n_ - at);
+  float* const to = copy_.get() + at;
+  int64_t done = 0;
+  ecsq_rotations(n, [&](int64_t start, int64_t size) {
+    kernels_.rotate(from + start, to + start, size, key_, index_ + at + start);
+    done = start + size;
+  });
+  if (from != to) std::copy(from + done, from + n, to + done);
+}
+
+// Rotates into an own copy and gathers; false, and nothing is changed, if the magnitudes before are not ordinary.
+bool EcsqClasses::rotate_in_one_pass() {
+  copy_.reset(new float[n_]);
+  const float* const source = x_;
+  x_ = copy_.get();
   uint32_t most = 0;
-  for (const uint32_t m : mosts_) most = std::max(most, m);
-  return most >= bits_of(0x1p-60f) && most < bits_of(0x1p60f);
+  for (int64_t i = 0; i < n_; i += BLOCK) {
+    for (int64_t at = i; at < std::min(n_, i + BLOCK); at += ECSQ_BLOCK) {
+      float sum;
+      uint32_t here;
+      kernels_.statistics(source + at, std::min(ECSQ_BLOCK, n_ - at), sum, here);
+      most = std::max(most, here);
+      for (int64_t k = 0; k < ECSQ_BLOCK; k += 16) __builtin_prefetch(x_ + at + BLOCK + k, 1, 2);
+    }
+    rotate(i, source + i);
+    gather(i / ECSQ_BLOCK, std::min(blocks_, (i + BLOCK) / ECSQ_BLOCK));
+  }
+  if (ordinary(most)) return true;
+  x_ = source;
+  copy_.reset();
+  return false;
 }
 
 void EcsqClasses::classify(const std::vector<int64_t>& levels) {
@@ -161,11 +199,6 @@ void EcsqClasses::classify(const std::vector<int64_t>& levels) {
     for (const bool there : present_) header_ += there ? ecsq_class_nbytes(codec_) : 0;
     room_ = nbytes_ - header_ - static_cast<int64_t>(coded_kinds_.size()) - 3 * ecsq_lanes(nbytes_) - 8;
     if (static_cast<int64_t>(coded_kinds_.size()) <= nbytes_ / 2 && room_ >= nbytes_ / 4) break;
-  }
-  if (codec_.dither) {
-    dither_.reset(new int32_t[n_]);
-    for (int64_t b = 0; b < blocks_; ++b)
-      kernels_.dither(key_, index_ + b * ECSQ_BLOCK, size_of(b), dither_.get() + b * ECSQ_BLOCK);
   }
 }
 

@@ -20,7 +20,12 @@ class EcsqClasses final {
 
   int64_t size_of(int64_t block) const { return std::min(ECSQ_BLOCK, n_ - block * ECSQ_BLOCK); }
   const float* values_of(int64_t block) const { return x_ + block * ECSQ_BLOCK; }
-  const int32_t* dither_of(int64_t block) const { return dither_ ? dither_.get() + block * ECSQ_BLOCK : nullptr; }
+  // Null if there is none. Drawn anew each time, into `w`: reading it back would take as long.
+  const int32_t* dither_of(int64_t block, int32_t* w) const {
+    if (!codec_.dither) return nullptr;
+    kernels_.dither(key_, index_ + block * ECSQ_BLOCK, size_of(block), w);
+    return w;
+  }
   int64_t relative(int kind, int64_t j) const { return centre_ + kind * ECSQ_CLASS_WIDTH * 128 - j; }
   bool only_zeros() const;
   bool any_nan() const;
@@ -50,8 +55,10 @@ class EcsqClasses final {
  private:
   uint32_t largest_finite() const;
   void own_copy();
-  void gather();
-  bool ordinary_in_one_pass();
+  void gather(int64_t first, int64_t last);
+  bool gather_in_one_pass();
+  void rotate(int64_t at, const float* from);
+  bool rotate_in_one_pass();
   void classify(const std::vector<int64_t>& levels);
   void find_first_step(const std::vector<int64_t>& weight, int64_t least, int64_t greatest);
 
@@ -65,7 +72,6 @@ class EcsqClasses final {
   const int64_t blocks_;
   const EcsqKernels& kernels_;
   std::unique_ptr<float[]> copy_;
-  std::unique_ptr<int32_t[]> dither_;
   int64_t shift_ = 0;
   std::vector<float> sums_;
   std::vector<uint32_t> mosts_;

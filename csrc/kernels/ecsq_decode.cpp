@@ -179,8 +179,7 @@ class Decoder {
       for (int64_t at = 0; at < n; at += ECSQ_BLOCK) block(i + at, std::min(ECSQ_BLOCK, n - at), z_ + at);
       if (h_.codec.rotate) {
         ecsq_rotations(n, [&](int64_t at, int64_t size) { kernels_.unrotate(z_ + at, size, key_, index_ + i + at); });
-        const double factor = scale_ * gain_;
-        for (int64_t k = 0; k < n; ++k) z_[k] = ecsq_bounded(static_cast<double>(z_[k]) * factor);
+        kernels_.scale(z_, n, scale_ * gain_);
       }
       deliver(out + i, n);
     }
@@ -278,12 +277,11 @@ class Decoder {
     low_ += (n * c.raw + 7) / 8;
     if (h_.coarser(kind)) {
       const double scale = h_.codec.rotate ? entropy::step_of(ECTCQ_COARSER) : coarse_scale_;
-      for (int64_t k = 0; k < n; ++k) z[k] = ecsq_bounded(static_cast<double>(z[k]) * scale);
+      kernels_.scale(z, n, scale);
       place_escapes(z, n, scale);
       return;
     }
-    if ((c.dither || c.raw) && !h_.codec.rotate)
-      for (int64_t k = 0; k < n; ++k) z[k] = ecsq_bounded(static_cast<double>(z[k]) * scale_);
+    if ((c.dither || c.raw) && !h_.codec.rotate) kernels_.scale(z, n, scale_);
     place_escapes(z, n, h_.codec.rotate ? 1.0 : scale_);
   }
 

@@ -1,6 +1,7 @@
 // Encoding of one segment: rate control, streams.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "ecsq.h"
@@ -48,21 +49,19 @@ class Encoder {
             codec_.dither};
   }
 
+  int rows_of(const EcsqQuantiser& q) const { return codec_.dither && !q.raw ? entropy::CELLS : 1; }
+
   // Bytes for every stride-th block, times stride; leaves the models in models_.
   int64_t cost(int64_t j, int64_t stride) {
     std::vector<EcsqQuantiser> quantisers;
-    std::vector<entropy::Counts> counts(count_);
-    for (int k = 0; k < count_; ++k) {
-      quantisers.push_back(quantiser(k, j));
-      counts[k].rows = codec_.dither && !quantisers[k].raw ? entropy::CELLS : 1;
-    }
+    for (int k = 0; k < count_; ++k) quantisers.push_back(quantiser(k, j));
+    // Far from the last step the search goes on far, and what is settled here would not serve it.
+    const bool settles = stride == 1 && (settled_.covers(j) || std::abs(j - last_) <= reach());
+    last_ = j;
+    const std::vector<entropy::Counts> counts = settles ? count(j, quantisers) : sample(quantisers, stride);
     int64_t bits = 0, rest = 0;
-    for (int64_t b = 0; b < blocks_; b += stride) {
-      const int kind = kinds_[b];
-      if (kind < 0) continue;
-      kernels_.count(quantisers[kind], source_.values_of(b), source_.dither_of(b), source_.size_of(b), counts[kind]);
-      rest += (source_.size_of(b) * quantisers[kind].raw + 7) / 8;
-    }
+    for (int64_t b = 0; b < blocks_; b += stride)
+      if (kinds_[b] >= 0) rest += (source_.size_of(b) * quantisers[kinds_[b]].raw + 7) / 8;
     for (int k = 0; k < count_; ++k) {
       if (!source_.present(k)) continue;
       int64_t here;
@@ -70,6 +69,70 @@ class Encoder {
       bits += here;
     }
     return ((bits + (1 << 19) - 1) / (1 << 19) + rest) * stride;
+  }
+
+  std::vector<entropy::Counts> sample(const std::vector<EcsqQuantiser>& quantisers, int64_t stride) const {
+    std::vector<entropy::Counts> counts(count_);
+    for (int k = 0; k < count_; ++k) counts[k].rows = rows_of(quantisers[k]);
+    int32_t w[ECSQ_BLOCK];
+    for (int64_t b = 0; b < blocks_; b += stride) {
+      const int kind = kinds_[b];
+      for (int64_t i = 0; b + stride < blocks_ && i < source_.size_of(b + stride); i += 16)
+        __builtin_prefetch(source_.values_of(b + stride) + i);  // the processor does not foresee strides
+      if (kind < 0) continue;
+      kernels_.count(quantisers[kind], source_.values_of(b), source_.dither_of(b, w), source_.size_of(b), counts[kind]);
+    }
+    return counts;
+  }
+
+  // Of all blocks. One pass over them serves many steps: it finds what is the same for all of these.
+  std::vector<entropy::Counts> count(int64_t j, const std::vector<EcsqQuantiser>& quantisers) {
+    if (!settled_.covers(j)) settle(j, quantisers);
+    std::vector<entropy::Counts> counts = settled_.counts;
+    for (int k = 0; k < count_; ++k) {
+      const std::vector<float>& x = settled_.open[k];
+      for (size_t at = 0; at < x.size(); at += ECSQ_BLOCK)
+        kernels_.count(quantisers[k], x.data() + at, codec_.dither ? settled_.open_w[k].data() + at : nullptr,
+                       std::min<int64_t>(ECSQ_BLOCK, x.size() - at), counts[k]);
+    }
+    return counts;
+  }
+
+  // How far from a step, in 1/2048 octave: the search ranges wider at low rates, and fewer values are near a threshold.
+  int64_t reach() const { return codec_.rate < RATE_ONE ? 64 : codec_.rate < 3 * RATE_ONE ? 24 : 8; }
+
+  // Around j, as far as no class changes its raw bits.
+  void settle(int64_t j, const std::vector<EcsqQuantiser>& quantisers) {
+    std::vector<EcsqQuantiser> least = quantisers, most = quantisers;
+    const auto include = [&](int64_t at) {
+      for (int k = 0; k < count_; ++k)
+        if (entropy::raw_bits(source_.relative(k, at)) != quantisers[k].raw) return false;
+      for (int k = 0; k < count_; ++k) {
+        const EcsqQuantiser q = quantiser(k, at);
+        least[k].inverse = std::min(least[k].inverse, q.inverse);
+        least[k].offset = std::min(least[k].offset, q.offset);
+        most[k].inverse = std::max(most[k].inverse, q.inverse);
+        most[k].offset = std::max(most[k].offset, q.offset);
+      }
+      return true;
+    };
+    settled_ = {j, j, {}, {}, {}};
+    while (settled_.first > j - reach() && include(settled_.first - 1)) --settled_.first;
+    while (settled_.last < j + reach() && include(settled_.last + 1)) ++settled_.last;
+    settled_.counts.resize(count_);
+    settled_.open.resize(count_);
+    settled_.open_w.resize(count_);
+    for (int k = 0; k < count_; ++k) settled_.counts[k].rows = rows_of(quantisers[k]);
+    float open[ECSQ_BLOCK + 8];
+    int32_t w[ECSQ_BLOCK], open_w[ECSQ_BLOCK + 8];
+    for (int64_t b = 0; b < blocks_; ++b) {
+      const int k = kinds_[b];
+      if (k < 0) continue;
+      const int64_t met = kernels_.settle(least[k], most[k], source_.values_of(b), source_.dither_of(b, w),
+                                          source_.size_of(b), settled_.counts[k], open, open_w);
+      settled_.open[k].insert(settled_.open[k].end(), open, open + met);
+      if (codec_.dither) settled_.open_w[k].insert(settled_.open_w[k].end(), open_w, open_w + met);
+    }
   }
 
   bool find_step(int64_t& j) {
@@ -112,13 +175,14 @@ class Encoder {
     std::vector<EcsqEscape> escapes;
     uint8_t* at = out_ + nbytes_;
     uint8_t spare[2 * ECSQ_BLOCK + 64];
+    int32_t w[ECSQ_BLOCK];
     for (int64_t b = blocks_; b-- > 0;) {
       if (kinds_[b] < 0) continue;
       EcsqClassCoder& c = coders[kinds_[b]];
       // Near the end of the room a block is written apart first.
       const bool near = at - (out_ + body) < 2 * ECSQ_BLOCK;
       uint8_t* const from = near ? spare + sizeof(spare) : at;
-      uint8_t* const to = kernels_.encode(c, source_.values_of(b), source_.dither_of(b), source_.size_of(b),
+      uint8_t* const to = kernels_.encode(c, source_.values_of(b), source_.dither_of(b, w), source_.size_of(b),
                                           b * ECSQ_BLOCK, states, lanes_, from, out_ + low_at[b], escapes);
       if (near) {
         if (at - (out_ + body) < from - to) return false;
@@ -194,6 +258,15 @@ class Encoder {
     if (ecsq_has_rho(codec_)) memcpy(rho_at, &rho, 4);
   }
 
+  // Symbols that are the same for the steps `first` .. `last`, and for each class the values whose symbols are not.
+  struct Settled {
+    int64_t first, last;
+    std::vector<entropy::Counts> counts;
+    std::vector<std::vector<float>> open;
+    std::vector<std::vector<int32_t>> open_w;
+    bool covers(int64_t j) const { return first <= j && j <= last; }
+  };
+
   const EcsqClasses& source_;
   const EcsqCodec& codec_;
   const int64_t n_;
@@ -205,6 +278,8 @@ class Encoder {
   const std::vector<int16_t>& kinds_;
   const int count_;
   std::vector<Model> models_;
+  int64_t last_ = INT64_MIN / 2;  // step
+  Settled settled_{1, 0, {}, {}, {}};
 };
 
 }  // namespace

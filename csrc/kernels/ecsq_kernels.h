@@ -49,15 +49,23 @@ struct EcsqKernels {
   void (*statistics)(const float* x, int64_t n, float& sum, uint32_t& largest);
   // Adds the symbols of a block; without dither those of magnitudes alone, at 32 + magnitude.
   void (*count)(const EcsqQuantiser& q, const float* x, const int32_t* w, int64_t n, entropy::Counts& counts);
+  // The same for coordinates whose symbol is alike under both quantisers, and so under any whose inverse and offset lie
+  // between theirs; values and dithers of all others go to `open` and `open_w`. Returns how many; eight more entries
+  // may be overwritten.
+  int64_t (*settle)(const EcsqQuantiser& least, const EcsqQuantiser& most, const float* x, const int32_t* w, int64_t n,
+                    entropy::Counts& counts, float* open, int32_t* open_w);
   // Writes downwards from `out`; 2 n bytes must be free below. Appends escapes; writes packed low bits to `low`.
   uint8_t* (*encode)(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t n, int64_t index, uint32_t* states,
                      int lanes, uint8_t* out, uint8_t* low, std::vector<EcsqEscape>& escapes);
-  // Values in steps (with dither or raw bits) or as `values` says; positions of escapes.
+  // Values in steps (with dither or raw bits) or as `values` says; positions of escapes. With 32 lanes sixteen bytes
+  // behind the low bits may be read.
   void (*decode)(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w, const uint8_t* low, int64_t n,
                  float* z, std::vector<int32_t>& escapes);
   void (*dither)(const Key& key, int64_t index, int64_t n, int32_t* w);
-  // In place; n is a power of two from 128 to 4096.
-  void (*rotate)(float* x, int64_t n, const Key& key, int64_t index);
+  // From x to y, which may be x; n is a power of two from 128 to 4096.
+  void (*rotate)(const float* x, float* y, int64_t n, const Key& key, int64_t index);
+  // z = factor z, but no infinity.
+  void (*scale)(float* z, int64_t n, double factor);
   // Copies to memory that is a multiple of 64 bytes past the caches, where the machine can do that; n is a multiple
   // of 16.
   void (*stream)(const float* z, int64_t n, float* out);

@@ -17,6 +17,7 @@ static void ecsq_statistics(const float* x, int64_t n, float& sum, uint32_t& mos
       memcpy(rest, from, 4 * (n - 16 * row));
       from = rest;
     }
+    prefetch_line(from + 2 * ECSQ_BLOCK);
     const Floats a = absolute(load(from));
     sums[row % 4] = sums[row % 4] + a;
     largest = larger(bits(a), largest);
@@ -44,7 +45,12 @@ static COMMPRESS_INLINE int ecsq_cell(int32_t w) {
 
 static COMMPRESS_INLINE int32_t ecsq_high(int32_t q, int raw) { return (q + (1 << raw >> 1)) >> raw; }
 
-static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w, int64_t n, entropy::Counts& counts) {
+static COMMPRESS_INLINE EcsqEscape ecsq_escape(int64_t index, float v) {
+  return {index, v < -ECSQ_FARTHEST ? -ECSQ_FARTHEST : v > ECSQ_FARTHEST ? ECSQ_FARTHEST : v};
+}
+
+[[maybe_unused]] static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w, int64_t n,
+                                        entropy::Counts& counts) {
   if (c.dither && !c.raw) {
     for (int64_t i = 0; i < n; ++i) {
       const int32_t q = ecsq_value(c, x[i] * c.gain * c.inverse, w[i]);
@@ -62,13 +68,35 @@ static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w,
   for (int s = 0; s < 64; ++s) counts.of[0][s] += met[0][s] + met[1][s] + met[2][s] + met[3][s];
 }
 
-static uint8_t* ecsq_encode_block(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t n, int64_t index,
-                                  uint32_t* states, int lanes, uint8_t* out, uint8_t* low,
-                                  std::vector<EcsqEscape>& escapes) {
+[[maybe_unused]] static int64_t ecsq_settle(const EcsqQuantiser& least, const EcsqQuantiser& most, const float* x,
+                                            const int32_t* w, int64_t n, entropy::Counts& counts, float* open,
+                                            int32_t* open_w) {
+  int64_t met = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t wi = least.dither ? w[i] : 0;
+    const auto high = [&](const EcsqQuantiser& c) {
+      return ecsq_high(ecsq_value(c, x[i] * c.gain * c.inverse, wi), c.raw);
+    };
+    const int32_t q = high(least), a = q < 0 ? -q : q;
+    if (q != high(most)) {
+      open[met] = x[i];
+      open_w[met++] = wi;
+    } else if (least.dither && !least.raw) {
+      ++counts.of[ecsq_cell(wi)][a > entropy::LARGEST ? 0 : 32 + (wi < 0 ? -q : q)];
+    } else {
+      ++counts.of[0][a > entropy::LARGEST ? 0 : 32 + a];
+    }
+  }
+  return met;
+}
+
+// Of coordinates `from` and on: what the coder writes, packed low bits, escapes, and sums for the decoder's placements.
+[[maybe_unused]] static void ecsq_choose(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t from, int64_t n,
+                                         int64_t index, uint32_t* entries, uint32_t* lows,
+                                         std::vector<EcsqEscape>& escapes) {
   const EcsqQuantiser& quantiser = c.quantiser;
   const int raw = quantiser.raw;
-  uint32_t entries[ECSQ_BLOCK], lows[ECSQ_BLOCK];
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = from; i < n; ++i) {
     const float v = x[i] * quantiser.gain * quantiser.inverse;
     const int32_t wi = quantiser.dither ? w[i] : 0;
     int32_t q = ecsq_value(quantiser, v, wi);
@@ -78,7 +106,7 @@ static uint8_t* ecsq_encode_block(EcsqClassCoder& c, const float* x, const int32
     entries[i] = c.entry[c.folded ? ecsq_cell(wi) : 0][symbol];
     if (escaped) {
       q = 0;
-      escapes.push_back({index + i, v < -ECSQ_FARTHEST ? -ECSQ_FARTHEST : v > ECSQ_FARTHEST ? ECSQ_FARTHEST : v});
+      escapes.push_back(ecsq_escape(index + i, v));
     } else if (!quantiser.dither && !raw) {
       const int64_t fine = round_to_int(float_of(bits_of(v) & 0x7FFFFFFFu) * 256.0f);
       c.squares += fine * fine;
@@ -93,17 +121,28 @@ static uint8_t* ecsq_encode_block(EcsqClassCoder& c, const float* x, const int32
     }
     lows[i] = static_cast<uint32_t>(q + (1 << raw >> 1)) & ((1u << raw) - 1);
   }
-  if (raw) pack_string(lows, n, raw, low);
-  if (!c.empty)
-    for (int64_t i = n; i-- > 0;) {
-      uint32_t& state = states[i % lanes];
-      state = entropy::rans_put(state, entries[i] & 0xFFFF, entries[i] >> 16, out);
-    }
+}
+
+[[maybe_unused]] static uint8_t* ecsq_put(const uint32_t* entries, int64_t n, uint32_t* states, int lanes,
+                                          uint8_t* out) {
+  for (int64_t i = n; i-- > 0;) {
+    uint32_t& state = states[i % lanes];
+    state = entropy::rans_put(state, entries[i] & 0xFFFF, entries[i] >> 16, out);
+  }
   return out;
 }
 
-static void ecsq_decode_block(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w, const uint8_t* low,
-                              int64_t n, float* z, std::vector<int32_t>& escapes) {
+[[maybe_unused]] static uint8_t* ecsq_encode_block(EcsqClassCoder& c, const float* x, const int32_t* w, int64_t n,
+                                                   int64_t index, uint32_t* states, int lanes, uint8_t* out,
+                                                   uint8_t* low, std::vector<EcsqEscape>& escapes) {
+  uint32_t entries[ECSQ_BLOCK], lows[ECSQ_BLOCK];
+  ecsq_choose(c, x, w, 0, n, index, entries, lows, escapes);
+  if (c.quantiser.raw) pack_string(lows, n, c.quantiser.raw, low);
+  return c.empty ? out : ecsq_put(entries, n, states, lanes, out);
+}
+
+[[maybe_unused]] static void ecsq_decode_block(const EcsqClassDecoder& c, EcsqStream& stream, const int32_t* w,
+                                               const uint8_t* low, int64_t n, float* z, std::vector<int32_t>& escapes) {
   uint32_t lows[ECSQ_BLOCK];
   if (c.raw) unpack_string(low, n, c.raw, lows);
   for (int64_t i = 0; i < n; ++i) {
@@ -131,24 +170,38 @@ static void ecsq_decode_block(const EcsqClassDecoder& c, EcsqStream& stream, con
 static void ecsq_dither(const Key& key, int64_t index, int64_t n, int32_t* w) {
   const Philox random(key, DITHER);
   alignas(64) uint32_t rows[ECSQ_BLOCK];
+  uint32_t* const to = n == ECSQ_BLOCK ? reinterpret_cast<uint32_t*>(w) : rows;
   for (int v = 0; 64 * v < n; v += 2) {
     Ints words[2];
     random.fill<1>(static_cast<uint32_t>(index / 16) + 8 * (v / 2), words);
     for (int half = 0; half < 2; ++half)
       each<4>([&](auto q) __attribute__((always_inline)) {
-        store(rows + 16 * (4 * (v + half) + q), rotate_bytes(words[half], q));
+        store(to + 16 * (4 * (v + half) + q), shift_right(rotate_bytes(words[half], q), 8) - all(1u << 23));
       });
   }
-  for (int64_t i = 0; i < n; ++i) w[i] = static_cast<int32_t>(rows[i] >> 8) - (1 << 23);
+  if (to == rows) memcpy(w, rows, 4 * n);
 }
 
-static void ecsq_rotate(float* x, int64_t n, const Key& key, int64_t index) {
+static void ecsq_rotate(const float* x, float* y, int64_t n, const Key& key, int64_t index) {
   const int rows = static_cast<int>(n / 16);
   Squares unused;
-  rotate_far<Measure::NO>(x, rows, Signs(key, ROTATE_FIRST, static_cast<uint64_t>(index), n), x, unused);
-  rotate_near(x, rows);
+  rotate_far<Measure::NO>(x, rows, Signs(key, ROTATE_FIRST, static_cast<uint64_t>(index), n), y, unused);
+  rotate_near(y, rows);
   const float norm = divide(1.0f, square_root(static_cast<float>(n)));
-  for (int64_t i = 0; i < n; ++i) x[i] *= norm;
+  for (int64_t i = 0; i < n; i += 16) store(y + i, load(y + i) * all(norm));
+}
+
+// ecsq_bounded() of products, without a branch: an infinity is one more than the largest float.
+static COMMPRESS_INLINE float ecsq_scaled(float z, double factor) {
+  const uint32_t product = bits_of(static_cast<float>(static_cast<double>(z) * factor));
+  return float_of(product - ((product & 0x7FFFFFFFu) == SCALE32_INFINITY));
+}
+
+static void ecsq_scale(float* z, int64_t n, double factor) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)  // of a length that the compiler knows
+    for (int k = 0; k < 16; ++k) z[i + k] = ecsq_scaled(z[i + k], factor);
+  for (; i < n; ++i) z[i] = ecsq_scaled(z[i], factor);
 }
 
 static void ecsq_stream(const float* z, int64_t n, float* out) {

@@ -7,8 +7,9 @@ namespace commpress {
 namespace COMMPRESS_ISA {
 
 extern const EcsqKernels ECSQ_KERNELS;
-const EcsqKernels ECSQ_KERNELS = {ecsq_statistics, ecsq_count,  ecsq_encode_block, ecsq_decode_block,  ecsq_dither,
-                                  ecsq_rotate,     ecsq_stream, ecsq_accumulate,   ecsq_finish_stream, ecsq_unrotate};
+const EcsqKernels ECSQ_KERNELS = {ecsq_statistics,   ecsq_count,      ecsq_settle,        ecsq_encode_block,
+                                  ecsq_decode_block, ecsq_dither,     ecsq_rotate,        ecsq_scale,
+                                  ecsq_stream,       ecsq_accumulate, ecsq_finish_stream, ecsq_unrotate};
 
 }  // namespace COMMPRESS_ISA
 }  // namespace commpress

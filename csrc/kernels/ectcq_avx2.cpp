@@ -9,9 +9,6 @@
 namespace commpress {
 namespace COMMPRESS_ISA {
 
-static __m256i load_eight(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-static void store_eight(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
-
 static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float gain, float inverse, int64_t index,
                               uint32_t* states, uint8_t* out, std::vector<EcsqEscape>& escapes) {
   if (c.empty) return out;
@@ -32,7 +29,7 @@ static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float
       const __m256i negative = _mm256_castps_si256(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ));
       const __m256i escaped = _mm256_or_si256(_mm256_cmpgt_epi32(k, largest), _mm256_cmpgt_epi32(w, farthest));
       __m256i symbol = _mm256_add_epi32(centre, _mm256_sub_epi32(_mm256_xor_si256(k, negative), negative));
-      const unsigned set = static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(escaped)));
+      const unsigned set = lanes_of(escaped);
       if (__builtin_expect(set, 0)) {
         symbol = _mm256_andnot_si256(escaped, symbol);
         alignas(32) float values[8];
@@ -46,23 +43,12 @@ static uint8_t* encode_vector(EctcqClassCoder& c, const EctcqBlock& block, float
           }
       }
       const __m256i q = _mm256_slli_epi32(_mm256_srli_epi32(cell, 5), 6);
-      const __m256i entry =
-          _mm256_i32gather_epi32(reinterpret_cast<const int*>(c.entry), _mm256_or_si256(q, symbol), 4);
+      const __m256i entry = look_up(c.entry, _mm256_or_si256(q, symbol));
       state[g] = put_symbols(state[g], _mm256_and_si256(entry, low), _mm256_srli_epi32(entry, 16), out);
     });
   for (int g = 0; g < 4; ++g) store_eight(states + 8 * g, state[g]);
   return out;
 }
-
-// Floats by symbol for |k| < 8: sixteen of them, by the symbol's low four bits. An escape has zero's.
-struct ShortTable {
-  __m256 positive, negative;
-  explicit ShortTable(const float* p) : positive(_mm256_loadu_ps(p + 32)), negative(_mm256_loadu_ps(p + 24)) {}
-  __m256 operator[](__m256i symbol) const {
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(positive, symbol), _mm256_permutevar8x32_ps(negative, symbol),
-                            _mm256_castsi256_ps(_mm256_slli_epi32(symbol, 28)));
-  }
-};
 
 template <bool SHORT>
 static void decode_whole(const EctcqCode& code, const EctcqClassDecoder& c, EcsqStream& stream, uint32_t* at,
@@ -70,7 +56,6 @@ static void decode_whole(const EctcqCode& code, const EctcqClassDecoder& c, Ecsq
   const __m256i slot_mask = _mm256_set1_epi32(entropy::TOTAL - 1), one = _mm256_set1_epi32(1),
                 zero = _mm256_setzero_si256(), feedback = _mm256_set1_epi32(static_cast<int>(code.feedback)),
                 odd_moves = _mm256_set1_epi32(static_cast<int>(code.parity));
-  const int* const slots = reinterpret_cast<const int*>(c.slots.data());
   const ShortTable even_values(c.values[0]), odd_values(c.values[1]);
   __m256i state[4], chain[4];
   for (int g = 0; g < 4; ++g) {
@@ -85,19 +70,17 @@ static void decode_whole(const EctcqCode& code, const EctcqClassDecoder& c, Ecsq
       const __m256i q = _mm256_sub_epi32(zero, _mm256_and_si256(t, one));
       const __m256i place =
           _mm256_or_si256(_mm256_and_si256(s, slot_mask), _mm256_and_si256(q, _mm256_set1_epi32(entropy::TOTAL)));
-      const __m256i slot = _mm256_i32gather_epi32(slots, place, 4);
+      const __m256i slot = look_up(c.slots.data(), place);
       const __m256i symbol = _mm256_srli_epi32(slot, 24);
       state[g] = advance_states(s, slot, in);
       if constexpr (SHORT)
-        _mm256_storeu_ps(z + i, _mm256_blendv_ps(even_values[symbol], odd_values[symbol], _mm256_castsi256_ps(q)));
+        _mm256_storeu_ps(z + i, _mm256_blendv_ps(_mm256_castsi256_ps(even_values[symbol]),
+                                                 _mm256_castsi256_ps(odd_values[symbol]), _mm256_castsi256_ps(q)));
       else
-        _mm256_storeu_ps(
-            z + i,
-            _mm256_i32gather_ps(c.values[0],
-                                _mm256_or_si256(symbol, _mm256_and_si256(q, _mm256_set1_epi32(entropy::SYMBOLS))), 4));
+        store_eight(z + i, look_up(c.values[0],
+                                   _mm256_or_si256(symbol, _mm256_and_si256(q, _mm256_set1_epi32(entropy::SYMBOLS)))));
       __m256i p = _mm256_and_si256(symbol, one);
-      const unsigned escaped =
-          static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(symbol, zero))));
+      const unsigned escaped = lanes_of(_mm256_cmpeq_epi32(symbol, zero));
       if (__builtin_expect(escaped, 0)) {
         alignas(32) uint32_t odd[8];
         store_eight(odd, p);

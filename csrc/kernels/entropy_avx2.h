@@ -6,6 +6,12 @@
 namespace commpress {
 namespace COMMPRESS_ISA {
 
+static COMMPRESS_INLINE __m256i load_eight(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+static COMMPRESS_INLINE void store_eight(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+static COMMPRESS_INLINE unsigned lanes_of(__m256i mask) {
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(mask)));
+}
+
 // For each set of lanes: which of eight consecutive words each of them takes, in order; and which lane each of the last
 // words comes from.
 struct LaneOrders {
@@ -28,6 +34,42 @@ static COMMPRESS_INLINE __m256i lane_order(const uint8_t* order) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(order)));
 }
 
+// t[at] for eight places. A gather takes longer on AMD's processors, and on Intel's since their microcode of 2023.
+static COMMPRESS_INLINE __m256i look_up(const void* table, __m256i at) {
+  const int* const t = static_cast<const int*>(table);
+  const auto two = [&](int64_t places) __attribute__((always_inline)) {
+    return _mm_insert_epi32(_mm_cvtsi32_si128(t[places & 0xFFFFFFFF]), t[places >> 32], 1);
+  };
+  const __m128i low = _mm256_castsi256_si128(at), high = _mm256_extracti128_si256(at, 1);
+  return _mm256_set_m128i(_mm_unpacklo_epi64(two(_mm_cvtsi128_si64(high)), two(_mm_extract_epi64(high, 1))),
+                          _mm_unpacklo_epi64(two(_mm_cvtsi128_si64(low)), two(_mm_extract_epi64(low, 1))));
+}
+
+// A table of words by symbol, or by row and symbol.
+struct WideTable {
+  static constexpr int ESCAPE = 0;
+  const void* t;
+  explicit WideTable(const void* p) : t(p) {}
+  __m256i operator[](__m256i symbol) const { return look_up(t, symbol); }
+};
+
+// Words by symbol for |k| < 8: sixteen of them, by the symbol's low four bits. The escape is at ESCAPE.
+struct ShortTable {
+  static constexpr int ESCAPE = 24;
+  __m256i positive, negative;
+  explicit ShortTable(const void* p) {
+    const char* const at = static_cast<const char*>(p);
+    positive = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 4 * 32));
+    negative = _mm256_insert_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 4 * 24)),
+                                   *static_cast<const int*>(p), 0);
+  }
+  __m256i operator[](__m256i symbol) const {
+    return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(_mm256_permutevar8x32_epi32(positive, symbol)),
+                                                _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(negative, symbol)),
+                                                _mm256_castsi256_ps(_mm256_slli_epi32(symbol, 28))));
+  }
+};
+
 // x / f, x % f for x < f 2^20: the quotient in binary32 is off by one at most.
 static COMMPRESS_INLINE __m256i put_state(__m256i x, __m256i f, __m256i start) {
   const __m256 half = _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 1));
@@ -45,7 +87,7 @@ static COMMPRESS_INLINE __m256i put_state(__m256i x, __m256i f, __m256i start) {
 // rans_put() of eight symbols; the last lane's word comes last. Sixteen bytes below `out` are overwritten.
 static COMMPRESS_INLINE __m256i put_symbols(__m256i s, __m256i frequency, __m256i start, uint8_t*& out) {
   const __m256i inside = _mm256_cmpgt_epi32(frequency, _mm256_srli_epi32(s, 20));
-  const unsigned full = static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(inside))) ^ 255u;
+  const unsigned full = lanes_of(inside) ^ 255u;
   const __m256i low = _mm256_and_si256(_mm256_permutevar8x32_epi32(s, lane_order(LANE_ORDERS.gathered[full])),
                                        _mm256_set1_epi32(0xFFFF));
   const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
@@ -60,7 +102,7 @@ static COMMPRESS_INLINE __m256i advance_states(__m256i s, __m256i slot, const ui
   s = _mm256_add_epi32(_mm256_mullo_epi32(_mm256_and_si256(slot, slot_mask), _mm256_srli_epi32(s, 12)),
                        _mm256_and_si256(_mm256_srli_epi32(slot, 12), slot_mask));
   const __m256i hungry = _mm256_cmpeq_epi32(_mm256_srli_epi32(s, 16), _mm256_setzero_si256());
-  const unsigned set = static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(hungry)));
+  const unsigned set = lanes_of(hungry);
   const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
   in += 2 * __builtin_popcount(set);
   const __m256i more = _mm256_or_si256(_mm256_slli_epi32(s, 16),
