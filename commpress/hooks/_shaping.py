@@ -29,7 +29,7 @@ from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_DEFAULT = 1.0
+_DEFAULT = 0.75
 _EVERY = 1  # steps between two looks at the means
 _MEMORY = 16  # looks that the running second moments go back
 _SAMPLES = 2 * _MEMORY - 1  # so many samples with equal weights are worth as much
