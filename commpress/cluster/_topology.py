@@ -143,7 +143,11 @@ class Topology:
 
     def hosts(self) -> list[str]:
         """Lines for /etc/hosts: ranks are called ``rank0``, ``rank1`` and so on."""
-        return [f"{address_of(rank)} {namespace_of(rank)}" for rank in range(self.ranks)]
+        return [
+            f"{prefix}{address_of(rank)} {namespace_of(rank)}"
+            for prefix in ("", "::ffff:")
+            for rank in range(self.ranks)
+        ]
 
     def shapes(self) -> list[Shape]:
         """All shapers: each rank's interface in order, then the switch's ports, then both ends of the uplinks."""

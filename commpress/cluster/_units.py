@@ -14,7 +14,7 @@ _RATES = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _SIZES = {"": 1, "b": 1, "k": 1024, "kb": 1024, "m": 1 << 20, "mb": 1 << 20}
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
-_BURST_SECONDS = 100e-6
+_BURST_SECONDS = 200e-6
 _BURST_LEAST = 3200
 _QUEUE_SECONDS = 0.05
 _QUEUE_LEAST = 256 * 1024
@@ -60,10 +60,10 @@ def seconds(text: str) -> float:
 
 
 def burst_of(rate: int) -> int:
-    """Bytes that a token bucket of `rate` bits/s has to let pass at once to reach its rate: what 100 us bring, at least two frames.
+    """Bytes that a token bucket of `rate` bits/s has to let pass at once to reach its rate: what 200 us bring, at least two frames.
 
     A token bucket sleeps on a high-resolution timer until it has tokens for the next segment. What comes in while the timer is late is kept only as far as the bucket holds, so the burst has to
-    cover how late timers are (tens of microseconds), not a tick of the scheduler (rate / HZ, the rule of old kernels, is 500 kB at 1 Gbit/s and lets 4 ms of traffic pass for free).
+    cover how late timers are (tens of microseconds, more on a busy machine), not a tick of the scheduler (rate / HZ, the rule of old kernels, is 500 kB at 1 Gbit/s and lets 4 ms of traffic pass for free).
     docs/cluster.md has the measurements.
     """
     return max(_BURST_LEAST, round(rate / 8 * _BURST_SECONDS))
