@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, final
 
+from commpress.errors import ClusterError
+
 if TYPE_CHECKING:
     from commpress.cluster._handle import Keeper
 
@@ -88,6 +90,8 @@ def run(
         finally:
             # After Ctrl-C too. A second one ends this as well, and closing the cluster kills what is left.
             job.stop(grace)
+        if job.running:
+            raise ClusterError(f"ranks {sorted(job.running)} did not end, not even by SIGKILL")
         job.drain()
         seconds = max(job.ended) - job.began
     return Outcome(tuple(job.statuses[rank] for rank in range(ranks)), seconds, job.failed, job.timed_out)

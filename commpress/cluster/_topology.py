@@ -219,7 +219,8 @@ class Topology:
         return lines
 
     def _host(self, rank: int) -> list[str]:
-        burst = self.shapes()[rank].burst
+        # What passes every link on its way is cut nowhere.
+        burst = min(shape.burst for shape in self.shapes())
         segment = f"gso_max_size {size}" if (size := segment_of(burst)) else ""
         return [
             "link set lo up",
