@@ -30,15 +30,15 @@ def need_cluster() -> None:
         pytest.skip(str(error))
 
 
-def namespaces() -> int | None:
+def namespaces(settle: float = 0.2) -> int | None:
     """Network namespaces of the whole kernel that no process or mount can be seen to hold, and one or two that are gone; None where the kernel does not tell.
 
     What others hold at the same time is left out, so that tests may run beside each other. A kernel may keep the memory of a namespace that is gone until it takes the next one down (6.13 and
-    newer do), so this makes one that comes after.
+    newer do), so this makes one that comes after, and waits `settle` seconds for that.
     """
     try:
         subprocess.run(["unshare", "--net", "true"], check=True, timeout=20)
-        time.sleep(0.2)
+        time.sleep(settle)
         (_SLAB / "shrink").write_text("1")  # else objects that are free are counted too
         return int((_SLAB / "objects").read_text().split()[0]) - len(_held())
     except OSError:
@@ -86,15 +86,15 @@ class Host:
     namespaces: int | None
 
     @classmethod
-    def now(cls) -> Host:
+    def now(cls, settle: float = 0.2) -> Host:
         links = [line.split()[1] for line in _lines("ip", "-o", "link", "show")]
         mounts = pathlib.Path("/proc/self/mounts").read_text().splitlines()
-        return cls(links, _lines("tc", "qdisc", "show"), _lines("ip", "netns", "list"), mounts, namespaces())
+        return cls(links, _lines("tc", "qdisc", "show"), _lines("ip", "netns", "list"), mounts, namespaces(settle))
 
 
 def remains(before: Host, *words: str) -> dict[str, Any]:
     """What is there now and was not before; empty if nothing is."""
-    now, found = Host.now(), {}
+    now, found = Host.now(0.05), {}
     for field in ("interfaces", "qdiscs", "names", "mounts"):
         if more := [line for line in getattr(now, field) if line not in getattr(before, field)]:
             found[field] = more

@@ -205,7 +205,7 @@ def test_many_times_in_one_process() -> None:
             for _ in range(5):
                 cluster.counters(frames=False)
     assert len(os.listdir("/proc/self/fd")) == files
-    assert_nothing_left(before, "_keeper.py 1", f"{os.getpid()}:")
+    assert_nothing_left(before, f" {os.getpid()}:")
 
 
 def test_two_clusters_do_not_meet() -> None:

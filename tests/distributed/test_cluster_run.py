@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -33,16 +34,16 @@ if os.fork() == 0:
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _cluster_here() -> None:
+@pytest.fixture(scope="module")
+def before() -> Host:
     need_cluster()
+    return Host.now()
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays() -> object:
-    before = Host.now()
+def _nothing_stays(before: Host) -> Iterator[None]:
     yield
-    assert_nothing_left(before, MARK, "_keeper.py")
+    assert_nothing_left(before, MARK, f" {os.getpid()}:")
 
 
 def python(code: str) -> list[str]:
