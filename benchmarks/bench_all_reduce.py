@@ -1,12 +1,12 @@
 """How fast `commpress.all_reduce` is beside `dist.all_reduce` in fp32, on loopback and on shaped links.
 
     python benchmarks/bench_all_reduce.py                        # loopback, 2 and 4 ranks
-    python benchmarks/bench_all_reduce.py --rate 1gbit           # network namespaces; needs root, ip and tc
+    python benchmarks/bench_all_reduce.py --rate 1gbit           # an emulated cluster; needs root, ip and tc
 
 Both are timed in turn in the same processes; a call's time is that of the slowest rank, and medians are shown. `wire` is the time that the bytes need on the link alone,
 `x wire` the measured time in units of it. `claimed` is the report's `wire_bytes`, `counted` what the interface counted; both per call and rank.
-A `--burst` of 64 KiB or more lets the kernel hand segments of 64 KiB to the interface, which then counts one frame's headers for each (4 % less), and saves CPU time;
-the report learns which of the two it is from the interface's packet counter.
+An interface counts one set of headers for each segment that TCP hands it, up to 4 % less than frames have; with `--no-offload` every frame is handed over by itself, which costs CPU time.
+The report learns which of the two it is from the interface's packet counter.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "distributed"))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from _launch import launch
-from _netns import Links, unavailable
 
-UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+from commpress.cluster import Cluster, Topology, bits_per_second
+from commpress.errors import ClusterError
 
 
 def worker(rank: int, size: int, numel: int, codec: str, rounds: int, chunk: int | None) -> dict[str, Any]:
@@ -90,10 +90,8 @@ def measure(size: int, args: argparse.Namespace, codec: str) -> None:
     numel = int(args.mib * (1 << 18))
     worker_args = {"numel": numel, "codec": codec, "rounds": args.rounds, "chunk": args.chunk}
     if args.rate:
-        with Links(size, rate=args.rate, burst=args.burst) as links:
-            results = launch(
-                __file__, "worker", size, args=worker_args, timeout=300, prefix=links.prefix, interface=links.interface
-            )
+        with Cluster(Topology(size, args.rate, burst=args.burst, offload=not args.no_offload)) as cluster:
+            results = launch(__file__, "worker", size, args=worker_args, timeout=300, cluster=cluster)
     else:
         results = launch(__file__, "worker", size, args=worker_args, timeout=300)
     values = [r.ok().value for r in results]
@@ -102,9 +100,7 @@ def measure(size: int, args: argparse.Namespace, codec: str) -> None:
     counted = statistics.median(values[0]["counted"])
     line = f"{codec:>18} {size:>5} {plain * 1e3:>9.1f} {ours * 1e3:>9.1f} {plain / ours:>7.2f}"
     if args.rate:
-        digits = args.rate.rstrip("kmgbit")
-        speed = float(digits) * UNITS[args.rate[len(digits) :]] / 8
-        wire = max(v["claimed"] for v in values) / speed
+        wire = max(v["claimed"] for v in values) / (bits_per_second(args.rate) / 8)
         line += f" {wire * 1e3:>8.1f} {ours / wire:>7.2f} {values[0]['claimed']:>10} {counted:>10.0f} {values[0]['claimed'] / counted:>7.3f}"
     print(line, flush=True)
     if args.verbose:
@@ -133,21 +129,23 @@ def main() -> int:
     parser.add_argument("--mib", type=float, default=25.0, help="size of the tensor in MiB of fp32")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--rate", help="shape links to this rate, such as 1gbit")
-    parser.add_argument("--burst", default="32kb")
+    parser.add_argument("--burst", help="bytes that may pass a link at once (default: what its rate needs)")
+    parser.add_argument("--no-offload", action="store_true", help="hand frames to the interface one by one")
     parser.add_argument("--chunk", type=int, help="payload bytes per message instead of what the link's speed suggests")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--quick", action="store_true", help="small and few: does it run?")
     args = parser.parse_args()
     if args.quick:
         args.mib, args.rounds, args.ranks = 2.0, 3, [2]
-    if args.rate and (reason := unavailable()):
-        print(f"bench_all_reduce: no shaped links here: {reason}")
-        return 1
     header = f"{'codec':>18} {'ranks':>5} {'fp32 ms':>9} {'ours ms':>9} {'x fp32':>7}"
     print(header + (f" {'wire ms':>8} {'x wire':>7} {'claimed':>10} {'counted':>10} {'ratio':>7}" if args.rate else ""))
-    for codec in args.codec:
-        for size in args.ranks:
-            measure(size, args, codec)
+    try:
+        for codec in args.codec:
+            for size in args.ranks:
+                measure(size, args, codec)
+    except ClusterError as error:
+        print(f"bench_all_reduce: no shaped links here: {error}")
+        return 1
     return 0
 
 

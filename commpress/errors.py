@@ -27,3 +27,7 @@ class PeerError(CommpressError, RuntimeError):
 
 class StateError(CommpressError, RuntimeError):
     """An object is used in a way or at a time that its state forbids (closed, already bound, failed earlier)."""
+
+
+class ClusterError(CommpressError, RuntimeError):
+    """An emulated cluster cannot be made or kept on this machine, or cannot run the command. The message says what to do."""

@@ -11,6 +11,7 @@ import pytest
 from _runs import run_records
 
 import commpress
+from commpress import cluster
 from commpress.codecs import _PARSERS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -23,6 +24,13 @@ PREAMBLE = """
 import torch, torch.distributed
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 model = torch.nn.Linear(64, 100)
+"""
+# What a rank of an emulated cluster runs where a page says train.py.
+RANK = """
+import os, socket, sys
+talk = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+talk.sendto(bytes(1000), (os.environ["MASTER_ADDR"], 9))
+print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], sys.argv[1:])
 """
 # Commands that pages show -> what stands for them here. `make demo` and `make test` themselves are run by .ci/run.
 STAND_INS = {
@@ -49,6 +57,15 @@ def run(command: list[str], cwd: pathlib.Path) -> str:
     return done.stdout
 
 
+def prepare_cluster(folder: pathlib.Path) -> None:
+    """A script for the ranks of an emulated cluster; skips, with a reason, where there can be none."""
+    lacking = [text for name, can, text in cluster.check() if not can and name != "delay"]
+    if lacking:
+        print(f"skipped: {lacking[-1]}")
+        pytest.skip(lacking[-1])
+    (folder / "train.py").write_text(RANK)
+
+
 def run_python(source: str, cwd: pathlib.Path) -> None:
     script = cwd / "snippet.py"
     script.write_text(PREAMBLE + source + "\ntorch.distributed.destroy_process_group()\n")
@@ -67,6 +84,8 @@ def test_there_is_something_to_check() -> None:
 def test_python_snippets_run(page: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """The snippets of one page, in order, as one program."""
     snippets = blocks(page.read_text(), "python")
+    if page.name == "cluster.md":
+        prepare_cluster(tmp_path)
     if snippets:
         run_python("\n".join(snippets), tmp_path)
 
@@ -106,6 +125,8 @@ def test_commands_run(command: str, tmp_path: pathlib.Path) -> None:
     program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "commpress"]
     if "run.jsonl" in words:
         (tmp_path / "run.jsonl").write_text("\n".join(json.dumps(record) for record in run_records(steps=40)) + "\n")
+    if words[:2] == ["commpress", "cluster"]:
+        prepare_cluster(tmp_path)
     if words[:2] == ["commpress", "bench"]:
         words.append("--quick")
     if words[:2] == ["commpress", "watch"]:

@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+import sys
 
 import pytest
 
@@ -28,7 +29,7 @@ LEVEL = {
     "__init__": 8,
 }
 # These see numbers only; they stand on the ground alone, whoever uses them.
-APART = {"telemetry", "information", "allocation"}
+APART = {"telemetry", "information", "allocation", "cluster"}
 USES_TELEMETRY_FROM = LEVEL["feedback"]
 NO_PROCESS_GROUPS = {
     "errors",
@@ -40,6 +41,7 @@ NO_PROCESS_GROUPS = {
     "telemetry",
     "information",
     "allocation",
+    "cluster",
 }
 KERNEL_HEADERS = {".h", ".cuh", ".inc"}
 
@@ -68,6 +70,8 @@ def offences(source: str, path: pathlib.Path, package: pathlib.Path = PACKAGE) -
     for name in imports_of(source, path, package):
         if room in NO_PROCESS_GROUPS and name.startswith("torch.distributed"):
             wrong.append(f"{room} imports {name}: no process groups here")
+        if room == "cluster" and name.split(".")[0] not in {*sys.stdlib_module_names, "commpress"}:
+            wrong.append(f"{room} imports {name}: the standard library is enough here")
         parts = name.split(".")
         if parts[0] != "commpress":
             continue
@@ -111,6 +115,8 @@ def test_imports_run_one_way(path: pathlib.Path) -> None:
         ("telemetry/_x.py", "from commpress.codecs import Key"),
         ("telemetry/_x.py", "from torch.distributed import barrier"),
         ("information/_x.py", "from commpress import ops"),
+        ("cluster/_x.py", "from commpress.telemetry import JsonlSink"),
+        ("cluster/_x.py", "import torch"),
         ("codecs/_x.py", "import commpress.telemetry"),
         ("hooks/_x.py", "import commpress"),
     ],

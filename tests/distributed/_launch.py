@@ -9,7 +9,7 @@ with the traceback in `.stderr`, and the process exits with status 1: a negative
 The default process group exists when the worker is called (`init=False` leaves it to the worker); `destroy=False` leaves it alive at exit.
 
 Importing torch takes seconds, so ranks are forked from one helper process that has imported torch (and pytest) before any of its threads exist; they leave
-through the interpreter's normal exit. Ranks with a `prefix` (another network namespace) are started afresh.
+through the interpreter's normal exit. Ranks of an emulated cluster (`commpress.cluster`) are started afresh.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from commpress.cluster import Cluster
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -69,8 +72,7 @@ def launch(
     group_timeout: float = 30.0,
     init: bool = True,
     destroy: bool = True,
-    prefix: Callable[[int], Sequence[str]] | None = None,
-    interface: str | Callable[[int], str] = "lo",
+    cluster: Cluster | None = None,
     env: dict[str, str] | None = None,
 ) -> list[RankResult]:
     """Runs `function` of `file` on `world_size` ranks and returns one result per rank, in order.
@@ -79,15 +81,14 @@ def launch(
         args: keyword arguments for the worker, JSON-serialisable.
         timeout: seconds after which every process that still runs is killed (its result says `timed_out`).
         group_timeout: timeout of the default process group in seconds.
-        prefix: command put before each rank's own, for example `["ip", "netns", "exec", name]`.
-        interface: network interface for gloo, or a function of the rank that names it.
+        cluster: an open cluster of `world_size` ranks to run them in; without, they talk over loopback.
         env: further environment variables.
     """
     with tempfile.TemporaryDirectory(prefix="commpress-ranks-") as directory:
         specs = []
         for rank in range(world_size):
             variables = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-            variables["GLOO_SOCKET_IFNAME"] = interface if isinstance(interface, str) else interface(rank)
+            variables["GLOO_SOCKET_IFNAME"] = "lo" if cluster is None else "eth0"
             variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
             variables.update(env or {})
             specs.append(
@@ -104,10 +105,10 @@ def launch(
                     "env": variables,
                 }
             )
-        if prefix is None:
+        if cluster is None:
             statuses = _nursery().run(specs, timeout)
         else:
-            statuses = _run_afresh(specs, timeout, prefix)
+            statuses = _run_afresh(specs, timeout, cluster)
         return [_result(directory, rank, *status) for rank, status in enumerate(statuses)]
 
 
@@ -127,20 +128,17 @@ def _watch(poll: Callable[[], dict[int, int]], kill: Callable[[int], None], coun
     return [ended[rank] for rank in range(count)]
 
 
-def _run_afresh(specs: list[dict], timeout: float, prefix: Callable[[int], Sequence[str]]) -> list:
+def _run_afresh(specs: list[dict], timeout: float, cluster: Cluster) -> list:
     processes = []
     for spec in specs:
-        command = [*prefix(spec["rank"]), sys.executable, str(pathlib.Path(__file__).resolve()), json.dumps(spec)]
+        command = [sys.executable, str(pathlib.Path(__file__).resolve()), json.dumps(spec)]
         with open(os.path.join(spec["directory"], f"stderr{spec['rank']}"), "wb") as errors:
-            environment = {**os.environ, **spec["env"]}
-            processes.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment)
-            )
+            processes.append(cluster.start(spec["rank"], command, env=spec["env"], stdout=errors, stderr=errors))
 
     reported: set[int] = set()
 
     def poll() -> dict[int, int]:
-        news = {rank: p.returncode for rank, p in enumerate(processes) if rank not in reported and p.poll() is not None}
+        news = {r: status for r, p in enumerate(processes) if r not in reported and (status := p.poll()) is not None}
         reported.update(news)
         return news
 
@@ -150,7 +148,7 @@ def _run_afresh(specs: list[dict], timeout: float, prefix: Callable[[int], Seque
         for process in processes:
             if process.poll() is None:
                 process.kill()
-            process.wait()
+            process.wait(20)
 
 
 class _Nursery:
