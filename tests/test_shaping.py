@@ -6,7 +6,18 @@ import torch
 from commpress.codecs import Key, codec
 from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
-from commpress.hooks._shaping import EXPONENTS, Shaper, _blocks, _guess, _power, _ratio, _relative, _sum, check_exponent
+from commpress.hooks._shaping import (
+    EXPONENTS,
+    Shaper,
+    _blocks,
+    _guess,
+    _power,
+    _ratio,
+    _relative,
+    _sum,
+    check_exponent,
+    exponent_of,
+)
 
 N = 3 * 4096 + 700
 
@@ -219,3 +230,19 @@ def test_state():
 def test_exponents_that_square_roots_do_not_give(value):
     with pytest.raises(SpecError, match=r"shaping must be one of 0, 0\.25, 0\.5, 0\.75, 1"):
         check_exponent(value)
+
+
+def test_defaults():
+    for spec, expected in {
+        "hadamard+lloyd:2": 0.75,
+        "uniform:0.75": 0.75,
+        "hadamard+bitshift:0.25,length=8": 1.0,
+        "hadamard+lloyd:0.5": 1.0,
+        "topk:0.01": 0.0,
+        "ecsq:0.5": 0.0,
+    }.items():
+        assert exponent_of(None, codec(spec), with_feedback=False) == expected, spec
+        assert exponent_of(None, codec(spec), with_feedback=True) == 0.0
+    assert exponent_of(0.5, codec("uniform:0.25"), with_feedback=False) == 0.5
+    with pytest.raises(SpecError, match="exclude each other"):
+        exponent_of(0.5, codec("uniform:2"), with_feedback=True)

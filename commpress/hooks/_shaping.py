@@ -29,7 +29,7 @@ from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_DEFAULT = 0.75
+_DEFAULT, _DEFAULT_HIDDEN = 0.75, 1.0
 _EVERY = 1  # steps between two looks at the means
 _MEMORY = 16  # looks that the running second moments go back
 _SAMPLES = 2 * _MEMORY - 1  # so many samples with equal weights are worth as much
@@ -53,7 +53,8 @@ def check_exponent(exponent: float) -> float:
 def exponent_of(wanted: float | None, codec: Codec, with_feedback: bool) -> float:
     """What a HookState uses. Raises SpecError."""
     if wanted is None:
-        return _DEFAULT if codec.even_error and not with_feedback else 0.0
+        usual = _DEFAULT_HIDDEN if _hides(codec.bits) else _DEFAULT
+        return usual if codec.even_error and not with_feedback else 0.0
     exponent = check_exponent(wanted)
     if exponent and with_feedback:
         raise SpecError("shaping and error feedback exclude each other: give shaping=0 or feedback=False")
@@ -73,7 +74,7 @@ class Shaper:
     """
 
     def __init__(self, dims: dict[str, int], exponent: float, rate: float | None = None) -> None:
-        self._always = rate is not None and rate < _HIDDEN
+        self._always = _hides(rate)
         self._dims = {name: numel for name, numel in dims.items() if numel >= _SMALLEST}
         self._exponent = exponent
         self._looks = dict.fromkeys(self._dims, 0)
@@ -203,6 +204,11 @@ class BucketShaping:
         """At the mean."""
         for name, start, stop in self._segments:
             self._shaper.look(name, flat[start:stop])
+
+
+def _hides(rate: float | None) -> bool:
+    """Whether a code of this rate makes more noise than the gradient has energy."""
+    return rate is not None and rate < _HIDDEN
 
 
 def _guess(looks: int) -> float:

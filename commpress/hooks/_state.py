@@ -51,8 +51,8 @@ class HookState:
         predict: with `bits`, code a layer as the difference from the previous mean wherever that was measured to pay.
         process_group: the group that DDP uses; None means the default group.
         shaping: 0, 0.25, 0.5, 0.75 or 1: where that was measured to pay a coordinate's error gets a variance proportional
-            to this power of its usual square (docs/shaping.md). None (default): 0.75, for codecs that gain and without
-            feedback, else 0.
+            to this power of its usual square (docs/shaping.md). None (default): 0.75, or 1 below 0.75 bits, for codecs that
+            gain and without feedback, else 0.
         feedback: error feedback; None (default) means: if the codec is neither unbiased nor lossless. With feedback the
             codec is replaced by its ``for_feedback()``.
         seed: of all randomness, equal on all ranks.
