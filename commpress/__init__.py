@@ -3,7 +3,7 @@
 One line after ``DDP(model)`` is enough: ``state = commpress.register(model, codec="hadamard+lloyd:2")``.
 """
 
-from commpress import errors
+from commpress import errors, mpi
 from commpress._version import __version__
 from commpress.codecs import Codec, Key, codec
 from commpress.collectives import all_reduce
@@ -19,6 +19,7 @@ __all__ = [
     "codec",
     "ddp_hook",
     "errors",
+    "mpi",
     "pack",
     "register",
     "unpack",

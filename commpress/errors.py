@@ -29,5 +29,9 @@ class StateError(CommpressError, RuntimeError):
     """An object is used in a way or at a time that its state forbids (closed, already bound, failed earlier)."""
 
 
+class MissingPackageError(CommpressError, ImportError):
+    """A package that this function needs, and the library does not, is not installed. The message names the extra."""
+
+
 class ClusterError(CommpressError, RuntimeError):
     """An emulated cluster cannot be made or kept on this machine, or cannot run the command. The message says what to do."""

@@ -10,6 +10,9 @@ import sys
 import pytest
 from _runs import run_records
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "distributed"))
+from _mpi_launch import mpiexec
+
 import commpress
 from commpress import cluster
 from commpress.codecs import _PARSERS
@@ -86,6 +89,8 @@ def test_python_snippets_run(page: pathlib.Path, tmp_path: pathlib.Path) -> None
     snippets = blocks(page.read_text(), "python")
     if page.name == "cluster.md":
         prepare_cluster(tmp_path)
+    if page.name == "mpi.md":
+        mpiexec()  # skips, with a reason, where there is no MPI
     if snippets:
         run_python("\n".join(snippets), tmp_path)
 
@@ -121,6 +126,9 @@ def test_commands_run(command: str, tmp_path: pathlib.Path) -> None:
         run(stand_in.split(), ROOT)
         return
     words = command.split()
+    if words[0] == "mpiexec":
+        run([mpiexec(), *(sys.executable if word == "python" else word for word in words[1:])], ROOT)
+        return
     assert words[0] in ("python", "commpress"), f"say in STAND_INS how to check {command!r}"
     program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "commpress"]
     if "run.jsonl" in words:

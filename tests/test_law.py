@@ -23,6 +23,7 @@ LEVEL = {
     "lowrank": 3,
     "collectives": 4,
     "hooks": 5,
+    "mpi": 5,
     "experiments": 6,
     "cli": 7,
     "__main__": 8,

@@ -54,6 +54,10 @@ from commpress.collectives._factor_plan import (
 from commpress.collectives._fake import FakeCommunicator, FakeWorld
 from commpress.collectives._framing import Sent, mss_of, mtu_of, read_counters
 from commpress.collectives._layout import shard_bounds
+from commpress.collectives._mpi import MpiCommunicator
+from commpress.collectives._mpi_call import all_reduce as mpi_all_reduce
+from commpress.collectives._mpi_call import close as mpi_close
+from commpress.collectives._mpi_call import last_report as mpi_last_report
 from commpress.collectives._passage import Passage, PassageObserver
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
@@ -70,6 +74,7 @@ __all__ = [
     "FakeWorld",
     "Handle",
     "MatrixShape",
+    "MpiCommunicator",
     "Observer",
     "Passage",
     "PassageObserver",
@@ -85,6 +90,9 @@ __all__ = [
     "make_channels",
     "matrix_shape",
     "most_dimensions",
+    "mpi_all_reduce",
+    "mpi_close",
+    "mpi_last_report",
     "mss_of",
     "mtu_of",
     "read_counters",

@@ -1,25 +1,20 @@
-"""`all_reduce`: any floating-point tensor, one call. Keeps one Reducer per process group."""
+"""`all_reduce` on torch.distributed: any floating-point tensor, one call. Keeps one Reducer per process group."""
 
 from __future__ import annotations
 
-import collections
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from commpress.codecs import LowRankCodec
 from commpress.collectives import _torch
 from commpress.collectives._accounting import Report
-from commpress.collectives._factor_call import reduce_by_factors
-from commpress.collectives._factor_plan import MatrixShape, matrix_shape
+from commpress.collectives._one_call import Entry, reduce_tensor
 from commpress.collectives._torch import TorchCommunicator
-from commpress.collectives.factor_reducer import FactorReducer
-from commpress.collectives.observer import Observer
 from commpress.collectives.reducer import Reducer
-from commpress.errors import StateError, TensorError
+from commpress.errors import StateError
 
 if TYPE_CHECKING:
     from commpress.codecs import Key
@@ -27,59 +22,8 @@ if TYPE_CHECKING:
 _DEFAULT_TIMEOUT = 1800.0
 
 
-@final
-class _Entry:
-    """What is kept for one process group: its reducers, the call counter, spare work buffers, the last report."""
-
-    def __init__(self) -> None:
-        self.reducer: Reducer | None = None
-        self.factors: FactorReducer | None = None  # for low-rank codecs
-        self.calls = 0
-        self.report: Report | None = None
-        self._spare: collections.deque[torch.Tensor] = collections.deque(maxlen=8)
-        self._lock = threading.Lock()
-
-    def close(self) -> None:
-        """Waits for what is in flight and gives the subgroups back."""
-        for reducer in (self.reducer, self.factors):
-            if reducer is not None:
-                reducer.close()
-
-    def take(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
-        with self._lock:
-            for buffer in self._spare:
-                if buffer.numel() == numel and buffer.dtype == dtype:
-                    self._spare = collections.deque((b for b in self._spare if b is not buffer), maxlen=8)
-                    return buffer
-        return torch.empty(numel, dtype=dtype)
-
-    def give(self, buffer: torch.Tensor) -> None:
-        with self._lock:
-            self._spare.append(buffer)
-
-
-@final
-class _Call(Observer):
-    """Copies the result back where the tensor itself could not serve as the work buffer."""
-
-    def __init__(self, entry: _Entry, tensor: torch.Tensor | None, work: torch.Tensor) -> None:
-        self._entry = entry
-        self._tensor = tensor
-        self._work = work
-
-    def complete(self, report: Report) -> None:
-        if self._tensor is not None:
-            target, work = self._tensor, self._work
-            if target.is_complex():
-                target.copy_(torch.view_as_complex(work.view(*target.shape, 2)))
-            else:
-                target.copy_(work.view(target.shape))
-            self._entry.give(work)
-        self._entry.report = report
-
-
 # The one module-level state: Reducers of plain all_reduce calls, keyed by group object, dropped with it, by `close`, or at exit.
-_entries: weakref.WeakKeyDictionary[Any, _Entry] = weakref.WeakKeyDictionary()
+_entries: weakref.WeakKeyDictionary[Any, Entry] = weakref.WeakKeyDictionary()
 _entries_lock = threading.Lock()
 
 
@@ -112,23 +56,12 @@ def _resolve(group: Any) -> Any:
     return group
 
 
-def _entry(group: Any) -> _Entry:
+def _entry(group: Any) -> Entry:
     with _entries_lock:
-        return _entries.setdefault(group, _Entry())
-
-
-def _reducer_of(entry: _Entry, group: Any) -> Reducer:
-    with _entries_lock:
-        if entry.reducer is None:
-            entry.reducer = _make_reducer(group)
-        return entry.reducer
-
-
-def _factors_of(entry: _Entry, group: Any) -> FactorReducer:
-    with _entries_lock:
-        if entry.factors is None:
-            entry.factors = FactorReducer(_make_reducer(group), _make_reducer(group))
-        return entry.factors
+        if group not in _entries:
+            alive = weakref.ref(group)  # the entry must not keep its own key alive
+            _entries[group] = Entry(lambda: _make_reducer(alive()))
+        return _entries[group]
 
 
 def _make_reducer(group: Any) -> Reducer:
@@ -193,55 +126,4 @@ def all_reduce(
         WireError: what arrived cannot be decoded.
         StateError: no process group, or an earlier call of this group failed (`close` it on all ranks, then calls work again).
     """
-    if isinstance(codec, str):
-        from commpress.codecs import codec as parse
-
-        codec = parse(codec)
-    if tensor.layout != torch.strided:
-        raise TensorError(f"expected a dense tensor, got layout {tensor.layout}")
-    if tensor.device.type != "cpu":
-        raise TensorError(f"tensors must be on the CPU, got {tensor.device}: the CUDA kernels come later")
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        raise TensorError(f"expected a floating-point or complex tensor, got {tensor.dtype}")
-    if op not in ("mean", "sum"):
-        raise TensorError(f"op must be 'mean' or 'sum', got {op!r}")
-    group = _resolve(group)
-    entry = _entry(group)
-    if key is None:
-        from commpress.codecs import Key
-
-        key = Key(seed=0, step=entry.calls % (1 << 32))
-        entry.calls += 1
-    plain = tensor.detach()
-    numel = plain.numel() * (2 if plain.is_complex() else 1)
-    direct = (
-        plain.is_contiguous()
-        and plain.dtype in (torch.float32, torch.complex64)
-        and not plain.is_conj()
-        and not plain.is_neg()
-    )
-    if direct:
-        flat = (torch.view_as_real(plain) if plain.is_complex() else plain).view(-1)
-        call = _Call(entry, None, flat)
-    else:
-        wide = plain.dtype in (torch.float64, torch.complex128) and codec.lossless
-        flat = entry.take(numel, torch.float64 if wide else torch.float32)
-        source = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
-        flat.view(source.shape).copy_(source)
-        call = _Call(entry, plain, flat)
-    if isinstance(codec, LowRankCodec):
-        shapes = _matrix_of(plain, numel)
-        future = reduce_by_factors(_factors_of(entry, group), flat, shapes, codec, key, op, call.complete, tensor)
-        return future if async_op else future.wait()
-    reducer = _reducer_of(entry, group)
-    start = reducer.submit if async_op else reducer.run
-    second = getattr(codec, "of_second_phase", codec)
-    return start(flat, codec, second, key, op=op, observer=call, result=tensor)
-
-
-def _matrix_of(tensor: torch.Tensor, numel: int) -> list[MatrixShape]:
-    """The whole tensor as a matrix of its first dimension and the rest, where it has more than one."""
-    if tensor.dim() < 2 or numel == 0:
-        return []
-    strides = torch.empty(tensor.shape, device="meta").stride()  # of the work buffer: in order
-    return [matrix_shape(0, tensor.shape, strides, numel)]
+    return reduce_tensor(tensor, codec, lambda: _entry(_resolve(group)), op=op, key=key, async_op=async_op)

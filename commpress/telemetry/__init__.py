@@ -12,13 +12,14 @@ file, and :class:`TensorBoardSink` writes scalars.
 numbers and names only: it imports none of the other rooms.
 """
 
+from commpress.errors import MissingPackageError
 from commpress.telemetry._jsonl import JsonlSink, rank_path, read_jsonl
 from commpress.telemetry._load import LogError, RunLog, Tail, load_run
 from commpress.telemetry._record import FORMAT, StepRecord, json_values
 from commpress.telemetry._report import load_runs, write_report
 from commpress.telemetry._report_data import number
 from commpress.telemetry._sink import MemorySink, Sink
-from commpress.telemetry._tensorboard import MissingPackageError, TensorBoardSink
+from commpress.telemetry._tensorboard import TensorBoardSink
 
 __all__ = [
     "FORMAT",

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from commpress.errors import MissingPackageError
 from commpress.telemetry._load import RunLog
-from commpress.telemetry._tensorboard import MissingPackageError
 
 # Okabe and Ito's colours: told apart with any colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")

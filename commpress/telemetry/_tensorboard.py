@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
-from commpress.errors import CommpressError
+from commpress.errors import MissingPackageError
 from commpress.telemetry._report_data import number
 from commpress.telemetry._sink import Sink
 from commpress.telemetry._writer import Writer, WriterThread
@@ -23,10 +23,6 @@ _STEP = (
 )
 _INFORMATION = ("achieved", "allocated", "optimum", "eta_codec", "eta_alloc", "rate_payload", "rate_wire")
 _PLAN = ("budget_bytes", "planned_bytes")
-
-
-class MissingPackageError(CommpressError, ImportError):
-    """A package that this function needs, and the library does not, is not installed. The message names the extra."""
 
 
 def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
