@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 RANKS = Path(__file__).parent / "distributed"
+ALSO_RANKS = {"test_cluster.py", "test_docs.py"}  # emulated clusters, of which nothing may be left: one at a time
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            name = "ranks" if RANKS in item.path.parents else str(item.path)
+            name = "ranks" if RANKS in item.path.parents or item.path.name in ALSO_RANKS else str(item.path)
             item.add_marker(pytest.mark.xdist_group(name))
