@@ -253,7 +253,10 @@ class MpiCommunicator(Communicator):
 
 
 def _duplicate(MPI: Any, comm: Any, timeout: float) -> Any:
-    """A communicator of the same ranks. Not with `Dup`, which would wait for ever for a rank that does not call it."""
+    """A communicator of the same ranks. Not with `Dup`, which would wait for ever for a rank that does not call it.
+
+    What was begun cannot be taken back: after the error Open MPI makes no communicator at all until the missing rank has joined.
+    """
     made, request = comm.Idup()
     deadline, pause = time.monotonic() + timeout, _FIRST_PAUSE
     while not request.Test():
