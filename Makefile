@@ -8,9 +8,10 @@ TORCH    ?= torch==2.13.0
 PIP_ARGS ?=
 DEMO_DIR ?= reports/demo
 DEMO_ARGS ?=
-TESTS    ?= tests
-# Two processes; PYTEST_ARGS= runs one test after the other.
-PYTEST_ARGS ?= --numprocesses 2 --dist loadgroup
+# Only these, one after the other. By default all: first what needs no other process, file by file in two of pytest's, then real ranks and emulated clusters, one at a time.
+TESTS    ?=
+TESTS_WITH_RANKS := tests/distributed tests/test_cluster.py tests/test_docs.py
+PYTEST_ARGS ?=
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 SOURCES  := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*)
@@ -24,7 +25,14 @@ demo: $(VENV)/.built
 	$(BIN)/python -m commpress demo --out $(DEMO_DIR) $(DEMO_ARGS)
 
 test: $(VENV)/.built $(VENV)/.dev
+ifneq ($(TESTS),)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS) $(TESTS)
+else
+	@status=0; \
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS) --numprocesses 2 --dist loadfile tests $(TESTS_WITH_RANKS:%=--ignore=%) || status=1; \
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS) $(TESTS_WITH_RANKS) || status=1; \
+	exit $$status
+endif
 
 bench: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/python -m benchmarks
