@@ -61,7 +61,7 @@ class _Transfer(Handle):
 
     def done(self) -> bool:
         """Whether all of it is through; does not wait. Raises ChannelError."""
-        MPI = self._channel.library
+        MPI = self._channel.mpi
         status = MPI.Status()
         with self._lock:
             while self._requests:
@@ -83,7 +83,7 @@ class _Transfer(Handle):
     def cancel(self) -> None:
         """Takes receives back that have met no message. A send cannot be taken back."""
         if self.receiving:
-            with self._lock, contextlib.suppress(self._channel.library.Exception):
+            with self._lock, contextlib.suppress(self._channel.mpi.Exception):
                 for request, _ in self._requests:
                     request.Cancel()
 
@@ -125,7 +125,7 @@ class MpiCommunicator(Communicator):
     """
 
     def __init__(self, comm: Any, *, timeout: float = DEFAULT_TIMEOUT, most_nbytes: int = _MOST_NBYTES) -> None:
-        MPI = self.library = mpi_library()
+        MPI = self.mpi = mpi_library()
         if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
             raise StateError(f"this process is not a member of the communicator, or it is no intracommunicator: {comm}")
         if not 0 < most_nbytes <= _MOST_NBYTES:
@@ -167,8 +167,8 @@ class MpiCommunicator(Communicator):
         try:
             for start in range(0, max(len(data), 1), self._most):  # MPI keeps the order of the pieces
                 piece = data[start : start + self._most]
-                transfer.add(post([piece, len(piece), self.library.BYTE], peer, _DATA), len(piece))
-        except self.library.Exception as problem:
+                transfer.add(post([piece, len(piece), self.mpi.BYTE], peer, _DATA), len(piece))
+        except self.mpi.Exception as problem:
             raise ChannelError(problem.Get_error_string()) from None
         return transfer
 
@@ -201,7 +201,7 @@ class MpiCommunicator(Communicator):
             closed, self._closed = self._closed, True
         if closed:
             return
-        if self.library.Is_finalized():
+        if self.mpi.Is_finalized():
             _kept.append((self._comm, self._goodbyes, self.under_way))
             return
         self._say_goodbye()
@@ -225,9 +225,9 @@ class MpiCommunicator(Communicator):
                 return
             for peer in range(self.size):
                 if peer != self.rank:
-                    with contextlib.suppress(self.library.Exception):
+                    with contextlib.suppress(self.mpi.Exception):
                         transfer = _Transfer(self, peer, b"", receiving=False)
-                        transfer.add(self._comm.Isend([bytearray(), 0, self.library.BYTE], peer, _BYE), 0)
+                        transfer.add(self._comm.Isend([bytearray(), 0, self.mpi.BYTE], peer, _BYE), 0)
                         self.under_way.add(transfer)
 
     def _all_over(self) -> bool:
@@ -243,12 +243,12 @@ class MpiCommunicator(Communicator):
         return gone and not self.under_way
 
     def _receive_the_rest(self) -> None:
-        status = self.library.Status()
-        while self._comm.Iprobe(self.library.ANY_SOURCE, _DATA, status):
-            peer, nbytes = status.Get_source(), status.Get_count(self.library.BYTE)
+        status = self.mpi.Status()
+        while self._comm.Iprobe(self.mpi.ANY_SOURCE, _DATA, status):
+            peer, nbytes = status.Get_source(), status.Get_count(self.mpi.BYTE)
             data = bytearray(nbytes)
             transfer = _Transfer(self, peer, data, receiving=True)
-            transfer.add(self._comm.Irecv([data, nbytes, self.library.BYTE], peer, _DATA), nbytes)
+            transfer.add(self._comm.Irecv([data, nbytes, self.mpi.BYTE], peer, _DATA), nbytes)
             self.under_way.add(transfer)
 
 

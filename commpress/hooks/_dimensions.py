@@ -10,7 +10,7 @@ from commpress.allocation import Dimensions, Plan
 from commpress.codecs import Codec, LowRankCodec
 from commpress.codecs import codec as make_codec
 from commpress.collectives import MatrixShape, factor_nbytes, most_dimensions
-from commpress.errors import SpecError
+from commpress.errors import SpecError, StateError
 from commpress.lowrank import Tracker
 
 _FAMILY = "lowrank"
@@ -48,10 +48,7 @@ class DimensionSettings:
             raise SpecError(f"with lowrank the objective is one of {', '.join(_OBJECTIVES)}, got {self.objective!r}")
         if (self.objective == "weighted") != (self.gamma is not None):
             raise SpecError('gamma= belongs to objective="weighted", which needs it')
-        if not isinstance(self.floor, (int, float)) or not 0 <= self.floor <= 0.95:
-            raise SpecError(f"plan_floor must be from 0 to 0.95, got {self.floor!r}")
-        if not isinstance(self.every, int) or self.every < 1:
-            raise SpecError(f"plan_every must be an integer >= 1, got {self.every!r}")
+        check_replanning(self.every, self.floor)
         self.base()
 
     def arguments(self) -> dict[str, Any]:
@@ -69,6 +66,14 @@ class DimensionSettings:
         codec = make_codec(f"{_FAMILY}:1" + ("," + options if options else ""))
         assert isinstance(codec, LowRankCodec)
         return dataclasses.replace(codec, dimension=0, iterations=0)
+
+
+def check_replanning(every: Any, floor: Any) -> None:
+    """Raises SpecError unless these can be a HookState's `plan_every` and `plan_floor`."""
+    if not isinstance(floor, (int, float)) or not 0 <= floor <= 0.95:
+        raise SpecError(f"plan_floor must be from 0 to 0.95, got {floor!r}")
+    if not isinstance(every, int) or every < 1:
+        raise SpecError(f"plan_every must be an integer >= 1, got {every!r}")
 
 
 def is_low_rank(codec: Any) -> bool:
@@ -173,5 +178,8 @@ class DimensionPlanner:
         return self._dimensions.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what :meth:`state_dict` gave. Raises SpecError."""
-        self._dimensions.load_state_dict(state)
+        """Goes on from what :meth:`state_dict` gave. Raises StateError."""
+        try:
+            self._dimensions.load_state_dict(state)
+        except SpecError as problem:
+            raise StateError(str(problem)) from problem

@@ -78,7 +78,8 @@ class LowRankReduction(Reduction):
             try:
                 self._planner = DimensionPlanner(budget, codec, layers_of(parameters), self._shapes)
             except SpecError:
-                comm1.close(), comm2.close()
+                comm1.close()
+                comm2.close()
                 raise
         chosen = {} if self._planner is None else self._planner.chosen
         self._trackers = {

@@ -16,7 +16,7 @@ from commpress.codecs import Codec, Key, LayeredCodec
 from commpress.codecs import codec as make_codec
 from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
-from commpress.hooks._dimensions import DimensionSettings, dimension_settings, is_low_rank
+from commpress.hooks._dimensions import DimensionSettings, check_replanning, dimension_settings, is_low_rank
 from commpress.hooks._optimizer import adam_weights, check_optimizer, second_moments
 from commpress.hooks._statistics import LayerStatistics
 from commpress.hooks._sums import Column
@@ -76,10 +76,7 @@ class PlanSettings:
             raise SpecError('gamma= belongs to objective="weighted" without an optimizer')
         if self.objective == "weighted" and self.gamma is None and self.optimizer is None:
             raise SpecError('objective="weighted" takes its weights from gamma= or from optimizer=')
-        if not isinstance(self.floor, (int, float)) or not 0 <= self.floor <= 0.95:
-            raise SpecError(f"plan_floor must be from 0 to 0.95, got {self.floor!r}")
-        if not isinstance(self.every, int) or self.every < 1:
-            raise SpecError(f"plan_every must be an integer >= 1, got {self.every!r}")
+        check_replanning(self.every, self.floor)
 
     def arguments(self) -> dict[str, Any]:
         """Of the HookState that was asked for. Raises StateError if they cannot be pickled."""
