@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from _inputs import FINITE, NON_FINITE, Guarded, key_of, normal, same_bits
-from test_ecsq import achieved, assert_twins, decoded, refused
+from test_ecsq import achieved, assert_twins, check_paths, decoded, refused
 
 import commpress
 from commpress import errors, ops, reference
@@ -61,18 +61,7 @@ def test_long_payloads_are_the_twins(spec, n, make):
 def test_every_code_path_gives_the_same_bytes_and_values(spec):
     codec, n = commpress.codec(spec), 70_001
     assert isinstance(codec, EntropyCodec)
-    x = torch.from_numpy(mixed(n, 8))
-    common, results = codec.arguments(commpress.Key(seed=5, step=1, sender=2, tensor=3), 4096, 0.5), []
-    for isa in PATHS:
-        payload = torch.empty(codec.payload_nbytes(n), dtype=torch.uint8)
-        ops.ecsq_encode(x, payload, **common, isa=isa)
-        out = torch.ones(n)
-        assert ops.ecsq_decode(payload, out, **common, accumulate=True, beta=0.5, isa=isa) == -1
-        results.append((payload, out))
-    assert len(results) > 1
-    for payload, out in results[1:]:
-        assert torch.equal(payload, results[0][0])
-        assert torch.equal(out, results[0][1])
+    check_paths(codec, torch.from_numpy(mixed(n, 8)))
 
 
 @pytest.mark.parametrize(
