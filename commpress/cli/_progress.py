@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
-from typing import TextIO, final
+from collections.abc import Callable
+from typing import Any, TextIO, final
 
 _LINES = 5  # on something that is no terminal: so many lines for the whole
 _BAR = 24
 _REDRAW_SECONDS = 0.1
+_TICKS = 1000
 
 
 @final
@@ -61,3 +64,12 @@ class ProgressBar:
 
 def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def with_bar(title: str, work: Callable[[Callable[[float, str], None]], Any]) -> Any:
+    """Result of `work`, which is given a function to call with the share that is done and a note, on standard error."""
+    bar = ProgressBar(_TICKS, title, sys.stderr)
+    try:
+        return work(lambda share, note: bar.update(round(_TICKS * share), note))
+    finally:
+        bar.close()
