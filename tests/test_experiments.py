@@ -34,11 +34,12 @@ from commpress.experiments import (
     standard_library,
     table,
 )
-from commpress.experiments._claims import ClaimedBytes, baseline_bytes, framed_bytes
+from commpress.experiments._claims import ClaimedBytes, framed_bytes
 from commpress.experiments._job import learning_rate_factor
 from commpress.experiments._model import loss_of
 from commpress.experiments._records import Follower
 from commpress.experiments._text import is_held_out
+from commpress.experiments._ways import way
 
 
 @pytest.fixture
@@ -228,7 +229,8 @@ def test_claims_add_up_over_steps(tmp_path: pathlib.Path) -> None:
     claims.close()
     assert (claims.per_step("header_bytes"), claims.per_step("payload_bytes")) == (200, 10)
     assert [json.loads(line)["kind"] for line in path.read_text().splitlines()] == ["step", "step", "note"]
-    assert baseline_bytes("fp32", 1000, 4) == 6000 and baseline_bytes("fp16", 1000, 2) == 2000
+    shapes = [torch.Size([10, 90]), torch.Size([100])]
+    assert way("fp32").textbook_bytes(shapes, 4) == 6000 and way("fp16").textbook_bytes(shapes, 2) == 2000
 
 
 def test_framing_follows_the_packet_size() -> None:

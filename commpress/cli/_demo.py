@@ -43,7 +43,7 @@ def add_to(commands: Any) -> None:
     which.add_argument(
         "--codecs",
         metavar="SPEC,..",
-        help="exactly these runs: codecs (separate those with options by ';'), or fp32, fp16",
+        help="exactly these runs: codecs (separate those with options by ';'), or peers: fp32, fp16, bf16, powersgd:R, 1bit-adam",
     )
     parser.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (default %(default)s)")
     parser.add_argument(
@@ -112,14 +112,13 @@ def codecs_of(options: argparse.Namespace) -> list[str]:
 def check(codec: str, options: argparse.Namespace) -> None:
     """Raises SpecError if there is no such codec, or a run's settings make no sense."""
     from commpress.cli._train import settings_of
-    from commpress.experiments import BASELINES
+    from commpress.experiments import is_peer
 
-    if codec not in BASELINES:
+    if not is_peer(codec):
         from commpress.codecs import codec as parse
 
         parse(codec)
-    options.codec = codec
-    settings_of(options)
+    settings_of(options, codec)
 
 
 def _one(codec: str, title: str, options: argparse.Namespace) -> Any:
@@ -127,8 +126,7 @@ def _one(codec: str, title: str, options: argparse.Namespace) -> Any:
     from commpress.cli._train import settings_of
     from commpress.experiments import file_name, launch
 
-    options.codec = codec
-    steps = settings_of(options).steps
+    steps = settings_of(options, codec).steps
     records = options.out / file_name(codec)
     bar = ProgressBar(steps, title, sys.stderr)
 
@@ -139,7 +137,7 @@ def _one(codec: str, title: str, options: argparse.Namespace) -> Any:
     arguments = ["--codec", codec, "--seed", str(options.seed), "--steps", str(steps)]
     arguments += ["--telemetry", str(records.with_suffix(".telemetry.jsonl"))]
     arguments += ["--quick"] if options.quick else []
-    for name in ("text", "interface"):
+    for name in ("text", "interface", "model"):
         if getattr(options, name) is not None:
             arguments += [f"--{name}", getattr(options, name)]
     try:

@@ -33,6 +33,12 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         "--interface", metavar="NAME", help="network interface whose bytes count (default: the busiest)"
     )
     parser.add_argument(
+        "--model",
+        choices=("base", "large"),
+        default="base",
+        help="2.5 or 10.8 million parameters (default %(default)s)",
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="a tiny model for some seconds: to see that everything works"
     )
 
@@ -49,17 +55,18 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument(
         "--codec",
-        default="hadamard+lloyd:2",
         metavar="SPEC",
-        help="how gradients travel: a codec, or fp32 or fp16 for what torch has itself (default %(default)s)",
+        help="how gradients travel: a codec, or fp32, fp16, bf16, powersgd:R or 1bit-adam to compare with (default hadamard+lloyd:2, or what suits --bits)",
     )
     parser.add_argument(
         "--bits",
         type=float,
         metavar="B",
-        help="instead of --codec: B bits a coordinate, shared out between the layers by the allocator",
+        help="B bits a coordinate, shared out between the layers by the allocator; --codec is then the family, without bits",
     )
     add_job_options(parser)
+    parser.add_argument("--windows", type=int, metavar="N", help="sequences per rank and step (default 8)")
+    parser.add_argument("--curve-points", type=int, metavar="N", help="evaluations on the way (default 10)")
     parser.add_argument("--records", type=Path, metavar="FILE", help="write one JSON object per line here")
     parser.add_argument(
         "--telemetry", type=Path, metavar="FILE", help="write the library's own record of every step here"
@@ -87,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.checkpoint is None and (options.resume or options.save_every):
         raise SpecError("--resume and --save-every need --checkpoint FOLDER")
-    settings = settings_of(options)
+    settings = settings_of(options, options.codec, options.bits)
     torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     with process_group():
         first = dist.get_rank() == 0
@@ -115,15 +122,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def settings_of(options: argparse.Namespace) -> Any:
-    """The `Settings` that options ask for."""
-    from commpress.experiments import QUICK, Settings
+def settings_of(options: argparse.Namespace, codec: str | None, bits: float | None = None) -> Any:
+    """The `Settings` that the options of `add_job_options`, and of `train` if there, ask for."""
+    from commpress.experiments import QUICK, SHAPES, Settings
     from commpress.hooks import default_family
 
-    changes: dict[str, Any] = dict(QUICK) if options.quick else {}
-    if options.steps is not None:
-        changes["steps"] = options.steps
-    codec = options.codec if options.bits is None else default_family(options.bits)
+    changes: dict[str, Any] = {"shape": SHAPES[options.model]} | (QUICK if options.quick else {})
+    for option, name in (("steps", "steps"), ("windows", "windows_per_rank"), ("curve_points", "curve_points")):
+        if getattr(options, option, None) is not None:
+            changes[name] = getattr(options, option)
     return Settings(
-        codec=codec, bits=options.bits, seed=options.seed, text=options.text, interface=options.interface, **changes
+        codec=codec or ("hadamard+lloyd:2" if bits is None else default_family(bits)),
+        bits=bits,
+        seed=options.seed,
+        text=options.text,
+        interface=options.interface,
+        **changes,
     )

@@ -8,17 +8,19 @@ with process_group():
 
 from commpress.experiments._job import MainJob, Progress, process_group
 from commpress.experiments._launch import RunError, cores, launch
-from commpress.experiments._model import ByteGPT, Shape
+from commpress.experiments._model import SHAPES, ByteGPT, Shape
 from commpress.experiments._plot import PlotError, plot
-from commpress.experiments._records import BASELINES, RecordError, Run, RunWriter, file_name, read_run
+from commpress.experiments._records import RecordError, Run, RunWriter, file_name, read_run
 from commpress.experiments._report import table
 from commpress.experiments._settings import QUICK, Settings
 from commpress.experiments._text import Corpus, CorpusError, standard_library
 from commpress.experiments._traffic import Traffic, TrafficMeter
+from commpress.experiments._ways import PEERS, is_peer
 
 __all__ = [
-    "BASELINES",
+    "PEERS",
     "QUICK",
+    "SHAPES",
     "ByteGPT",
     "Corpus",
     "CorpusError",
@@ -35,6 +37,7 @@ __all__ = [
     "TrafficMeter",
     "cores",
     "file_name",
+    "is_peer",
     "launch",
     "plot",
     "process_group",

@@ -10,13 +10,6 @@ from typing import Any, final
 from commpress.collectives import wire_nbytes
 from commpress.telemetry import JsonlSink, Sink
 
-_BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}
-
-
-def baseline_bytes(name: str, numel: int, world_size: int) -> float:
-    """Bytes that one rank sends in a ring all-reduce of `numel` values, without any framing."""
-    return 2 * (world_size - 1) / world_size * numel * _BYTES_PER_VALUE[name]
-
 
 def framed_bytes(sent: float, messages: float, mss: float) -> float:
     """What the interface should count for that much sent, if as much is received, with `mss` bytes of data per frame."""

@@ -26,18 +26,16 @@ from typing import Any, final
 
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-from torch.nn.parallel import DistributedDataParallel
 
 from commpress.errors import MismatchError
 from commpress.experiments import _checkpoint
-from commpress.experiments._claims import ClaimedBytes, baseline_bytes, framed_bytes
+from commpress.experiments._claims import ClaimedBytes, framed_bytes
 from commpress.experiments._model import ByteGPT, loss_of
-from commpress.experiments._records import BASELINES, RunWriter
+from commpress.experiments._records import RunWriter
 from commpress.experiments._settings import Settings
 from commpress.experiments._text import Corpus, standard_library
 from commpress.experiments._traffic import Clock
-from commpress.hooks import register
+from commpress.experiments._ways import is_peer, way
 
 _GROUP_TIMEOUT = datetime.timedelta(seconds=120)
 _EVALUATION_BATCH = 64
@@ -77,6 +75,7 @@ class MainJob:
         writer: where records go (rank 0 writes; other ranks are given a writer without a file).
         telemetry: file for the library's own telemetry; None for none.
         on_progress: called after every step.
+        corpus: the text, if it was read already.
 
     Raises:
         SpecError: the codec's spec is malformed.
@@ -91,6 +90,7 @@ class MainJob:
         writer: RunWriter,
         telemetry: str | Path | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        corpus: Corpus | None = None,
     ) -> None:
         self.settings = settings
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -98,16 +98,22 @@ class MainJob:
         self._first_step = 0  # of this process: steps before it were not counted by this clock
         self._writer = writer
         self._on_progress = on_progress or (lambda progress: None)
-        self.corpus: Corpus = standard_library(settings.text)
+        self.corpus: Corpus = corpus or standard_library(settings.text)
         self._check_equal()
         torch.manual_seed(settings.seed)
         self.model = ByteGPT(settings.shape)
         self.numel = sum(p.numel() for p in self.model.parameters())
-        self.ddp = DistributedDataParallel(self.model)
-        self.state: Any = None  # the hook's state, None for the baselines
+        self.way = way(settings.way)
+        self.ddp = self.way.wrap(self.model)
         self.claims = ClaimedBytes(telemetry if self.rank == 0 else None)
-        self._add_communication()
-        self.optimizer = self._make_optimizer()
+        self.way.connect(self.ddp, seed=settings.seed, telemetry=self.claims)
+        self.optimizer = self.way.optimizer(
+            self.ddp,
+            parameter_groups(self.model, settings),
+            lr=settings.learning_rate,
+            betas=_MOMENTS,
+            steps=settings.steps,
+        )
         self._clock = Clock(settings.interface)
         self._step_seconds: list[float] = []
         self._nmse: list[float] = []
@@ -131,7 +137,7 @@ class MainJob:
         probes = {round(settings.steps * (i + 0.5) / settings.probes) for i in range(settings.probes)}
         self._clock.start()
         while self.steps_done < last:
-            self._step(probe=self.steps_done in probes)
+            self.step(probe=self.steps_done in probes)
             if self.steps_done in points:
                 self._clock.stop()
                 self._evaluate_for_curve()
@@ -161,13 +167,15 @@ class MainJob:
 
     def close(self) -> None:
         """Ends the communication and the telemetry."""
-        if self.state is not None:
-            self.state.close()
+        self.way.close()
         self.claims.close()
 
-    # -- the parts of a run
+    def step(self, *, probe: bool = False) -> None:
+        """One optimiser step. Collective.
 
-    def _step(self, *, probe: bool) -> None:
+        Args:
+            probe: compare the gradient with the exact one, which takes an exchange of its own.
+        """
         settings, shape = self.settings, self.settings.shape
         began = time.perf_counter()
         rate = settings.learning_rate * learning_rate_factor(self.steps_done, settings.steps)
@@ -178,11 +186,13 @@ class MainJob:
         )
         mine = windows[self.rank :: self.world_size]
         exact = self._exact_gradient(mine) if probe else None
-        loss = loss_of(self.ddp, mine)
-        loss.backward()
+        with self.way.sync(self.ddp):
+            loss = loss_of(self.ddp, mine)
+            loss.backward()
         if exact is not None:
             self._compare(exact)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        clip = settings.clip if self.way.clips else math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps_done += 1
@@ -192,6 +202,8 @@ class MainJob:
         record = {"loss_rank0": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
         self._writer.write("step", step=self.steps_done, **record, **({} if probe else {"seconds": seconds}))
         self._on_progress(Progress(self.steps_done, settings.steps, loss.item(), _median(self._step_seconds)))
+
+    # -- the parts of a run
 
     def _exact_gradient(self, windows: torch.Tensor) -> torch.Tensor:
         """The mean over ranks of the gradients, without compression and without waking DDP."""
@@ -235,8 +247,9 @@ class MainJob:
 
     def _claimed_per_step(self) -> float:
         """Wire bytes per step that this run's communication claims, mean over the ranks."""
-        if self.state is None:
-            return baseline_bytes(self.settings.codec, self.numel, self.world_size)
+        textbook = self.way.textbook_bytes([p.shape for p in self.model.parameters()], self.world_size)
+        if self.way.state is None:
+            return textbook
         names = ("payload_bytes", "header_bytes", "messages")
         mean = torch.tensor([self.claims.per_step(name) for name in names], dtype=torch.float64)
         dist.all_reduce(mean)
@@ -271,26 +284,8 @@ class MainJob:
 
     # -- making it
 
-    def _add_communication(self) -> None:
-        codec = self.settings.codec
-        if codec == "fp16":
-            self.ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
-        elif codec != "fp32":
-            bits, seed = self.settings.bits, self.settings.seed
-            self.state = register(self.ddp, codec, bits=bits, seed=seed, telemetry=self.claims)
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        matrices = [p for p in self.model.parameters() if p.dim() > 1]
-        vectors = [p for p in self.model.parameters() if p.dim() <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": self.settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=_MOMENTS, fused=True)
-
     def _stateful(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
-        return parts if self.state is None else {**parts, "communication": self.state}
+        return {"model": self.model, "optimizer": self.optimizer, **self.way.stateful()}
 
     def _check_equal(self) -> None:
         mine = {"settings": str(self.settings), "text": self.corpus.digest}
@@ -304,7 +299,7 @@ class MainJob:
     def _head(self) -> dict[str, Any]:
         return {
             "codec": self.settings.codec,
-            "baseline": self.settings.codec in BASELINES,
+            "baseline": is_peer(self.settings.codec),
             "settings": dataclasses.asdict(self.settings),
             "world_size": self.world_size,
             "threads": torch.get_num_threads(),
@@ -318,6 +313,16 @@ class MainJob:
                 "held_out_bytes": len(self.corpus.held_out),
             },
         }
+
+
+def parameter_groups(model: torch.nn.Module, settings: Settings) -> list[dict[str, Any]]:
+    """For the optimiser: matrices decay, vectors do not."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    return [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
 
 
 def learning_rate_factor(step: int, steps: int) -> float:

@@ -22,6 +22,10 @@ class Shape:
     context: int = 64
 
 
+SHAPES = {"base": Shape(), "large": Shape(width=384, layers=6, heads=6)}
+"""Models by name: 2.5 and 10.8 million parameters."""
+
+
 class Block(nn.Module):
     """Causal self-attention and a feed-forward layer, each on a normalised copy of the residual stream."""
 

@@ -10,9 +10,6 @@ from typing import Any, TextIO
 
 from commpress.errors import CommpressError
 
-BASELINES = ("fp32", "fp16")
-"""Runs that use no commpress codec: DDP's own all-reduce, and torch's hook that halves it."""
-
 
 class RecordError(CommpressError, ValueError):
     """A run's records are missing or unreadable."""

@@ -14,6 +14,7 @@ def name_of(run: Run) -> str:
     return {
         "fp32": "fp32 all-reduce (DDP)",
         "fp16": "fp16 (torch's hook)",
+        "bf16": "bf16 (torch's hook)",
     }.get(run.codec, run.codec)
 
 
@@ -77,7 +78,7 @@ def _legend(runs: Sequence[Run]) -> list[str]:
         f"are not trained on (byte frequencies alone give {figures['unigram_loss']:.2f})",
         f"bytes sent      {counted}",
         "claimed         by commpress: payloads, headers, and the TCP/IP framing that they should take; of torch's own "
-        "all-reduce: 2 (n-1)/n of the gradient",
+        "all-reduce: 2 (n-1)/n of the gradient or of what stands for it",
         "step            median wall time of a training step",
         "NMSE            squared error over energy of the gradient that the optimiser got, against the exact mean",
     ]

@@ -14,7 +14,7 @@ class Settings:
     """Everything that decides a run.
 
     Attributes:
-        codec: a codec's spec, or one of `BASELINES`; with `bits` the family whose rates the allocator chooses.
+        codec: a codec's spec, or one of `PEERS`; with `bits` the family whose rates the allocator chooses.
         bits: budget per coordinate that the allocator shares out, or None.
         steps: optimiser steps.
         seed: of initialisation, data order and the codec's randomness.
@@ -46,6 +46,11 @@ class Settings:
     probes: int = 6
     text: str | None = None
     interface: str | None = None
+
+    @property
+    def way(self) -> str:
+        """How gradients travel, as `_ways.way` reads it."""
+        return self.codec if self.bits is None else f"{self.codec} bits={self.bits:g}"
 
     @property
     def communication(self) -> str:
