@@ -46,6 +46,8 @@ STAND_INS = {
     "make gpu": "make --dry-run gpu",
     "make bench": f"{sys.executable} -m benchmarks --quick",
     "bash .ci/run": "bash -n .ci/run",
+    "commpress experiment bandwidth": f"{sys.executable} -m commpress experiment bandwidth --help",
+    "commpress experiment bandwidth --quick": f"{sys.executable} -m commpress experiment bandwidth --quick --help",
 }
 
 
@@ -133,7 +135,7 @@ def test_commands_run(command: str, tmp_path: pathlib.Path) -> None:
     program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "commpress"]
     if "run.jsonl" in words:
         (tmp_path / "run.jsonl").write_text("\n".join(json.dumps(record) for record in run_records(steps=40)) + "\n")
-    if words[:2] == ["commpress", "cluster"]:
+    if words[:2] == ["commpress", "cluster"] or words[:3] == ["commpress", "experiment", "bandwidth"]:
         prepare_cluster(tmp_path)
     if words[:2] == ["commpress", "bench"]:
         words.append("--quick")

@@ -158,11 +158,13 @@ def measure(sweep: Sweep, out: Path, tell: Tell) -> Results:
         found[part] += _in_cluster(sweep, part, ranks, rate, out, file)
     runs = {}
     for done, name in enumerate(losses, start=len(todo)):
-        runs[name] = _run(
-            sweep, name, out, lambda share, done=done, name=name: tell((done + share) / total, f"loss, {name}")
-        )
+        runs[name] = _run(sweep, name, out, _part_of(tell, done, total, f"loss, {name}"))
     tell(1.0, "done")
     return Results(sweep, found["bucket"], found["steps"], runs)
+
+
+def _part_of(tell: Tell, done: int, total: int, note: str) -> Callable[[float], None]:
+    return lambda share: tell((done + share) / total, note)
 
 
 def _in_cluster(sweep: Sweep, part: str, ranks: int, rate: str, out: Path, file: Path) -> list[dict[str, Any]]:
@@ -184,13 +186,17 @@ def _in_cluster(sweep: Sweep, part: str, ranks: int, rate: str, out: Path, file:
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     log = out / f"{part}-{ranks}-{rate}.log"
+
+    def write(rank: int, stream: str, text: bytes) -> None:
+        words.write(text)
+
     with open(log, "wb") as words, Cluster(Topology(ranks, rate)) as cluster:
         shaped = cluster.record()["topology"]
         outcome = cluster.run(
             command,
             env={"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             timeout=_TIMEOUT_SECONDS,
-            on_output=lambda rank, stream, text: words.write(text) and None,
+            on_output=write,
         )
     if not outcome.ok:
         raise RunError(f"{part} with {ranks} ranks at {rate}: {outcome.in_words()}; what the ranks said is in {log}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from commpress.cluster import bits_per_second
 from commpress.experiments._bandwidth import Results
-from commpress.experiments._bandwidth_table import EXACT, break_even, medians, seconds_to, speed_ups
+from commpress.experiments._bandwidth_table import EXACT, break_even, medians, rate_text, seconds_to, speed_ups
 from commpress.experiments._plot import _COLOURS, _MARKERS, PlotError
 from commpress.experiments._ways import SKIP
 
@@ -58,13 +58,13 @@ def plot_results(results: Results, path: Path) -> None:
                 lambda name, point: point["interface_bytes_per_rank"] / 1e6,
                 "megabytes sent by each rank (log scale)",
             )
-        for axes in panels:
-            axes.xaxis.set_major_locator(LogLocator(10))
+        for i, axes in enumerate(panels):
+            axes.xaxis.set_major_locator(LogLocator(10, subs=(1,) if i == 0 else (1, 2, 5)))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.grid(alpha=0.25)
         for axes in panels[1:]:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
-        panels[0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: _rate_text(x)))
+        panels[0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: rate_text(x)))
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=10)
         figure.savefig(path)
@@ -84,7 +84,7 @@ def _speed_panel(axes: Any, records: list[dict[str, Any]], styles: dict[str, Any
         crossing = break_even(ratios)
         label = name
         if name not in EXACT and crossing is not None and 0 < crossing < math.inf:
-            label += f" (even at {_rate_text(crossing)})"
+            label += f" (even at {rate_text(crossing)})"
             axes.plot([crossing], [1.0], marker="x", color=styles[name]["color"], markersize=9, markeredgewidth=2)
         axes.plot(list(ratios), list(ratios.values()), label=label, markersize=5, linewidth=1.6, **styles[name])
     axes.axhline(1.0, color="black", linewidth=1)
@@ -109,10 +109,3 @@ def _loss_panel(axes: Any, results: Results, styles: dict[str, Any], where: Any,
     axes.set_xscale("log")
     axes.set_xlabel(label)
     axes.set_ylabel("held-out loss, nats per byte")
-
-
-def _rate_text(bits: float) -> str:
-    for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6)):
-        if bits >= size * 0.999:
-            return f"{bits / size:.2g} {unit}"
-    return f"{bits / 1e3:.3g} kbit/s"

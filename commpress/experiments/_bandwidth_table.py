@@ -117,7 +117,7 @@ def _times(records: list[dict[str, Any]], factor: float, *, with_nmse: bool) -> 
         for rate in rates:
             value = seconds[name].get(rate, math.nan)
             row += [f"{factor * value:,.4g}", f"{best(seconds, EXACT, rate) / value:.2f}x"]
-        row.append("" if name in EXACT or name == SKIP else _rate(break_even(speed_ups(seconds, name))))
+        row.append("" if name in EXACT or name == SKIP else _gain(break_even(speed_ups(seconds, name))))
         rows.append(row)
     return _align(rows)
 
@@ -180,17 +180,18 @@ def _is_about(term: str, names: set[str]) -> bool:
     return term not in stems or any(stems[term] in name for name in names)
 
 
-def _rate(bits: float | None) -> str:
-    if bits is None:
+def rate_text(bits: float) -> str:
+    """Bits per second to two digits, with a unit."""
+    for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)):
+        if bits >= 0.995 * size:
+            return f"{float(f'{bits / size:.2g}'):g} {unit}"
+    return f"{bits:.2g} bit/s"
+
+
+def _gain(rate: float | None) -> str:
+    if rate is None:
         return "-"
-    if bits == 0:
-        return "never gains"
-    if math.isinf(bits):
-        return "all"
-    for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6)):
-        if bits >= size:
-            return f"{bits / size:.2g} {unit}"
-    return f"{bits / 1e3:.3g} kbit/s"
+    return "never gains" if rate == 0 else "all" if math.isinf(rate) else rate_text(rate)
 
 
 def _align(rows: list[list[str]]) -> str:

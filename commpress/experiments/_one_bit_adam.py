@@ -37,7 +37,7 @@ class OneBitAdam(torch.optim.Optimizer):
         lr: learning rate.
         betas, eps: of Adam.
         warm_up: steps before the second moment is frozen.
-        seed, telemetry: of the exchange, see :class:`commpress.HookState`.
+        codec, seed, telemetry: of the exchange, see :class:`commpress.HookState`.
     """
 
     def __init__(
@@ -49,11 +49,12 @@ class OneBitAdam(torch.optim.Optimizer):
         betas: tuple[float, float],
         warm_up: int,
         eps: float = 1e-8,
+        codec: str = CODEC,
         seed: int = 0,
         telemetry: Sink | None = None,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "steps": 0, "warm_up": warm_up})
-        self.exchange = HookState(CODEC, feedback=True, seed=seed, telemetry=telemetry)
+        self.exchange = HookState(codec, feedback=True, seed=seed, telemetry=telemetry)
         """State of the compressed exchange."""
         self.exchange.bind({n: p for n, p in ddp.module.named_parameters() if p.requires_grad}, ddp.process_group)
         for group in self.param_groups:
