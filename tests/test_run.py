@@ -86,7 +86,7 @@ def test_an_exception_is_shown_as_the_scripts_own(start, raised, tmp_path, capsy
     err = capsys.readouterr().err
     assert err == (
         f'Traceback (most recent call last):\n  File "{path}", line 4, in <module>\n    f()\n'
-        f'  File "{path}", line 3, in f\n    raise {raised}(\'of the script\')\n{raised}: of the script\n'
+        f"  File \"{path}\", line 3, in f\n    raise {raised}('of the script')\n{raised}: of the script\n"
     )
 
 
@@ -163,5 +163,3 @@ def test_a_model_that_is_saved_or_copied_before_it_trains(tmp_path, capsys) -> N
     assert "Linear: no forward pass of training went through it" in err
     assert "Linear (model 2): 1 steps" in err
     assert "Traceback" not in err
-
-

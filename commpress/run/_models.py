@@ -44,7 +44,7 @@ class _FirstForward:
     def __init__(self, models: Models) -> None:
         self._models = models
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, ddp: DistributedDataParallel, _: Any) -> None:
         # Evaluation may run on one rank alone, and without a synchronised backward pass there is nothing to compress.
         if torch.is_grad_enabled() and ddp.require_backward_grad_sync:
