@@ -112,7 +112,7 @@ def load_error(path: Path) -> str | None:
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return str(error)
+        return str(error.__cause__ or error)  # torch says only that it failed
     return None
 
 

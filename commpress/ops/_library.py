@@ -16,7 +16,7 @@ try:
     torch.ops.load_library(str(LIBRARY))
 except OSError as error:
     raise ImportError(
-        f"commpress's extension {LIBRARY} does not load with torch {torch.__version__} ({error}): it needs torch 2.10 or newer, and must have been "
+        f"commpress's extension {LIBRARY} does not load with torch {torch.__version__} ({error.__cause__ or error}): it needs torch 2.10 or newer, and must have been "
         "built for this kind of machine. Build it anew with `pip install --force-reinstall --no-deps --no-cache-dir .` (or `make clean all`) in a checkout of commpress"
     ) from error
 

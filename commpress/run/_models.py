@@ -29,6 +29,7 @@ class _Model:
 
     def __init__(self, ddp: DistributedDataParallel) -> None:
         self.name = ""
+        self.number = 0
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.handle: Any = None
         self.state: HookState | None = None
@@ -82,7 +83,6 @@ class Models:
         self._quiet = quiet
         self._models: list[_Model] = []
         self._found: weakref.WeakKeyDictionary[DistributedDataParallel, _Model] = weakref.WeakKeyDictionary()
-        self._registered = 0
         self._handle: Any = None
 
     def __enter__(self) -> Models:
@@ -99,7 +99,8 @@ class Models:
 
     def _add(self, ddp: DistributedDataParallel, name: str) -> _Model:
         model = _Model(ddp)
-        model.name = f"{name} (model {len(self._models) + 1})" if self._models else name
+        model.number = len(self._models) + 1
+        model.name = f"{name} (model {model.number})" if self._models else name
         model.handle = ddp.register_forward_pre_hook(_FirstForward(self), prepend=True)
         self._models.append(model)
         self._found[ddp] = model
@@ -123,8 +124,7 @@ class Models:
                 )
             return
         group = ddp.process_group
-        sink = Tally(self._path_of(self._registered), group.rank(), group.size())
-        self._registered += 1
+        sink = Tally(self._path_of(model.number), group.rank(), group.size())
         options = dict(self._options)
         if self._telemetry is None:
             options["telemetry_every"] = 0  # figures of each step are enough for the summary
@@ -132,9 +132,9 @@ class Models:
         model.state = register(ddp, telemetry=sink, **options)
 
     def _path_of(self, number: int) -> Path | None:
-        if self._telemetry is None or number == 0:
+        if self._telemetry is None or number == 1:
             return self._telemetry
-        return self._telemetry.with_name(f"{self._telemetry.stem}.{number + 1}{self._telemetry.suffix}")
+        return self._telemetry.with_name(f"{self._telemetry.stem}.{number}{self._telemetry.suffix}")
 
     def close(self, *, completed: bool) -> None:
         """Closes the states. `completed`: the script came to its end, so that what it did not do is worth a word."""
@@ -157,7 +157,8 @@ class Models:
         if error is not None:
             say(f"{model.name}: failed in step {state.step}: {type(error).__name__}: {error}")
         elif tally.world_size > 1 and tally.steps and not state.counts["compressed_numel"]:
-            say(f"{model.name}: {tally.summary(state.codec)}; nothing was compressed, as this codec is lossless")
+            why = ", as this codec is lossless" if state.codec.lossless else ""
+            say(f"{model.name}: {tally.summary(state.codec)}; nothing was compressed{why}")
         elif not self._quiet:
             say(f"{model.name}: {tally.summary(state.codec)}")
 
