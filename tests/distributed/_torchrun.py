@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -14,11 +18,20 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def environment(**more: str) -> dict[str, str]:
     """The tests' own, with this checkout on the path, gloo on loopback and one thread a rank."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    env |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    # `torchrun` and `python` of scripts are those beside this Python
-    env["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), env.get("PATH", os.defpath)])
+    # What scripts call `python` and `torchrun` is of this Python, which need not have a torchrun beside it.
+    env["PATH"] = os.pathsep.join([_tools(), str(pathlib.Path(sys.executable).parent), env.get("PATH", os.defpath)])
     return env | more
+
+
+@functools.cache
+def _tools() -> str:
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="commpress-tools-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "torchrun").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
+    (folder / "torchrun").chmod(0o755)
+    return str(folder)
 
 
 def run(

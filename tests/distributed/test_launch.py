@@ -20,7 +20,7 @@ SHELL = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
 # A DDP script without a word of commpress.
 TRAIN = """
-import argparse, os, torch, torch.distributed as dist
+import argparse, os, sys, torch, torch.distributed as dist
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int)
 epochs = parser.parse_args().epochs
@@ -29,7 +29,9 @@ model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(64, 64))
 for _ in range(epochs):
     model(torch.ones(4, 64) * (1 + dist.get_rank())).square().mean().backward()
 names = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
-print("rank", dist.get_rank(), "of", dist.get_world_size(), *(os.environ[name] for name in names), flush=True)
+# One write: lines of two ranks must not mix.
+sys.stdout.write(" ".join(["rank", str(dist.get_rank()), "of", str(dist.get_world_size()), *(os.environ[name] for name in names)]) + "\\n")
+sys.stdout.flush()
 dist.destroy_process_group()
 """
 SRUN = """
@@ -197,9 +199,10 @@ def test_slurm_starts_ranks(folder: pathlib.Path) -> None:
 
 
 SAY = """
-import os
+import os, sys
 names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK OMP_NUM_THREADS MASTER_ADDR".split()
-print(*(os.environ[name] for name in names), flush=True)
+sys.stdout.write(" ".join(os.environ[name] for name in names) + "\\n")
+sys.stdout.flush()
 raise SystemExit(3 if os.environ.get("FAIL") == os.environ["RANK"] else 0)
 """
 

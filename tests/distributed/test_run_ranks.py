@@ -100,7 +100,8 @@ for model in models:
     dist.broadcast(other, 0)
     assert torch.equal(flat, other), "gradients differ"
 assert calls and state.counts["compressed_numel"] > 0
-print(f"done {rank}", flush=True)
+sys.stdout.write(f"done {rank}\\n")
+sys.stdout.flush()
 state.close()
 if "--raise" in sys.argv and rank == 1:
     raise OSError("rank 1 has had enough")
