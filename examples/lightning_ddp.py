@@ -47,10 +47,13 @@ class Compression(lightning.Callback):
         self.saved = checkpoint.get("commpress")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.state is not None and trainer.is_global_zero:
+            sent = self.state.counts["compressed_numel"]
+            print(f"step {self.state.step}, compressed coordinates: {sent}", flush=True)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        # Not before: a last checkpoint may be saved when training has ended.
         if self.state is not None:
-            counts = self.state.counts
-            if trainer.is_global_zero:
-                print(f"step {self.state.step}, compressed coordinates: {counts['compressed_numel']}", flush=True)
             self.state.close()
             self.state = None
 

@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -158,6 +162,22 @@ def test_a_file_that_is_no_library_and_none_at_all(tmp_path: pathlib.Path) -> No
     path.write_bytes(b"\x7fELF and then nothing")
     assert re.search("too short|invalid ELF", load_error(path) or "")
     assert load_error(doctor._machine.ops.LIBRARY) is None
+
+
+@pytest.mark.parametrize("content", [None, b"\\x7fELF and then nothing"])
+def test_without_its_extension_commpress_says_what_the_doctor_would(content, tmp_path: pathlib.Path) -> None:
+    """The doctor cannot come then: no part of the package can be imported."""
+    package = pathlib.Path(doctor.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "commpress", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if content is not None:
+        (tmp_path / "commpress" / "_C.abi3.so").write_bytes(content)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "commpress", "doctor"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("ImportError: commpress's extension") and str(tmp_path) in said
+    assert ("missing: build it" if content is None else "Build it anew") in said
 
 
 def test_the_quota_of_a_container(tmp_path: pathlib.Path) -> None:
