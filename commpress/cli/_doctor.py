@@ -53,8 +53,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Carries it out."""
-    from commpress.doctor import Machine, loopback_check, machine_checks, worst
-    from commpress.doctor._network import check_network, gather_network
+    from commpress.doctor import Machine, check_network, gather_network, loopback_check, machine_checks, worst
 
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     in_group = "RANK" in os.environ and "MASTER_ADDR" in os.environ if options.group is None else options.group
@@ -82,8 +81,7 @@ def _with_group(mine: list[Check], timeout: float) -> list[Check]:
 
     import torch.distributed as dist
 
-    from commpress.doctor import Check, group_checks
-    from commpress.doctor._network import check_network, gather_network
+    from commpress.doctor import Check, check_network, gather_network, group_checks
 
     try:
         dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout))

@@ -7,7 +7,7 @@ from commpress.doctor._check import Check, worst
 from commpress.doctor._exchange import exchange_check, loopback_check
 from commpress.doctor._group import RankFacts, check_ranks, group_checks
 from commpress.doctor._machine import Machine, machine_checks
-from commpress.doctor._network import Interface, Network, check_network
+from commpress.doctor._network import Interface, Network, check_network, gather_network
 
 __all__ = [
     "Check",
@@ -18,6 +18,7 @@ __all__ = [
     "check_network",
     "check_ranks",
     "exchange_check",
+    "gather_network",
     "group_checks",
     "loopback_check",
     "machine_checks",
