@@ -133,7 +133,8 @@ def test_only_rank_0_complains(tmp_path, capsys, monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("group")
-def test_nothing_stays_behind(tmp_path, capsys) -> None:
+@pytest.mark.parametrize("quiet", [False, True])
+def test_nothing_stays_behind(quiet, tmp_path, capsys) -> None:
     """The hooks are there while the script runs, and no longer."""
     path = script(
         tmp_path,
@@ -141,8 +142,9 @@ def test_nothing_stays_behind(tmp_path, capsys) -> None:
         "model = DDP(torch.nn.Linear(3, 2))\nmodel(torch.ones(1, 3)).sum().backward()\nfrom commpress import ddp_hook\n"
         "assert [hook for hook, _ in model._comm_hooks] == [ddp_hook]\nassert not model._forward_pre_hooks\n",
     )
-    assert main([path]) == 0
-    assert "Linear: 1 steps on one rank, nothing to send" in capsys.readouterr().err
+    assert main([*(["--quiet"] if quiet else []), path]) == 0
+    said = "" if quiet else "commpress run: Linear: 1 steps on one rank, nothing to send\n"
+    assert capsys.readouterr().err == said
     model = DistributedDataParallel(torch.nn.Linear(3, 2))
     model(torch.ones(1, 3)).sum().backward()
     assert model._comm_hooks == []

@@ -100,6 +100,7 @@ def test_models_that_a_library_wraps_under_commpress_run(tmp_path: pathlib.Path)
         assert line.startswith(f"{name}: hadamard+lloyd:2 on 2 ranks, {steps} steps"), line
 
 
+@pytest.mark.nightly  # what Accelerate wraps is tested above, and that is what Trainer uses
 def test_an_unmodified_trainer_under_commpress_run(tmp_path: pathlib.Path) -> None:
     needs("transformers", "accelerate")
     source = (EXAMPLES / "transformers_trainer.py").read_text()
