@@ -101,6 +101,15 @@ def _with_group(mine: list[Check], timeout: float) -> list[Check]:
         for host, found in everyone[1:]:
             checks += [dataclasses.replace(one, host=host) for one in found if one.status != "ok"]
         return checks + group_checks()
+    except RuntimeError as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        lost = Check(
+            "group",
+            "fail",
+            f"rank {dist.get_rank()} lost the others: {first}",
+            "look at what the other ranks said; if all wait for each other, a firewall between the machines lets some ports through only",
+        )
+        return [*mine, *check_network(gather_network()), lost]
     finally:
         dist.destroy_process_group()
 
