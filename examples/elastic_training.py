@@ -1,6 +1,8 @@
 """A DDP training script that goes on where it was after ranks, or whole machines, were lost, with as many ranks as there are then.
 
-torchrun --nproc_per_node=2 --max_restarts=3 examples/elastic_training.py --out FOLDER       (launch/elastic.sh for several machines)
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nproc_per_node=2 --max_restarts=3 examples/elastic_training.py --out FOLDER
+
+launch/elastic.sh does that on several machines, and says what the variable is for.
 
 Rank 0 saves model, optimizer and the compressor's state in one file; FOLDER must be one that all machines see. With error feedback each rank keeps
 residuals of its own: `merge_states` makes of all of them one state that any number of ranks may load, in which nothing is lost.

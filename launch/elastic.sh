@@ -25,5 +25,9 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
 # would be better:
 # export GLOO_SOCKET_IFNAME=eth1
 
+# torchrun's ranks meet in a store. By default it is the one that torchrun itself uses, and after a restart gloo finds in it the
+# addresses of ranks that are gone ("connectFullMesh failed ... Connection refused"). With this each start has a store of its own:
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 exec torchrun --nnodes="$NODES" --nproc_per_node="$RANKS" --max_restarts="$RESTARTS" \
     --rdzv_backend=c10d --rdzv_endpoint="$HEAD:$PORT" --rdzv_id="$JOB" "$@"
