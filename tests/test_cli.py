@@ -20,7 +20,21 @@ from commpress.cli._progress import ProgressBar
 from commpress.errors import SpecError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COMMANDS = ("demo", "train", "experiment", "bounds", "bench", "report", "watch", "cluster", "pack", "unpack", "info")
+COMMANDS = (
+    "demo",
+    "train",
+    "experiment",
+    "bounds",
+    "bench",
+    "report",
+    "watch",
+    "cluster",
+    "run",
+    "doctor",
+    "pack",
+    "unpack",
+    "info",
+)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -35,6 +35,15 @@ talk = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 talk.sendto(bytes(1000), (os.environ["MASTER_ADDR"], 9))
 print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], sys.argv[1:])
 """
+# What ranks that torchrun starts run there: a DDP script.
+TRAIN = """
+import sys, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(64, 64))
+model(torch.ones(4, 64)).square().mean().backward()
+print("rank", dist.get_rank(), sys.argv[1:])
+dist.destroy_process_group()
+"""
 # Commands that pages show -> what stands for them here. `make demo` and `make test` themselves are run by .ci/run.
 STAND_INS = {
     "make demo": "make --dry-run demo",
@@ -130,6 +139,11 @@ def test_commands_run(command: str, tmp_path: pathlib.Path) -> None:
     words = command.split()
     if words[0] == "mpiexec":
         run([mpiexec(), *(sys.executable if word == "python" else word for word in words[1:])], ROOT)
+        return
+    if words[0] == "torchrun":
+        (tmp_path / "train.py").write_text(TRAIN)
+        (tmp_path / "examples").symlink_to(ROOT / "examples")
+        run([sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]], tmp_path)
         return
     assert words[0] in ("python", "commpress"), f"say in STAND_INS how to check {command!r}"
     program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "commpress"]

@@ -11,7 +11,7 @@ from commpress.ops._homomorphic import (
     homomorphic_scales,
 )
 from commpress.ops._layers import decode_layers, decode_sum_layers, encode_layers, reduce_layers
-from commpress.ops._library import Isa, isa_available
+from commpress.ops._library import LIBRARY, Isa, isa_available
 from commpress.ops._modulo import Modulo, modulo_decode, modulo_encode
 from commpress.ops._moments import follow_squares
 from commpress.ops._quantisers import decode, decode_sum, encode, payload_nbytes, payload_nbytes_each, reduce
@@ -22,6 +22,7 @@ __all__ = [
     "DeviceTable",
     "Format",
     "FormatFlag",
+    "LIBRARY",
     "Isa",
     "Modulo",
     "bitshift_decode",

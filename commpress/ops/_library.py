@@ -7,12 +7,18 @@ import pathlib
 
 import torch
 
-_LIBRARY = pathlib.Path(__file__).parents[1] / "_C.abi3.so"
-if not _LIBRARY.exists():
+LIBRARY = pathlib.Path(__file__).parents[1] / "_C.abi3.so"
+if not LIBRARY.exists():
     raise ImportError(
-        f"commpress's extension {_LIBRARY} is missing: build it with `pip install .` (or `make`) in a checkout of commpress"
+        f"commpress's extension {LIBRARY} is missing: build it with `pip install .` (or `make`) in a checkout of commpress"
     )
-torch.ops.load_library(str(_LIBRARY))
+try:
+    torch.ops.load_library(str(LIBRARY))
+except OSError as error:
+    raise ImportError(
+        f"commpress's extension {LIBRARY} does not load with torch {torch.__version__} ({error.__cause__ or error}): it needs torch 2.10 or newer, and must have been "
+        "built for this kind of machine. Build it anew with `pip install --force-reinstall --no-deps --no-cache-dir .` (or `make clean all`) in a checkout of commpress"
+    ) from error
 
 library = torch.ops.commpress
 
