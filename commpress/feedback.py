@@ -233,9 +233,9 @@ class ErrorFeedback:
     def bucket(self, index: int) -> BucketFeedback:
         return self._buckets[index]
 
-    def commit(self) -> None:
-        """Ends a step that is good on all ranks: its residuals become the current ones."""
-        for bucket in self._buckets:
+    def commit(self, buckets: Sequence[int] | None = None) -> None:
+        """Ends a step that is good on all ranks: its residuals become the current ones; of all buckets, or of those that took part."""
+        for bucket in self._buckets if buckets is None else [self._buckets[i] for i in buckets]:
             bucket.commit()
 
     def owed(self) -> dict[str, torch.Tensor]:

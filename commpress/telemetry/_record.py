@@ -93,6 +93,11 @@ class StepRecord:
         self._sent_numel += sent_numel
         self._finite = self._finite and finite
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """So far: ``payload_bytes``, ``header_bytes``, ``wire_bytes``, ``messages``, ``compressed_numel``."""
+        return dict(self._sums)
+
     def add_overhead(self, header_bytes: int, wire_bytes: int, messages: int) -> None:
         """Adds what a step sent beside its buckets."""
         for name, value in (("header_bytes", header_bytes), ("wire_bytes", wire_bytes), ("messages", messages)):
