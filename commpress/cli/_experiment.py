@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from commpress.cli import _mean_estimation
+from commpress.cli import _local_sgd, _mean_estimation
 
-EXPERIMENTS = (_mean_estimation,)
+EXPERIMENTS = (_local_sgd, _mean_estimation)
 
 _EXAMPLES = """\
 examples:
   commpress experiment                              list the experiments
   commpress experiment mean-estimation --quick      less than a minute
+  commpress experiment local-sgd --quick            likewise
 """
 
 

@@ -13,6 +13,7 @@ examples:
   torchrun --nproc_per_node=2 -m commpress train --codec fp32
   torchrun --nproc_per_node=2 -m commpress train --codec hadamard+lloyd:2 --records two-bits.jsonl
   torchrun --nproc_per_node=2 -m commpress train --bits 1.5 --telemetry run.jsonl
+  torchrun --nproc_per_node=2 -m commpress train --codec hadamard+lloyd:4 --every 8
   torchrun --nproc_per_node=2 -m commpress train --checkpoint saved --stop-after 100
   torchrun --nproc_per_node=2 -m commpress train --checkpoint saved --resume
 
@@ -59,6 +60,20 @@ def add_to(commands: Any) -> None:
         metavar="B",
         help="instead of --codec: B bits a coordinate, shared out between the layers by the allocator",
     )
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=0,
+        metavar="P",
+        help="local steps, and every P of them a round of averaging (LocalSGD)",
+    )
+    parser.add_argument(
+        "--parts", type=int, default=1, metavar="K", help="with --every: a K-th of the model in each round"
+    )
+    parser.add_argument(
+        "--outer-lr", type=float, default=1.0, metavar="LR", help="with --every: of the outer optimiser"
+    )
+    parser.add_argument("--outer-momentum", type=float, default=0.0, metavar="M", help="with --every: likewise")
     add_job_options(parser)
     parser.add_argument("--records", type=Path, metavar="FILE", help="write one JSON object per line here")
     parser.add_argument(
@@ -123,6 +138,12 @@ def settings_of(options: argparse.Namespace) -> Any:
     changes: dict[str, Any] = dict(QUICK) if options.quick else {}
     if options.steps is not None:
         changes["steps"] = options.steps
+    # The demo, which asks for settings too, has no local steps.
+    changes |= {
+        name: getattr(options, name)
+        for name in ("every", "parts", "outer_lr", "outer_momentum")
+        if hasattr(options, name)
+    }
     codec = options.codec if options.bits is None else default_family(options.bits)
     return Settings(
         codec=codec, bits=options.bits, seed=options.seed, text=options.text, interface=options.interface, **changes

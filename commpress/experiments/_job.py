@@ -37,7 +37,7 @@ from commpress.experiments._records import BASELINES, RunWriter
 from commpress.experiments._settings import Settings
 from commpress.experiments._text import Corpus, standard_library
 from commpress.experiments._traffic import Clock
-from commpress.hooks import register
+from commpress.hooks import LocalSGD, register
 
 _GROUP_TIMEOUT = datetime.timedelta(seconds=120)
 _EVALUATION_BATCH = 64
@@ -128,7 +128,9 @@ class MainJob:
             self._writer.write("run", **self._head())
             self._evaluate_for_curve()
         points = {round(settings.steps * i / settings.curve_points) for i in range(1, settings.curve_points + 1)}
-        probes = {round(settings.steps * (i + 0.5) / settings.probes) for i in range(settings.probes)}
+        # With local steps no gradient is reduced that could be compared.
+        probing = 0 if settings.every else settings.probes
+        probes = {round(settings.steps * (i + 0.5) / probing) for i in range(probing)}
         self._clock.start()
         while self.steps_done < last:
             self._step(probe=self.steps_done in probes)
@@ -186,6 +188,10 @@ class MainJob:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps_done += 1
+        if isinstance(self.state, LocalSGD):
+            self.state.step()
+            if self.steps_done == settings.steps:
+                self.state.synchronize()
         seconds = time.perf_counter() - began
         if not probe:
             self._step_seconds.append(seconds)
@@ -238,10 +244,16 @@ class MainJob:
         if self.state is None:
             return baseline_bytes(self.settings.codec, self.numel, self.world_size)
         names = ("payload_bytes", "header_bytes", "messages")
-        mean = torch.tensor([self.claims.per_step(name) for name in names], dtype=torch.float64)
+        mean = torch.tensor([self._sent_per_step(name) for name in names], dtype=torch.float64)
         dist.all_reduce(mean)
         payload, header, messages = (mean / self.world_size).tolist()
         return framed_bytes(payload + header, messages, self._clock.traffic.total().mss)
+
+    def _sent_per_step(self, name: str) -> float:
+        """Of this rank. A round of LocalSGD, which has one record, serves several steps."""
+        if isinstance(self.state, LocalSGD):
+            return self.claims.total(name) / max(1, self.steps_done - self._first_step)
+        return self.claims.per_step(name)
 
     def _summary(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -261,8 +273,8 @@ class MainJob:
             "ranks_on_interface": traffic.ranks,
             "interface_bytes_per_step_per_rank": traffic.per_rank / counted,
             "claimed_bytes_per_step_per_rank": self._claimed_per_step(),
-            "payload_bytes_per_step": self.claims.per_step("payload_bytes"),
-            "header_bytes_per_step": self.claims.per_step("header_bytes"),
+            "payload_bytes_per_step": self._sent_per_step("payload_bytes"),
+            "header_bytes_per_step": self._sent_per_step("header_bytes"),
             "step_seconds": _median(self._step_seconds),
             "train_seconds": self._clock.seconds,
             "nmse": sum(self._nmse) / len(self._nmse) if self._nmse else None,
@@ -276,8 +288,13 @@ class MainJob:
         if codec == "fp16":
             self.ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
         elif codec != "fp32":
-            bits, seed = self.settings.bits, self.settings.seed
-            self.state = register(self.ddp, codec, bits=bits, seed=seed, telemetry=self.claims)
+            settings = self.settings
+            options: dict[str, Any] = {"bits": settings.bits, "seed": settings.seed, "telemetry": self.claims}
+            if settings.every:
+                outer: dict[str, Any] = {"outer_lr": settings.outer_lr, "outer_momentum": settings.outer_momentum}
+                self.state = LocalSGD(self.ddp, codec, every=settings.every, parts=settings.parts, **outer, **options)
+            else:
+                self.state = register(self.ddp, codec, **options)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
