@@ -10,8 +10,8 @@ from typing import Any
 
 from commpress.experiments._launch import launch
 from commpress.experiments._local_quadratic import Momentum, SpeedUp, outer_momentum, speed_up
-from commpress.experiments._records import Run, file_name
 from commpress.experiments._mean_runs import _aligned
+from commpress.experiments._records import Run, file_name
 
 Tell = Callable[[float, str], None]
 
@@ -134,7 +134,9 @@ _MODES = {"difference": "x - x_sync", "value": "x itself (control)", "alone": "n
 
 def tables(points: Sequence[SpeedUp], momenta: Sequence[Momentum], runs: Sequence[Training]) -> str:
     """Three tables and what their columns mean. Every line ends in a newline."""
-    rows = [("quantised", "codec", "every", "parts", "workers", "bytes / fp32", "error x M K", "predicted")]
+    rows: list[tuple[str, ...]] = [
+        ("quantised", "codec", "every", "parts", "workers", "bytes / fp32", "error x M K", "predicted")
+    ]
     for p in points:
         share = "-" if p.share is None else f"{p.share:.2%}"
         predicted = "-" if p.predicted is None else f"{p.predicted:.3f}"
