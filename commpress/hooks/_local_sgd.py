@@ -98,31 +98,13 @@ class LocalSGD:
         timeout: float | None = None,
         process_group: dist.ProcessGroup | FakeGroup | None = None,
     ) -> None:
-        self._reset(
-            LocalSettings(
-                codec=codec,
-                every=every,
-                bits=bits,
-                objective=objective,
-                plan_every=plan_every,
-                feedback=feedback,
-                warmup_steps=warmup_steps,
-                parts=parts,
-                overlap=bool(overlap),
-                outer_lr=outer_lr,
-                outer_momentum=outer_momentum,
-                outer_nesterov=bool(outer_nesterov),
-                outer=outer,
-                buffers=buffers,
-                nonfinite=nonfinite,
-                check=bool(check),
-                check_every=check_every,
-                seed=seed,
-                telemetry=telemetry,
-                telemetry_every=telemetry_every,
-                timeout=timeout,
-            )
-        )
+        settings = LocalSettings(
+            codec=codec, every=every, bits=bits, objective=objective, plan_every=plan_every, feedback=feedback,
+            warmup_steps=warmup_steps, parts=parts, overlap=bool(overlap), outer_lr=outer_lr, outer_momentum=outer_momentum,
+            outer_nesterov=bool(outer_nesterov), outer=outer, buffers=buffers, nonfinite=nonfinite, check=bool(check),
+            check_every=check_every, seed=seed, telemetry=telemetry, telemetry_every=telemetry_every, timeout=timeout,
+        )  # fmt: skip
+        self._reset(settings)
         self.bind(model, process_group)
 
     def _reset(self, settings: LocalSettings) -> None:
