@@ -122,27 +122,35 @@ def speed_up(
     error = sum(float((x - goal).double().square().mean()) for x, _ in found) / workers
     predicted = None
     if mode == "difference":
-        predicted = predicted_product(workers, codec, steps=steps, every=every * parts)
+        predicted = predicted_product(workers, codec, steps=steps, every=every, parts=parts)
     elif mode == "alone":
         predicted = float(workers)
     sent = sum(nbytes for _, nbytes in found) // workers
     return SpeedUp(mode, workers, str(make_codec(codec)), every, parts, steps, d, error, predicted, sent)
 
 
-def predicted_product(workers: int, codec: str, *, steps: int, every: int) -> float | None:
+def predicted_product(workers: int, codec: str, *, steps: int, every: int, parts: int = 1) -> float | None:
     """Error times M K over sigma^2, by the exact recursion of x_sync's mean squared error E over the rounds.
 
     From t to t + p a worker's error becomes A e + noise of variance V; the differences have energy (1-A)^2 E + V, their mean
     (1-A)^2 E + V / M, and a code adds omega times the energy of what it encodes, at the owners of the shards a second time.
-    None for codecs that are not unbiased.
+    A part's rounds begin later and are further apart, and the last is that of `synchronize`. None for codecs that are not unbiased.
     """
-    made = make_codec(codec)
-    if not made.unbiased:
+    if not make_codec(codec).unbiased:
         return None
-    omega, error, m = vnmse(codec), 1.0, workers
-    t = 0
-    while t < steps:
-        last = min(t + every, steps)
+    omega = vnmse(codec)
+    errors = [
+        _error_after([*range((part + 1) * every, steps, parts * every), steps], workers, codec, omega)
+        for part in range(parts)
+    ]
+    return sum(errors) / parts * workers * steps / _SIGMA**2
+
+
+def _error_after(rounds: list[int], m: int, codec: str, omega: float) -> float:
+    """E after rounds at these steps, from x_sync = 0 and a goal of variance 1."""
+    made = make_codec(codec)
+    error, t = 1.0, 0
+    for last in rounds:
         a, v = 1.0, 0.0
         for i in range(t + 1, last + 1):
             a *= 1 - 1 / i
@@ -157,7 +165,7 @@ def predicted_product(workers: int, codec: str, *, steps: int, every: int) -> fl
             added = first + omega * (mean + first)
         error = a * a * error + v / m + added
         t = last
-    return error * m * steps / _SIGMA**2
+    return error
 
 
 def vnmse(codec: str, d: int = 1 << 16) -> float:

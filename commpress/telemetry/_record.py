@@ -28,6 +28,7 @@ class StepRecord:
     * ``times``: sums over buckets (which overlap); ``step_time``: from the first hook to the last result
     * ``information``: on sampled steps, what the bits carried against the Gaussian limit (docs/information.md)
     * ``low_rank``: with low-rank factors a list of ``{"name", "fidelity", "restarted"}`` by matrix (docs/lowrank.md)
+    * ``local_sgd``: of a round of LocalSGD, which is a step here (docs/local-sgd.md)
     * ``finite``: false if some gradient was not; ``feedback``: "off", "kept" (residuals held back) or "updated"
     * ``dropped_records``: records lost before this one
 
