@@ -235,8 +235,9 @@ class ErrorFeedback:
 
     def commit(self, buckets: Sequence[int] | None = None) -> None:
         """Ends a step that is good on all ranks: its residuals become the current ones; of all buckets, or of those that took part."""
-        for bucket in self._buckets if buckets is None else [self._buckets[i] for i in buckets]:
-            bucket.commit()
+        for i, bucket in enumerate(self._buckets):  # none for a lossless codec
+            if buckets is None or i in buckets:
+                bucket.commit()
 
     def owed(self) -> dict[str, torch.Tensor]:
         """For each parameter what later sums over ranks are owed by this one: ``sent + world_size * mean_residual``, or

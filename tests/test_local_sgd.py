@@ -171,6 +171,7 @@ def test_negative_control_of_the_reference():
         {"bits": 2.0, "plan_every": 2},
         {"codec": "lowrank:2"},
         {"codec": LOSSY, "feedback": True},
+        {"codec": "none", "feedback": True},
         {"codec": LOSSY, "parts": 3},
         {"codec": "topk:0.1", "parts": 2},
         {"codec": LOSSY, "outer_lr": 0.7, "outer_momentum": 0.9},
@@ -205,7 +206,7 @@ def test_replicas_are_equal_after_every_round(size, options):
     for states, counts, _ in found:
         assert torch.equal(states[-1][1], found[0][0][-1][1]), "not equal after synchronize"
         assert torch.isfinite(states[-1][1]).all()
-        if options.get("codec") != "lowrank:2":
+        if options.get("codec") not in ("lowrank:2", "none"):
             assert counts["compressed_numel"] > 0
     unbiased = {LOSSY, "uniform:4", "randk:0.2", "homomorphic:4", None}
     assert found[0][2] == options.get("feedback", options.get("codec") not in unbiased)

@@ -95,7 +95,7 @@ def trainings(*, quick: bool, seed: int, out: Path, ranks: int = 2, on_progress:
         ("every 4", [*local, "4"]),
         ("every 8", [*local, "8"]),
         ("every 8, outer momentum .5", [*local, "8", "--outer-momentum", ".5", "--outer-lr", ".9"]),
-        ("every 4, 4 parts", [*local, "4", "--parts", "4"]),
+        ("every 2, 2 parts", [*local, "2", "--parts", "2"]),
     ]
     if quick:
         runs = runs[:2]
