@@ -74,14 +74,14 @@ def test_recursion_by_hand():
 
 
 def test_outer_momentum_follows_its_recursion():
-    plain = outer_momentum("none", momentum=0.0, rate=1.0, rounds=12)
-    nesterov = outer_momentum("none", momentum=0.9, rate=0.7, rounds=12)
+    plain = outer_momentum("none", momentum=0.0, rate=1.0, rounds=30)
+    nesterov = outer_momentum("none", momentum=0.9, rate=0.7, rounds=30)
     for run in (plain, nesterov):
         for measured, predicted in zip(run.losses, run.predicted, strict=True):
             assert abs(measured / predicted - 1) < 1e-3
-    assert nesterov.losses[-1] < plain.losses[-1] / 2
+    assert nesterov.losses[-1] < 0.6 * plain.losses[-1]
     lossy = outer_momentum(CODEC, momentum=0.9, rate=0.7, rounds=12)
-    assert lossy.losses != nesterov.losses
+    assert lossy.losses != nesterov.losses[:12]
     assert abs(lossy.losses[-1] / lossy.predicted[-1] - 1) < 0.1
 
 

@@ -40,7 +40,9 @@ def plot_local(points: Sequence[SpeedUp], momenta: Sequence[Momentum], runs: Seq
             axes[2].xaxis.set_major_formatter(plain)
         for one in axes:
             one.grid(alpha=0.25)
-        figure.suptitle(f"LocalSGD: rounds of averaging with {CODEC}", fontsize=12)
+        figure.suptitle(
+            "LocalSGD: local steps, and rounds of quantised averaging (four bits unless said otherwise)", fontsize=12
+        )
         figure.savefig(path)
 
 

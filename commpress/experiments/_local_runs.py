@@ -92,6 +92,7 @@ def trainings(*, quick: bool, seed: int, out: Path, ranks: int = 2, on_progress:
     local = ["--codec", CODEC, "--every"]
     runs: list[tuple[str, list[str]]] = [
         ("fp32 all-reduce", ["--codec", "fp32"]),
+        ("every 2, 2 bits", ["--codec", "hadamard+lloyd:2", "--every", "2"]),
         ("every 4", [*local, "4"]),
         ("every 8", [*local, "8"]),
         ("every 8, outer momentum .5", [*local, "8", "--outer-momentum", ".5", "--outer-lr", ".9"]),
@@ -171,7 +172,7 @@ def tables(points: Sequence[SpeedUp], momenta: Sequence[Momentum], runs: Sequenc
                 )
             )
         text += (
-            f"\nThe main job: {CODEC}, the same number of steps, {runs[0].run.head['world_size']} ranks\n"
+            f"\nThe main job: four bits unless said otherwise, the same number of steps, {runs[0].run.head['world_size']} ranks\n"
             + _aligned(rows)
         )
     return text
