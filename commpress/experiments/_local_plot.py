@@ -86,4 +86,6 @@ def _bytes(axes: Any, runs: Sequence[Training]) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("megabytes sent by each rank (log scale)")
     axes.set_ylabel("held-out loss, nats per byte")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + (0.09 * len(runs) + 0.02) * (high - low))  # room for the legend
     axes.legend(fontsize=9.5, loc="upper right")
