@@ -7,13 +7,14 @@ from commpress import errors, mpi
 from commpress._version import __version__
 from commpress.codecs import Codec, Key, codec
 from commpress.collectives import all_reduce
-from commpress.hooks import HookState, ddp_hook, register
+from commpress.hooks import HookState, LocalSGD, ddp_hook, register
 from commpress.wire import pack, unpack
 
 __all__ = [
     "Codec",
     "HookState",
     "Key",
+    "LocalSGD",
     "__version__",
     "all_reduce",
     "codec",

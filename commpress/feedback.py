@@ -233,10 +233,11 @@ class ErrorFeedback:
     def bucket(self, index: int) -> BucketFeedback:
         return self._buckets[index]
 
-    def commit(self) -> None:
-        """Ends a step that is good on all ranks: its residuals become the current ones."""
-        for bucket in self._buckets:
-            bucket.commit()
+    def commit(self, buckets: Sequence[int] | None = None) -> None:
+        """Ends a step that is good on all ranks: its residuals become the current ones; of all buckets, or of those that took part."""
+        for i, bucket in enumerate(self._buckets):  # none for a lossless codec
+            if buckets is None or i in buckets:
+                bucket.commit()
 
     def owed(self) -> dict[str, torch.Tensor]:
         """For each parameter what later sums over ranks are owed by this one: ``sent + world_size * mean_residual``, or

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from commpress.cli import _bandwidth, _mean_estimation
+from commpress.cli import _bandwidth, _local_sgd, _mean_estimation
 
-EXPERIMENTS = (_bandwidth, _mean_estimation)
+EXPERIMENTS = (_bandwidth, _local_sgd, _mean_estimation)
 
 _EXAMPLES = """\
 examples:
   commpress experiment                              list the experiments
   commpress experiment mean-estimation --quick      less than a minute
   commpress experiment bandwidth --quick            less than five minutes; needs root
+  commpress experiment local-sgd --quick            likewise
 """
 
 

@@ -13,6 +13,7 @@ examples:
   torchrun --nproc_per_node=2 -m commpress train --codec fp32
   torchrun --nproc_per_node=2 -m commpress train --codec hadamard+lloyd:2 --records two-bits.jsonl
   torchrun --nproc_per_node=2 -m commpress train --bits 1.5 --telemetry run.jsonl
+  torchrun --nproc_per_node=2 -m commpress train --codec hadamard+lloyd:4 --every 8
   torchrun --nproc_per_node=2 -m commpress train --checkpoint saved --stop-after 100
   torchrun --nproc_per_node=2 -m commpress train --checkpoint saved --resume
 
@@ -64,6 +65,20 @@ def add_to(commands: Any) -> None:
         metavar="B",
         help="B bits a coordinate, shared out between the layers by the allocator; --codec is then the family, without bits",
     )
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=0,
+        metavar="P",
+        help="local steps, and every P of them a round of averaging (LocalSGD)",
+    )
+    parser.add_argument(
+        "--parts", type=int, default=1, metavar="K", help="with --every: a K-th of the model in each round"
+    )
+    parser.add_argument(
+        "--outer-lr", type=float, default=1.0, metavar="LR", help="with --every: of the outer optimiser"
+    )
+    parser.add_argument("--outer-momentum", type=float, default=0.0, metavar="M", help="with --every: likewise")
     add_job_options(parser)
     parser.add_argument("--windows", type=int, metavar="N", help="sequences per rank and step (default 8)")
     parser.add_argument("--curve-points", type=int, metavar="N", help="evaluations on the way (default 10)")
@@ -131,6 +146,9 @@ def settings_of(options: argparse.Namespace, codec: str | None, bits: float | No
     for option, name in (("steps", "steps"), ("windows", "windows_per_rank"), ("curve_points", "curve_points")):
         if getattr(options, option, None) is not None:
             changes[name] = getattr(options, option)
+    # The demo, which asks for settings too, has no local steps.
+    local = ("every", "parts", "outer_lr", "outer_momentum")
+    changes |= {name: getattr(options, name) for name in local if hasattr(options, name)}
     return Settings(
         codec=codec or ("hadamard+lloyd:2" if bits is None else default_family(bits)),
         bits=bits,

@@ -51,7 +51,7 @@ from commpress.collectives._factor_plan import (
     most_dimensions,
     worth,
 )
-from commpress.collectives._fake import FakeCommunicator, FakeWorld
+from commpress.collectives._fake import FakeCommunicator, FakeGroup, FakeWorld
 from commpress.collectives._framing import Sent, mss_of, mtu_of, read_counters
 from commpress.collectives._layout import shard_bounds
 from commpress.collectives._mpi import MpiCommunicator
@@ -71,6 +71,7 @@ __all__ = [
     "FactorPlan",
     "FactorReducer",
     "FakeCommunicator",
+    "FakeGroup",
     "FakeWorld",
     "Handle",
     "MatrixShape",

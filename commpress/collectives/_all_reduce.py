@@ -11,8 +11,9 @@ import torch.distributed as dist
 
 from commpress.collectives import _torch
 from commpress.collectives._accounting import Report
+from commpress.collectives._fake import FakeGroup
 from commpress.collectives._one_call import Entry, reduce_tensor
-from commpress.collectives._torch import TorchCommunicator
+from commpress.collectives.communicator import Communicator
 from commpress.collectives.reducer import Reducer
 from commpress.errors import StateError
 
@@ -27,19 +28,23 @@ _entries: weakref.WeakKeyDictionary[Any, Entry] = weakref.WeakKeyDictionary()
 _entries_lock = threading.Lock()
 
 
-def make_channels(group: Any = None, timeout: float | None = None) -> tuple[TorchCommunicator, TorchCommunicator]:
+def make_channels(group: Any = None, timeout: float | None = None) -> tuple[Communicator, Communicator]:
     """Makes two gloo groups with the ranks of `group` and returns a channel on each. Collective: every rank of the group, and no other, must call it.
 
     Args:
-        group: a ProcessGroup; None is the default group.
+        group: a ProcessGroup, or a FakeGroup; None is the default group.
         timeout: seconds for making the connections; by default the group's own timeout.
     """
+    if isinstance(group, FakeGroup):
+        return group.channels()
     group = _resolve(group)
     return _torch.make_channels(group, timeout or group_timeout(group))
 
 
 def group_timeout(group: Any = None) -> float:
     """The timeout of a process group in seconds; half an hour where its backend does not tell."""
+    if isinstance(group, FakeGroup):
+        return group.timeout
     try:
         options = _resolve(group)._get_backend(torch.device("cpu")).options
         return float(options._timeout.total_seconds())

@@ -119,3 +119,42 @@ class FakeCommunicator(Communicator):
 
     def close(self) -> None:
         pass
+
+
+@final
+class FakeGroup:
+    """One rank of a group whose ranks are threads of this process; `make_channels`, and what is built on it, take it in place of a ProcessGroup.
+
+    `FakeGroup.ranks(4)` gives all four. `worlds` are the wires made so far, in the order in which the ranks, all alike, asked for channels.
+    """
+
+    def __init__(self, rank: int, size: int, worlds: list[FakeWorld], lock: threading.Lock, timeout: float) -> None:
+        self.worlds = worlds
+        self.timeout = timeout
+        self._rank, self._size = rank, size
+        self._lock = lock
+        self._taken = 0
+
+    @staticmethod
+    def ranks(size: int, timeout: float = 60.0) -> list[FakeGroup]:
+        """A group of `size` ranks; a wait for a peer may take `timeout` seconds."""
+        worlds: list[FakeWorld] = []
+        lock = threading.Lock()
+        return [FakeGroup(rank, size, worlds, lock, timeout) for rank in range(size)]
+
+    def rank(self) -> int:
+        """This rank's number."""
+        return self._rank
+
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self._size
+
+    def channels(self) -> tuple[FakeCommunicator, FakeCommunicator]:
+        """The next two channels between all ranks."""
+        with self._lock:
+            while len(self.worlds) < self._taken + 2:
+                self.worlds.append(FakeWorld(self._size))
+            first, second = self.worlds[self._taken : self._taken + 2]
+            self._taken += 2
+        return first.communicator(self._rank), second.communicator(self._rank)

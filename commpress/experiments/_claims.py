@@ -33,6 +33,11 @@ class ClaimedBytes(Sink):
         with self._lock:
             return self._sums[name] / self._records if self._records else 0.0
 
+    def total(self, name: str) -> int:
+        """The sum over all records so far."""
+        with self._lock:
+            return self._sums[name]
+
     def emit(self, record: Mapping[str, Any]) -> bool:
         with self._lock:
             if record.get("kind") == "step":

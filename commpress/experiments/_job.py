@@ -35,7 +35,7 @@ from commpress.experiments._records import RunWriter
 from commpress.experiments._settings import Settings
 from commpress.experiments._text import Corpus, standard_library
 from commpress.experiments._traffic import Clock
-from commpress.experiments._ways import is_peer, way
+from commpress.experiments._ways import LocalRounds, Way, is_peer, way
 
 _GROUP_TIMEOUT = datetime.timedelta(seconds=120)
 _EVALUATION_BATCH = 64
@@ -103,7 +103,7 @@ class MainJob:
         torch.manual_seed(settings.seed)
         self.model = ByteGPT(settings.shape)
         self.numel = sum(p.numel() for p in self.model.parameters())
-        self.way = way(settings.way)
+        self.way = self._way()
         self.ddp = self.way.wrap(self.model)
         self.claims = ClaimedBytes(telemetry if self.rank == 0 else None)
         self.way.connect(self.ddp, seed=settings.seed, telemetry=self.claims)
@@ -134,7 +134,9 @@ class MainJob:
             self._writer.write("run", **self._head())
             self._evaluate_for_curve()
         points = {round(settings.steps * i / settings.curve_points) for i in range(1, settings.curve_points + 1)}
-        probes = {round(settings.steps * (i + 0.5) / settings.probes) for i in range(settings.probes)}
+        # With local steps no gradient is reduced that could be compared.
+        probing = 0 if settings.every else settings.probes
+        probes = {round(settings.steps * (i + 0.5) / probing) for i in range(probing)}
         self._clock.start()
         while self.steps_done < last:
             self.step(probe=self.steps_done in probes)
@@ -196,6 +198,7 @@ class MainJob:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps_done += 1
+        self.way.after_step(last=self.steps_done == settings.steps)
         seconds = time.perf_counter() - began
         if not probe:
             self._step_seconds.append(seconds)
@@ -251,10 +254,16 @@ class MainJob:
         if self.way.state is None:
             return textbook
         names = ("payload_bytes", "header_bytes", "messages")
-        mean = torch.tensor([self.claims.per_step(name) for name in names], dtype=torch.float64)
+        mean = torch.tensor([self._sent_per_step(name) for name in names], dtype=torch.float64)
         dist.all_reduce(mean)
         payload, header, messages = (mean / self.world_size).tolist()
         return framed_bytes(payload + header, messages, self._clock.traffic.total().mss)
+
+    def _sent_per_step(self, name: str) -> float:
+        """Of this rank. A round of LocalSGD, which has one record, serves several steps."""
+        if self.settings.every:
+            return self.claims.total(name) / max(1, self.steps_done - self._first_step)
+        return self.claims.per_step(name)
 
     def _summary(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -274,8 +283,8 @@ class MainJob:
             "ranks_on_interface": traffic.ranks,
             "interface_bytes_per_step_per_rank": traffic.per_rank / counted,
             "claimed_bytes_per_step_per_rank": self._claimed_per_step(),
-            "payload_bytes_per_step": self.claims.per_step("payload_bytes"),
-            "header_bytes_per_step": self.claims.per_step("header_bytes"),
+            "payload_bytes_per_step": self._sent_per_step("payload_bytes"),
+            "header_bytes_per_step": self._sent_per_step("header_bytes"),
             "step_seconds": _median(self._step_seconds),
             "train_seconds": self._clock.seconds,
             "nmse": sum(self._nmse) / len(self._nmse) if self._nmse else None,
@@ -283,6 +292,13 @@ class MainJob:
         }
 
     # -- making it
+
+    def _way(self) -> Way:
+        settings = self.settings
+        if not settings.every:
+            return way(settings.way)
+        outer = {"outer_lr": settings.outer_lr, "outer_momentum": settings.outer_momentum}
+        return LocalRounds(settings.way, every=settings.every, parts=settings.parts, **outer)
 
     def _stateful(self) -> dict[str, Any]:
         return {"model": self.model, "optimizer": self.optimizer, **self.way.stateful()}

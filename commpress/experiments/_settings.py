@@ -7,6 +7,7 @@ from typing import Any
 
 from commpress.errors import SpecError
 from commpress.experiments._model import Shape
+from commpress.experiments._ways import is_peer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Settings:
     Attributes:
         codec: a codec's spec, or one of `PEERS`; with `bits` the family whose rates the allocator chooses.
         bits: budget per coordinate that the allocator shares out, or None.
+        every: local steps between two rounds of LocalSGD, whose differences then go through the codec; 0: gradients do, in every step.
+        parts, outer_lr, outer_momentum: of LocalSGD.
         steps: optimiser steps.
         seed: of initialisation, data order and the codec's randomness.
         shape: sizes of the model.
@@ -33,6 +36,10 @@ class Settings:
 
     codec: str = "hadamard+lloyd:2"
     bits: float | None = None
+    every: int = 0
+    parts: int = 1
+    outer_lr: float = 1.0
+    outer_momentum: float = 0.0
     steps: int = 250
     seed: int = 0
     shape: Shape = dataclasses.field(default_factory=Shape)
@@ -54,13 +61,25 @@ class Settings:
 
     @property
     def communication(self) -> str:
-        """How gradients travel, for people."""
-        return self.codec if self.bits is None else f"{self.codec}, {self.bits:g} bits shared out"
+        """What travels and how, for people."""
+        text = self.codec if self.bits is None else f"{self.codec}, {self.bits:g} bits shared out"
+        if self.every:
+            text += f", every {self.every} steps" + (f", {self.parts} parts" if self.parts > 1 else "")
+            text += f", outer momentum {self.outer_momentum:g}" if self.outer_momentum else ""
+        return text
 
     def __post_init__(self) -> None:
         for name in ("steps", "windows_per_rank", "held_out_windows", "curve_points", "curve_windows"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.every < 0:
+            raise SpecError(f"every must be at least 0, got {self.every}")
+        if self.every and is_peer(self.codec):
+            raise SpecError(
+                f"{self.codec} is an all-reduce of gradients: with local steps give a codec, none for whole differences"
+            )
+        if not self.every and (self.parts, self.outer_lr, self.outer_momentum) != (1, 1.0, 0.0):
+            raise SpecError("parts, outer_lr and outer_momentum belong to local steps: give every= too")
         if not 0 <= self.seed < 1 << 63:
             raise SpecError(f"seed must be in [0, 2^63), got {self.seed}")
 

@@ -17,7 +17,7 @@ from commpress.codecs import codec
 from commpress.errors import SpecError, StateError
 from commpress.experiments._bf16_hook import bfloat16_hook
 from commpress.experiments._one_bit_adam import OneBitAdam, exact_steps
-from commpress.hooks import default_family, register
+from commpress.hooks import LocalSGD, default_family, register
 from commpress.telemetry import Sink
 
 PEERS = ("fp32", "fp16", "bf16", "powersgd:R", "1bit-adam")
@@ -80,6 +80,9 @@ class Way(abc.ABC):
         """Around forward and backward."""
         return contextlib.nullcontext()
 
+    def after_step(self, *, last: bool) -> None:  # noqa: B027  (most ways have nothing to do)
+        """After the optimiser's step; `last`: it was the run's last one."""
+
     def textbook_bytes(self, shapes: Sequence[torch.Size], ranks: int) -> float:
         """Bytes that a rank sends in a step by the textbook, without framing; 0 where the state's telemetry knows."""
         return 0.0
@@ -110,6 +113,24 @@ class Compressed(Way):
 
     def connect(self, ddp: DistributedDataParallel, *, seed: int, telemetry: Sink | None) -> None:
         self.state = register(ddp, self._codec, bits=self._bits, seed=seed, telemetry=telemetry)
+
+
+@final
+class LocalRounds(Way):
+    """Local steps, whose differences are averaged now and then; see :class:`commpress.LocalSGD` for the options."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name)
+        self._options = options
+
+    def connect(self, ddp: DistributedDataParallel, *, seed: int, telemetry: Sink | None) -> None:
+        spec, bits = codec_and_bits(self.name)
+        self.state = LocalSGD(ddp, spec, bits=bits, seed=seed, telemetry=telemetry, **self._options)
+
+    def after_step(self, *, last: bool) -> None:
+        self.state.step()
+        if last:
+            self.state.synchronize()
 
 
 @final

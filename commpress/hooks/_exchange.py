@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from commpress.allocation import Plan
 from commpress.codecs import Key, LayeredCodec
-from commpress.collectives import Communicator, Reducer, group_timeout, shard_bounds, wire_nbytes
+from commpress.collectives import Communicator, FakeGroup, Reducer, group_timeout, shard_bounds, wire_nbytes
 from commpress.errors import CommpressError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks._information import information_record
@@ -47,6 +47,8 @@ class Exchange(Reduction):
         telemetry_every, check_every: steps between two measurements of distortion and information, comparisons of replicas.
         plan: a bit budget to be shared out between the layers, or None.
         shaping: exponent of noise shaping; 0 for none.
+        caller: who reduces what, for messages.
+        information: whether sampled steps measure it: it takes steps that all buckets take part in.
 
     Raises:
         MismatchError: the ranks differ.
@@ -57,7 +59,7 @@ class Exchange(Reduction):
         self,
         codec: Any,
         parameters: dict[str, torch.Tensor],
-        group: dist.ProcessGroup,
+        group: dist.ProcessGroup | FakeGroup,
         identity: dict[str, Any],
         *,
         feedback: bool,
@@ -67,13 +69,17 @@ class Exchange(Reduction):
         check_every: int,
         plan: PlanSettings | None = None,
         shaping: float = 0.0,
+        caller: str = "ddp hook",
+        information: bool = True,
     ) -> None:
         timeout = timeout or group_timeout(group)
         dims = layers_of(parameters)
         self._planner = None if plan is None else Planner(dims, plan, feedback=feedback)
         if self._planner is not None:
             identity = identity | self._planner.identity()
-        (comm1, comm2), wanted = agree(group, identity, telemetry_every if telemetry is not None else 0, timeout)
+        (comm1, comm2), wanted = agree(
+            group, identity, telemetry_every if telemetry is not None and information else 0, timeout
+        )
         super().__init__(parameters, group, telemetry)
         self._channels: list[Communicator] = []
         self._codec = codec
@@ -101,7 +107,7 @@ class Exchange(Reduction):
         self._looked = False
         self._held: tuple[dict[str, Any], tuple[float, float, float]] | None = None
         self._codecs: list[Any] = []
-        self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=f"ddp hook, feedback {'on' if feedback else 'off'}")
+        self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=f"{caller}, feedback {'on' if feedback else 'off'}")
         self._work: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self._telemetry_every = telemetry_every
         self._check_every = check_every
@@ -111,7 +117,7 @@ class Exchange(Reduction):
     def _own(self, numel: int, codec: Any) -> tuple[int, int]:
         return shard_bounds(numel, self.world_size, self.rank, codec)
 
-    def open_step(self, number: int, layouts: Sequence[Layout]) -> Step:
+    def open_step(self, number: int, layouts: Sequence[Layout], members: Sequence[int] | None = None) -> Step:
         self.settle()
         self._codecs = plan_codecs(self._planner, self._codec, layouts)
         if self.feedback is not None:
@@ -125,7 +131,7 @@ class Exchange(Reduction):
                 codec=str(self._codec),
                 requested_rate=self._codec.bits,
             )
-        return Step(number, len(layouts), record, self._end_step)
+        return Step(number, len(layouts if members is None else members), record, self._end_step, members)
 
     def submit(
         self, step: Step, index: int, layout: Layout, buffer: torch.Tensor, seed: int
@@ -162,7 +168,7 @@ class Exchange(Reduction):
             failed=self.fail,
         )
         key = Key(seed=seed, step=step.number & 0xFFFFFFFF, sender=0, tensor=index)
-        return self._reducer.submit(flat, codec, codec, key, op="mean", observer=observer)
+        return self._reducer.submit(flat, codec, codec, key, op="mean", observer=observer, plan=step.plan)
 
     def _diverged(self, layout: Layout, index: int, step: int) -> None:
         assert self._control is not None
@@ -180,7 +186,7 @@ class Exchange(Reduction):
         if self.feedback is not None:
             outcome = "updated" if step.finite else "kept"
             if step.finite:
-                self.feedback.commit()
+                self.feedback.commit(step.members)
         with self._lock:
             self.counts["steps"] += 1
             self.counts["buckets"] += step.buckets

@@ -16,6 +16,7 @@ from commpress.collectives import (
     Communicator,
     FactorPlan,
     FactorReducer,
+    FakeGroup,
     MatrixShape,
     Passage,
     Reducer,
@@ -46,6 +47,7 @@ class LowRankReduction(Reduction):
     Args:
         codec, parameters, group, identity, feedback, timeout, telemetry, telemetry_every, check_every: see :class:`HookState`.
         budget: what the dimensions are chosen for; None: all matrices have the codec's.
+        caller: who reduces what, for messages.
 
     Raises:
         SpecError: the budget is too small for these parameters.
@@ -57,7 +59,7 @@ class LowRankReduction(Reduction):
         self,
         codec: LowRankCodec,
         parameters: dict[str, torch.Tensor],
-        group: dist.ProcessGroup,
+        group: dist.ProcessGroup | FakeGroup,
         identity: dict[str, Any],
         *,
         feedback: bool,
@@ -66,6 +68,7 @@ class LowRankReduction(Reduction):
         telemetry_every: int,
         check_every: int,
         budget: DimensionSettings | None = None,
+        caller: str = "ddp hook",
     ) -> None:
         timeout = timeout or group_timeout(group)
         self._codec = codec
@@ -87,7 +90,7 @@ class LowRankReduction(Reduction):
             for name, s in self._shapes.items()
         }
         comm3, comm4 = make_pair(group, timeout)
-        plan = f"ddp hook, feedback {'on' if feedback else 'off'}"
+        plan = f"{caller}, feedback {'on' if feedback else 'off'}"
         self._reducer = FactorReducer(
             Reducer(comm1, comm2, timeout=timeout, plan=f"{plan}, left factors"),
             Reducer(comm3, comm4, timeout=timeout, plan=f"{plan}, right factors"),
@@ -118,7 +121,7 @@ class LowRankReduction(Reduction):
     def plan(self) -> Plan | None:
         return None if self._planner is None else self._planner.plan
 
-    def open_step(self, number: int, layouts: Sequence[Layout]) -> Step:
+    def open_step(self, number: int, layouts: Sequence[Layout], members: Sequence[int] | None = None) -> Step:
         if self.feedback is not None:
             self.feedback.arrange(layouts)
         if any(layout not in self._plans for layout in layouts):
@@ -130,7 +133,7 @@ class LowRankReduction(Reduction):
             record = StepRecord(
                 step=number, rank=self.rank, world_size=self.world_size, codec=codec, requested_rate=None
             )
-        return Step(number, len(layouts), record, self._end_step)
+        return Step(number, len(layouts if members is None else members), record, self._end_step, members)
 
     def _plan_of(self, layout: Layout) -> FactorPlan:
         shapes, dimensions = [], []
@@ -195,7 +198,7 @@ class LowRankReduction(Reduction):
         if self.feedback is not None:
             outcome = "updated" if step.finite else "kept"
             if step.finite and self.world_size > 1:
-                self.feedback.commit()
+                self.feedback.commit(step.members)
         fidelities: list[dict[str, Any]] = []
         resets = 0
         for passage, names in self._under_way if self.world_size > 1 else ():

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from commpress.allocation import Plan
-from commpress.collectives import Communicator, make_channels
+from commpress.collectives import Communicator, FakeGroup, make_channels
 from commpress.errors import CommpressError, PeerError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks import _handshake
@@ -32,7 +32,7 @@ class Reduction(abc.ABC):
 
     Args:
         parameters: name to tensor, all that DDP reduces.
-        group: DDP's process group.
+        group: DDP's process group, or a FakeGroup.
         telemetry: see :class:`HookState`.
 
     Attributes:
@@ -43,7 +43,7 @@ class Reduction(abc.ABC):
     def __init__(
         self,
         parameters: dict[str, torch.Tensor],
-        group: dist.ProcessGroup,
+        group: dist.ProcessGroup | FakeGroup,
         telemetry: str | os.PathLike[str] | Sink | None,
     ) -> None:
         self.rank, self.world_size = group.rank(), group.size()
@@ -60,8 +60,8 @@ class Reduction(abc.ABC):
             self.sink = JsonlSink(telemetry, rank=self.rank)
 
     @abc.abstractmethod
-    def open_step(self, number: int, layouts: Sequence[Layout]) -> Step:
-        """Begins a step whose buckets have these layouts; :meth:`submit` follows for each."""
+    def open_step(self, number: int, layouts: Sequence[Layout], members: Sequence[int] | None = None) -> Step:
+        """Begins a step whose buckets have these layouts; :meth:`submit` follows for each, or for the `members` alone."""
 
     @abc.abstractmethod
     def submit(
@@ -140,7 +140,7 @@ class Reduction(abc.ABC):
 
 
 def agree(
-    group: dist.ProcessGroup, identity: dict[str, Any], wanted: int, timeout: float
+    group: dist.ProcessGroup | FakeGroup, identity: dict[str, Any], wanted: int, timeout: float
 ) -> tuple[tuple[Communicator, Communicator], list[int]]:
     """A pair of channels on which all ranks found that they have the same `identity`, and what each of them `wanted`. Collective.
 
@@ -159,7 +159,7 @@ def agree(
     return pair, [one["wanted"] for one in said]
 
 
-def make_pair(group: dist.ProcessGroup, timeout: float) -> tuple[Communicator, Communicator]:
+def make_pair(group: dist.ProcessGroup | FakeGroup, timeout: float) -> tuple[Communicator, Communicator]:
     """Two channels between the ranks of a group. Collective. Raises PeerError."""
     try:
         return make_channels(group, timeout)

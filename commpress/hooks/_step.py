@@ -58,11 +58,24 @@ class Step:
         buckets: how many it has.
         record: telemetry of the step, or None.
         ended: called once, on the thread that completes the last bucket, with this step.
+        members: the buckets' indices, if they are not all that there are.
+
+    Attributes:
+        plan: text that must be equal on all ranks, instead of the reduction's own; or None.
     """
 
-    def __init__(self, number: int, buckets: int, record: StepRecord | None, ended: Callable[[Step], None]) -> None:
+    def __init__(
+        self,
+        number: int,
+        buckets: int,
+        record: StepRecord | None,
+        ended: Callable[[Step], None],
+        members: Sequence[int] | None = None,
+    ) -> None:
         self.number = number
         self.buckets = buckets
+        self.members = members
+        self.plan: str | None = None
         self.record = record
         self.finite = True
         self.held = 0

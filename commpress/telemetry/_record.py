@@ -28,6 +28,7 @@ class StepRecord:
     * ``times``: sums over buckets (which overlap); ``step_time``: from the first hook to the last result
     * ``information``: on sampled steps, what the bits carried against the Gaussian limit (docs/information.md)
     * ``low_rank``: with low-rank factors a list of ``{"name", "fidelity", "restarted"}`` by matrix (docs/lowrank.md)
+    * ``local_sgd``: of a round of LocalSGD, which is a step here (docs/local-sgd.md)
     * ``finite``: false if some gradient was not; ``feedback``: "off", "kept" (residuals held back) or "updated"
     * ``dropped_records``: records lost before this one
 
@@ -92,6 +93,11 @@ class StepRecord:
         self._numel += numel
         self._sent_numel += sent_numel
         self._finite = self._finite and finite
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """So far: ``payload_bytes``, ``header_bytes``, ``wire_bytes``, ``messages``, ``compressed_numel``."""
+        return dict(self._sums)
 
     def add_overhead(self, header_bytes: int, wire_bytes: int, messages: int) -> None:
         """Adds what a step sent beside its buckets."""
