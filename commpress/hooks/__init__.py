@@ -1,4 +1,4 @@
-"""What puts commpress under a training script: the DDP hook, its state, and `register`.
+"""What puts commpress under a training script: the DDP hook, its state, FSDP2's, and `register`.
 
 state = commpress.register(ddp_model, codec="hadamard+lloyd:2")        # one line after DistributedDataParallel(model)
 
@@ -8,7 +8,8 @@ ddp_model.register_comm_hook(state, commpress.ddp_hook)
 
 from commpress.hooks._checkpoint import merge_states
 from commpress.hooks._ddp import ModelError, ddp_hook, register
+from commpress.hooks._fsdp_state import FSDPHookState
 from commpress.hooks._planner import default_family
 from commpress.hooks._state import HookState
 
-__all__ = ["HookState", "ModelError", "ddp_hook", "default_family", "merge_states", "register"]
+__all__ = ["FSDPHookState", "HookState", "ModelError", "ddp_hook", "default_family", "merge_states", "register"]

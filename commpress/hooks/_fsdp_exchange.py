@@ -1,0 +1,562 @@
+"""What goes between the ranks of an FSDP2 model: reduce-scatters of gradients, all-gathers of weights, all-reduces between replicas."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+import torch.distributed as dist
+
+from commpress.allocation import Plan
+from commpress.codecs import Codec, Key, LayeredCodec
+from commpress.codecs import codec as make_codec
+from commpress.collectives import Communicator, Reducer, group_timeout, rows_codec, shard_bounds
+from commpress.errors import CommpressError, StateError, TensorError
+from commpress.feedback import ErrorFeedback, Layout
+from commpress.hooks._fsdp_feedback import RowsFeedback
+from commpress.hooks._fsdp_plan import ShardStatistics
+from commpress.hooks._fsdp_step import (
+    LEGS,
+    PlainObserver,
+    ReplicaObserver,
+    RowsObserver,
+    Step,
+    Traffic,
+    by_layer,
+    nmse_of,
+)
+from commpress.hooks._notes import Notes
+from commpress.hooks._planner import Planner, PlanSettings
+from commpress.hooks._reduction import agree, due, make_pair, plan_record
+from commpress.hooks._sums import Column, LayerSums
+from commpress.telemetry import JsonlSink, Sink, StepRecord, json_values
+
+if TYPE_CHECKING:
+    from commpress.hooks._fsdp_torch import Unit
+
+_log = logging.getLogger("commpress.hooks")
+_EXACT = make_codec("none")
+_EXACT_BELOW = 512  # coordinates of a shard whose weights travel as they are
+COUNTS = (
+    "steps",
+    "reduce_scatters",
+    "all_gathers",
+    "all_reduces",
+    "compressed_numel",
+    "nonfinite_steps",
+    "plans",
+    "by_module",
+    "exact_all_gathers",
+    "abandoned_steps",
+)
+
+
+@final
+class ShardExchange:
+    """Made collectively: agrees with the other ranks on `identity` and makes the process groups.
+
+    Args:
+        units: the model's modules. codec: of gradients, made by ``for_feedback()`` with `feedback`. gather: of weights, or None.
+        shard, replicate: the ranks between which modules are sharded, and replicated (or None).
+        identity: what must be equal on all ranks.
+        operation: what FSDP's `op` means: "mean" or "sum", and a gain.
+        plan: a bit budget, or None. seed, telemetry, telemetry_every, timeout: see :func:`commpress.register`.
+
+    Raises:
+        MismatchError: the ranks differ. PeerError: a rank did not take part within the timeout.
+    """
+
+    def __init__(
+        self,
+        units: list[Unit],
+        codec: Any,
+        *,
+        gather: Any,
+        shard: dist.ProcessGroup,
+        replicate: dist.ProcessGroup | None,
+        identity: dict[str, Any],
+        operation: Callable[[Any], tuple[str, float | None]],
+        feedback: bool,
+        plan: PlanSettings | None,
+        seed: int,
+        telemetry: str | os.PathLike[str] | Sink | None,
+        telemetry_every: int,
+        timeout: float | None,
+    ) -> None:
+        self.units, self.codec, self.seed = units, codec, seed
+        self.rank, self.world_size = shard.rank(), shard.size()
+        self.replica, self.replicas = (0, 1) if replicate is None else (replicate.rank(), replicate.size())
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.traffic = {leg: Traffic() for leg in LEGS}
+        self._told = {leg: Traffic() for leg in LEGS}
+        self.error: Exception | None = None
+        self.step = 0
+        self.calls = [0] * len(units)
+        self._gather, self._operation, self._shard = gather, operation, shard
+        self._timeout = timeout or group_timeout(shard)
+        self._telemetry_every = telemetry_every
+        sizes: dict[str, int] = {}
+        for unit in units:
+            sizes |= {n: s for n, s in zip(*unit.layers(trained=True), strict=True) if s}
+        self.planner = None if plan is None else Planner(sizes, plan, feedback=feedback)
+        if self.planner is not None:
+            identity = identity | self.planner.identity()
+        self._reducer = self._make_reducer(shard, identity)
+        self._replicas = None if replicate is None else self._make_reducer(replicate, identity)
+        self._channels: list[Communicator] = []
+        self._control: list[Communicator] = []
+        self._statistics: ShardStatistics | None = None
+        if self.planner is not None and self.world_size > 1:
+            self._statistics = ShardStatistics(sizes, self.world_size, self.replicas, unbiased=codec.unbiased)
+        if self._statistics is not None or self._replicas is not None:
+            for group in (shard, replicate):
+                if group is not None:
+                    pair = make_pair(group, self._timeout)
+                    self._channels += pair
+                    self._control.append(pair[0])
+        self._tables = [] if self._statistics is None else self._notes(self._statistics.nbytes)
+        self._verdicts = self._notes(1) if self._replicas is not None and feedback else []
+        self._with_feedback = feedback and not codec.lossless
+        self._residuals: dict[tuple[int, int], RowsFeedback] = {}
+        self._replica_residuals: dict[tuple[int, Layout], ErrorFeedback] = {}
+        if self._with_feedback:
+            for unit in units:  # now, so that a checkpoint has its shape before the first step
+                self._prepare_residuals(unit)
+        self._step: Step | None = None
+        self._last: dict[int, tuple[tuple[str, ...], tuple[int, ...]]] = {}
+        self._said: set[tuple[str, str]] = set()
+        self._work: dict[torch.dtype, torch.Tensor] = {}
+        self._lock = threading.RLock()
+        self._owns_sink = telemetry is not None and not isinstance(telemetry, Sink)
+        self.sink: Sink | None = telemetry if isinstance(telemetry, Sink) else None
+        if telemetry is not None and not isinstance(telemetry, Sink):
+            self.sink = JsonlSink(telemetry, rank=dist.get_rank())
+
+    def _make_reducer(self, group: dist.ProcessGroup, identity: dict[str, Any]) -> Reducer:
+        (comm1, comm2), _ = agree(group, identity, 0, self._timeout)
+        return Reducer(comm1, comm2, timeout=self._timeout, plan="fsdp2")
+
+    def _notes(self, nbytes: int) -> list[Notes]:
+        return [Notes(comm, nbytes, self._timeout) for comm in self._control]
+
+    def _mixed_seed(self, leg: str, place: int) -> int:
+        """No two groups of ranks that sum different things may share coins; a leg without a second group keeps the seed."""
+        if self.replicas == 1:
+            return self.seed
+        return int.from_bytes(hashlib.blake2b(f"{self.seed} {leg} {place}".encode(), digest_size=8).digest(), "little")
+
+    # -- gradients: the shards' leg
+
+    def reduce_scatter(self, unit: Unit, output: torch.Tensor, input: torch.Tensor, op: Any) -> None:
+        """`output` becomes this rank's row of the reduced `input`. Raises CommpressError."""
+        self._guarded(unit, lambda: self._reduce_scatter(unit, output, input, op))
+
+    def _reduce_scatter(self, unit: Unit, output: torch.Tensor, input: torch.Tensor, op: Any) -> None:
+        _check(unit, output, input)
+        n, numel = self.world_size, output.numel()
+        (name, gain), step = self._operation(op), self._open_step()
+        layers, codec, known = self._row(unit, numel)
+        dtype = torch.float64 if input.dtype == torch.float64 and codec.lossless else torch.float32
+        flat, row = input.view(-1), output.view(-1)
+        if input.dtype != dtype:
+            work = self._buffer(input.numel() + numel, dtype)
+            flat, row = work[: input.numel()].copy_(flat), work[input.numel() :]
+        feedback = self._rows_feedback(unit, layers, known) if self._with_feedback else None
+        statistics = self._statistics if known and self.planner is not None and self.planner.due(step.number) else None
+        sample = statistics is not None or (step.record is not None and due(self._telemetry_every, step.number))
+        layout = Layout(layers[0] * n, layers[1] * n)
+        sums = LayerSums(layout) if sample and not codec.lossless else None
+        rows = rows_codec(codec, numel, n)
+        observer = RowsObserver(flat, rows, feedback, sums, self.fail)
+        key = Key(seed=self._mixed_seed("shards", self.replica), step=self._call(unit), tensor=unit.index)
+        self._reducer.reduce_scatter(
+            row, flat, rows, key, op=name, gain=gain, observer=observer, plan=f"fsdp2 {unit.name}", wait=True
+        ).wait()
+        report = observer.report
+        assert report is not None
+        step.finite = step.finite and not report.nonfinite
+        if row.data_ptr() != output.data_ptr():
+            output.view(-1).copy_(row)
+        self.counts["reduce_scatters"] += 1
+        self.counts["compressed_numel"] += 0 if codec.lossless else (n - 1) * numel
+        self.traffic["reduce_scatter"].add(report)
+        nmse = None
+        if sums is not None:
+            table = by_layer(sums.table, n)
+            nmse = nmse_of(table)
+            if statistics is not None:
+                scale = gain * n if gain is not None else 1.0 if name == "mean" else float(n)
+                parts = row.split(list(layers[1]))
+                table[:, Column.MEAN] = [
+                    (float(torch.linalg.vector_norm(part, dtype=torch.float64)) / scale) ** 2 for part in parts
+                ]
+                statistics.add(layers[0], table)
+        if step.record is not None:
+            self._record_rows(step.record, unit, layers, report, (n - 1) * numel, codec.lossless, nmse)
+
+    def _record_rows(
+        self,
+        record: StepRecord,
+        unit: Unit,
+        layers: tuple[tuple[str, ...], tuple[int, ...]],
+        report: Any,
+        sent: int,
+        lossless: bool,
+        nmse: list[float] | None,
+    ) -> None:
+        prefix = "seconds_"
+        times = {
+            name.removeprefix(prefix): float(getattr(report, name))
+            for name in report.__dataclass_fields__
+            if name.startswith(prefix)
+        }
+        record.add_bucket(
+            unit.index,
+            [(name, size * self.world_size) for name, size in zip(*layers, strict=True)],
+            sent_numel=sent,
+            counts={
+                "payload_bytes": report.bytes_payload1,
+                "header_bytes": report.bytes_header,
+                "wire_bytes": report.wire_bytes,
+                "messages": report.messages,
+                "compressed_numel": 0 if lossless else sent,
+            },
+            times=times,
+            finite=not report.nonfinite,
+            nmse=nmse,
+        )
+
+    def _row(self, unit: Unit, numel: int) -> tuple[tuple[tuple[str, ...], tuple[int, ...]], Codec, bool]:
+        """Names and sizes of what a row of a gradient holds, its codec, and whether the parameters in it are known."""
+        layers = unit.layers(trained=True)
+        known = sum(layers[1]) == numel
+        if not known:
+            # A parameter without a gradient is left out, and nothing says which. The row is one layer, at the mean rate.
+            layers = (f"module {unit.name}, {numel} coordinates",), (numel,)
+            self.counts["by_module"] += 1
+            self._say(
+                "by module",
+                unit.name,
+                "has no gradient for some parameters: feedback and rate are the whole module's"
+                " (set_reduce_scatter_unused_params(True) keeps the parameters apart)",
+            )
+        self._last[unit.index] = layers
+        if self.planner is None or not known:
+            return layers, self.codec, known
+        unplanned = [n for n, s in zip(*layers, strict=True) if s and n not in self.planner.plan.names]
+        if unplanned:
+            raise StateError(f"parameter {unplanned[0]!r} was frozen when the budget was shared out: register anew")
+        return layers, self.planner.codec(Layout(*layers)), known
+
+    def _prepare_residuals(self, unit: Unit) -> None:
+        layers = unit.layers(trained=True)
+        if self.world_size > 1:
+            self._residuals[unit.index, -1] = RowsFeedback(*layers, self.world_size, self.rank)
+        if self._replicas is not None:
+            self._replica_feedback(
+                unit, Layout(*layers), self.planner.codec(Layout(*layers)) if self.planner else self.codec
+            )
+
+    def _rows_feedback(self, unit: Unit, layers: tuple[tuple[str, ...], tuple[int, ...]], known: bool) -> RowsFeedback:
+        place = unit.index, -1 if known else sum(layers[1])
+        if place not in self._residuals:
+            self._residuals[place] = RowsFeedback(*layers, self.world_size, self.rank)
+        self._residuals[place].arrange(*layers)
+        return self._residuals[place]
+
+    # -- gradients: the replicas' leg
+
+    def all_reduce(self, unit: Unit, tensor: torch.Tensor) -> None:
+        """FSDP's all-reduce hook: `tensor`, this rank's row of a module's gradient, becomes its mean over the replicas (their sum with a divide factor, as FSDP's own all-reduce). Raises CommpressError."""
+        self._guarded(unit, lambda: self._all_reduce(unit, tensor))
+
+    def _all_reduce(self, unit: Unit, tensor: torch.Tensor) -> None:
+        reducer = self._replicas
+        assert reducer is not None
+        if not unit.all_reduces:
+            raise StateError(
+                f"module {unit.name} was told set_requires_all_reduce(False), which has no meaning with an all-reduce hook: use set_requires_gradient_sync(False)"
+            )
+        step = self._open_step()
+        if self.world_size == 1:  # no reduce-scatter came before
+            self._row(unit, tensor.numel())
+            self._call(unit)
+        layers = self._last[unit.index]
+        layout = Layout(*layers)
+        known = layers == unit.layers(trained=True)
+        codec = self.planner.codec(layout) if self.planner is not None and known else self.codec
+        dtype = torch.float64 if tensor.dtype == torch.float64 and codec.lossless else torch.float32
+        flat = tensor.view(-1)
+        if tensor.dtype != dtype:
+            flat = self._buffer(tensor.numel(), dtype).copy_(flat)
+        bucket = None
+        if self._with_feedback:
+            feedback = self._replica_feedback(unit, layout, codec)
+            if unit.index in step.reduced and step.finite:
+                feedback.commit()  # used twice in one backward pass: the second time goes on from the first
+            step.reduced.add(unit.index)
+            bucket = feedback.bucket(0)
+        observer = ReplicaObserver(flat, bucket, self.fail)
+        key = Key(seed=self._mixed_seed("replicas", self.rank), step=self.calls[unit.index] - 1, tensor=unit.index)
+        reducer.run(flat, codec, codec, key, observer=observer, plan=f"fsdp2 replicas of {unit.name}")
+        report = observer.report
+        assert report is not None
+        if unit.divide_factor is not None:
+            flat.mul_(self.replicas)
+        if flat.data_ptr() != tensor.data_ptr():
+            tensor.view(-1).copy_(flat)
+        step.finite = step.finite and not report.nonfinite
+        self.counts["all_reduces"] += 1
+        own = self._own(flat.numel(), codec)
+        sent = flat.numel() - (own[1] - own[0]) + (own[1] - own[0]) * (self.replicas - 1)
+        self.counts["compressed_numel"] += 0 if codec.lossless else sent
+        self.traffic["all_reduce"].add(report)
+
+    def _own(self, numel: int, codec: Any) -> tuple[int, int]:
+        return shard_bounds(numel, self.replicas, self.replica, codec)
+
+    def _replica_feedback(self, unit: Unit, layout: Layout, codec: Any) -> ErrorFeedback:
+        place = unit.index, layout
+        if place not in self._replica_residuals:
+            self._replica_residuals[place] = ErrorFeedback(
+                self.codec, rank=self.replica, world_size=self.replicas, shard=self._own
+            )
+        feedback = self._replica_residuals[place]
+        feedback.arrange([layout], [codec])
+        return feedback
+
+    # -- weights
+
+    def all_gather(self, unit: Unit, output: torch.Tensor, input: torch.Tensor, group: dist.ProcessGroup) -> None:
+        """Every rank's `input` to `output`. Raises CommpressError."""
+        self._guarded(unit, lambda: self._all_gather(unit, output, input, group))
+
+    def _all_gather(self, unit: Unit, output: torch.Tensor, input: torch.Tensor, group: dist.ProcessGroup) -> None:
+        names, sizes = unit.layers(trained=False)
+        if group is not self._shard and dist.get_process_group_ranks(group) != dist.get_process_group_ranks(
+            self._shard
+        ):
+            # reshard_after_forward=k: what it shards anew are the decoded weights; sent again with loss, backward would see others than forward.
+            self._exact_gather(unit, output, input, group, "gathers weights that were resharded after forward")
+            return
+        if not input.is_floating_point() or sum(sizes) != input.numel():
+            self._exact_gather(
+                unit,
+                output,
+                input,
+                group,
+                f"gathers {input.numel()} {input.dtype} values, which are not its parameters' own",
+            )
+            return
+        _check(unit, input, output)
+        pairs = tuple((s, _EXACT if s < _EXACT_BELOW else self._gather) for s in sizes)
+        codec = rows_codec(LayeredCodec(pairs), input.numel(), self.world_size)
+        dtype = torch.float64 if input.dtype == torch.float64 and codec.lossless else torch.float32
+        flat = output.view(-1) if output.dtype == dtype else self._buffer(output.numel(), dtype)
+        own = flat.view(self.world_size, -1)[self.rank]
+        if own.data_ptr() != input.data_ptr():
+            own.copy_(input.view(-1))
+        observer = PlainObserver(self.fail)
+        # The same bytes for the same weights: forward and backward of a step must see the same.
+        key = Key(seed=self.seed, step=self.step & 0xFFFFFFFF, tensor=unit.index)
+        self._reducer.all_gather(
+            flat, codec, key, observer=observer, plan=f"fsdp2 weights of {unit.name}", wait=True
+        ).wait()
+        if flat.data_ptr() != output.data_ptr():
+            output.view(-1).copy_(flat)
+        self.counts["all_gathers"] += 1
+        assert observer.report is not None
+        self.traffic["all_gather"].add(observer.report)
+
+    def _exact_gather(
+        self, unit: Unit, output: torch.Tensor, input: torch.Tensor, group: dist.ProcessGroup, why: str
+    ) -> None:
+        self.counts["exact_all_gathers"] += 1
+        self._say("exact gather", unit.name, f"{why}: they travel uncompressed")
+        unit.exact_gather(output, input, group)
+
+    # -- steps
+
+    def _open_step(self) -> Step:
+        """The step under way. It ends with the backward pass that it began in."""
+        graph = int(torch._C._current_graph_task_id())
+        if self._step is not None and self._step.graph == graph:
+            return self._step
+        if self._step is not None:
+            self.counts["abandoned_steps"] += 1
+            _log.warning("step %d: its backward pass did not end; its residuals are dropped", self._step.number)
+            self._forget()
+        if graph < 0:
+            raise StateError("gradients are reduced outside of a backward pass")
+        record = None
+        if self.sink is not None:
+            record = StepRecord(
+                step=self.step,
+                rank=dist.get_rank(),
+                world_size=self.world_size * self.replicas,
+                codec=str(self.codec),
+                requested_rate=self.codec.bits,
+            )
+        step = self._step = Step(self.step, graph, record)
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: self._end_step(step))
+        return step
+
+    def _end_step(self, step: Step) -> None:
+        """At the end of the backward pass, after FSDP's own last exchange."""
+        if step is self._step:
+            self._guarded(None, lambda: self._finish(step))
+
+    def _finish(self, step: Step) -> None:
+        for notes in self._verdicts:
+            step.finite = all(note == b"\1" for note in notes.post(bytes([step.finite])).collect())
+        outcome = "off"
+        if self._with_feedback:
+            outcome = "updated" if step.finite else "kept"
+            if step.finite:
+                for residuals in self._residuals.values():
+                    residuals.commit()
+                for feedback in self._replica_residuals.values():
+                    feedback.commit()
+        self._forget()
+        self.step += 1
+        self.counts["steps"] += 1
+        self.counts["nonfinite_steps"] += not step.finite
+        if step.record is not None and self.sink is not None:
+            record = step.record.as_dict(feedback=outcome, dropped=self.sink.dropped)
+            for leg in ("all_gather", "all_reduce"):
+                record[leg] = self.traffic[leg].since(self._told[leg])
+                self._told[leg] = dataclasses.replace(self.traffic[leg])
+            self.sink.emit(record)
+        if self._statistics is not None and self.planner is not None and self.planner.due(step.number):
+            moments = self.planner.moments({n: p for unit in self.units for n, p in unit.parameters().items()})
+            plan = self._statistics.exchange(step.number, self.planner, moments, self._tables)
+            if plan is not None:
+                self._log_plan(plan, step.number + 1)
+
+    def _forget(self) -> None:
+        """Drops what is not committed."""
+        self._step = None
+        for residuals in self._residuals.values():
+            residuals.drop()
+
+    def _log_plan(self, plan: Plan, step: int) -> None:
+        self.counts["plans"] += 1
+        _log.info("step %d: new plan %s, %d bytes a row", step, plan.digest(), plan.planned_bytes)
+        if self.sink is not None:
+            self.sink.emit(json_values(plan_record(plan, step, dist.get_rank(), "statistics")))
+
+    def _call(self, unit: Unit) -> int:
+        """Number of this reduction of the module: no two share randomness, even where a module is used twice in a step."""
+        number = self.calls[unit.index]
+        self.calls[unit.index] += 1
+        return number & 0xFFFFFFFF
+
+    def _buffer(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
+        if dtype not in self._work or self._work[dtype].numel() < numel:
+            self._work[dtype] = torch.empty(numel, dtype=dtype)
+        return self._work[dtype][:numel]
+
+    def _say(self, what: str, name: str, text: str) -> None:
+        """Logs once for each module."""
+        if (what, name) not in self._said:
+            self._said.add((what, name))
+            _log.warning("module %s %s", name, text)
+
+    # -- failures
+
+    def _guarded(self, unit: Unit | None, work: Callable[[], None]) -> None:
+        with self._lock, torch.no_grad():
+            if self.error is not None:
+                raise StateError(f"this state failed earlier and refuses further use: {self.error}") from self.error
+            try:
+                work()
+            except Exception as error:
+                first = self._reducer.error or (self._replicas.error if self._replicas is not None else None) or error
+                if not isinstance(first, CommpressError):
+                    where = "the end of a step" if unit is None else f"module {unit.name}"
+                    first = StateError(f"{type(first).__name__}: {first}: {where}, step {self.step}")
+                self.fail(first)
+                self._tell(first)
+                raise first from error
+
+    def fail(self, error: Exception) -> None:
+        """Remembers the first failure."""
+        if self.error is None:
+            self.error = error
+            _log.error("rank %d of %d: %s: %s", self.rank, self.world_size, type(error).__name__, error)
+
+    def _tell(self, error: Exception) -> None:
+        """What peers meet instead of this rank's next exchange is a header that says why there is none."""
+        for reducer in (self._reducer, self._replicas):
+            if reducer is not None:
+                with contextlib.suppress(CommpressError):  # it failed itself, and they know
+                    reducer.submit(
+                        torch.zeros(0), _EXACT, _EXACT, Key(), plan=f"failed: {type(error).__name__}: {error}"
+                    )
+
+    # -- end and checkpoints
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a step is."""
+        return self._step is not None
+
+    def saved(self) -> dict[str, Any]:
+        """What is this rank's own: residuals by parameter; those of modules without known boundaries, and between replicas, by module."""
+        rows: dict[str, torch.Tensor] = {}
+        modules: dict[str, dict[str, torch.Tensor]] = {}
+        for (index, numel), residuals in self._residuals.items():
+            if numel < 0:
+                rows |= residuals.state()
+            else:
+                modules[f"{index} {numel}"] = residuals.state()
+        replicas = {
+            f"{index} {i}": feedback.state_dict()
+            for i, ((index, _), feedback) in enumerate(sorted(self._replica_residuals.items(), key=lambda kv: kv[0][0]))
+        }
+        return {"residuals": rows, "modules": modules, "replicas": replicas}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """The inverse. Raises StateError."""
+        for unit in self.units:
+            residuals = self._residuals.get((unit.index, -1))
+            if residuals is not None:
+                mine = {n: v for n, v in saved["residuals"].items() if n in unit.names}
+                residuals.restore(mine)
+        for place, state in saved["modules"].items():
+            index, numel = map(int, place.split())
+            (name,) = state
+            made = self._residuals[index, numel] = RowsFeedback([name], [numel], self.world_size, self.rank)
+            made.restore(state)
+        for place, state in saved["replicas"].items():
+            index = int(place.split()[0])
+            layout = Layout.from_list(state["layouts"][0])
+            known = self.planner is not None and set(layout.parameters) <= set(self.planner.plan.names)
+            codec = self.planner.codec(layout) if self.planner is not None and known else self.codec
+            self._replica_feedback(self.units[index], layout, codec).load_state_dict(state, lambda _, c=codec: c)
+
+    def close(self) -> None:
+        """Ends threads, process groups and the telemetry that came as a path."""
+        for reducer in (self._reducer, self._replicas):
+            if reducer is not None:
+                reducer.close()
+        for channel in self._channels:
+            channel.close()
+        if self._owns_sink and self.sink is not None:
+            self.sink.close()
+
+
+def _check(unit: Unit, *tensors: torch.Tensor) -> None:
+    """Raises TensorError."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or not tensor.is_floating_point() or not tensor.is_contiguous():
+            raise TensorError(
+                f"module {unit.name}: expected a contiguous floating-point CPU tensor, got {tensor.dtype} on {tensor.device}"
+            )
