@@ -19,9 +19,9 @@ from commpress.codecs import Codec, Key, LayeredCodec
 from commpress.codecs import codec as make_codec
 from commpress.collectives import Communicator, Reducer, group_timeout, rows_codec, shard_bounds
 from commpress.errors import CommpressError, StateError, TensorError
-from commpress.feedback import ErrorFeedback, Layout
-from commpress.hooks._fsdp_feedback import RowsFeedback
+from commpress.feedback import Layout
 from commpress.hooks._fsdp_plan import ShardStatistics
+from commpress.hooks._fsdp_residuals import WHOLE, Residuals
 from commpress.hooks._fsdp_step import (
     LEGS,
     PlainObserver,
@@ -92,7 +92,9 @@ class ShardExchange:
     ) -> None:
         self.units, self.codec, self.seed = units, codec, seed
         self.rank, self.world_size = shard.rank(), shard.size()
-        self.replica, self.replicas = (0, 1) if replicate is None else (replicate.rank(), replicate.size())
+        self.replica, self.replicas = 0, 1
+        if replicate is not None:
+            self.replica, self.replicas = replicate.rank(), replicate.size()
         self.counts = dict.fromkeys(COUNTS, 0)
         self.traffic = {leg: Traffic() for leg in LEGS}
         self._told = {leg: Traffic() for leg in LEGS}
@@ -122,13 +124,12 @@ class ShardExchange:
                     self._channels += pair
                     self._control.append(pair[0])
         self._tables = [] if self._statistics is None else self._notes(self._statistics.nbytes)
-        self._verdicts = self._notes(1) if self._replicas is not None and feedback else []
-        self._with_feedback = feedback and not codec.lossless
-        self._residuals: dict[tuple[int, int], RowsFeedback] = {}
-        self._replica_residuals: dict[tuple[int, Layout], ErrorFeedback] = {}
-        if self._with_feedback:
-            for unit in units:  # now, so that a checkpoint has its shape before the first step
-                self._prepare_residuals(unit)
+        self._verdicts = self._notes(1) if self._replicas is not None and feedback and not codec.lossless else []
+        self.residuals: Residuals | None = None
+        if feedback and not codec.lossless:
+            shards, replicas = (self.rank, self.world_size), (self.replica, self.replicas)
+            self.residuals = Residuals(units, codec, self._row_codec, shards, replicas, replicated=replicate is not None)
+        self._closed = False
         self._step: Step | None = None
         self._last: dict[int, tuple[tuple[str, ...], tuple[int, ...]]] = {}
         self._said: set[tuple[str, str]] = set()
@@ -168,7 +169,7 @@ class ShardExchange:
         if input.dtype != dtype:
             work = self._buffer(input.numel() + numel, dtype)
             flat, row = work[: input.numel()].copy_(flat), work[input.numel() :]
-        feedback = self._rows_feedback(unit, layers, known) if self._with_feedback else None
+        feedback = None if self.residuals is None else self.residuals.rows(unit, layers, known=known)
         statistics = self._statistics if known and self.planner is not None and self.planner.due(step.number) else None
         sample = statistics is not None or (step.record is not None and due(self._telemetry_every, step.number))
         layout = Layout(layers[0] * n, layers[1] * n)
@@ -239,7 +240,7 @@ class ShardExchange:
         known = sum(layers[1]) == numel
         if not known:
             # A parameter without a gradient is left out, and nothing says which. The row is one layer, at the mean rate.
-            layers = (f"module {unit.name}, {numel} coordinates",), (numel,)
+            layers = (f"{WHOLE}{unit.name}, {numel} coordinates",), (numel,)
             self.counts["by_module"] += 1
             self._say(
                 "by module",
@@ -248,28 +249,17 @@ class ShardExchange:
                 " (set_reduce_scatter_unused_params(True) keeps the parameters apart)",
             )
         self._last[unit.index] = layers
-        if self.planner is None or not known:
-            return layers, self.codec, known
-        unplanned = [n for n, s in zip(*layers, strict=True) if s and n not in self.planner.plan.names]
-        if unplanned:
-            raise StateError(f"parameter {unplanned[0]!r} was frozen when the budget was shared out: register anew")
-        return layers, self.planner.codec(Layout(*layers)), known
+        return layers, self._row_codec(Layout(*layers)), known
 
-    def _prepare_residuals(self, unit: Unit) -> None:
-        layers = unit.layers(trained=True)
-        if self.world_size > 1:
-            self._residuals[unit.index, -1] = RowsFeedback(*layers, self.world_size, self.rank)
-        if self._replicas is not None:
-            self._replica_feedback(
-                unit, Layout(*layers), self.planner.codec(Layout(*layers)) if self.planner else self.codec
-            )
-
-    def _rows_feedback(self, unit: Unit, layers: tuple[tuple[str, ...], tuple[int, ...]], known: bool) -> RowsFeedback:
-        place = unit.index, -1 if known else sum(layers[1])
-        if place not in self._residuals:
-            self._residuals[place] = RowsFeedback(*layers, self.world_size, self.rank)
-        self._residuals[place].arrange(*layers)
-        return self._residuals[place]
+    def _row_codec(self, layout: Layout) -> Codec:
+        """The codec of one row; under a budget that of the plan, where it has the parameters."""
+        if self.planner is None or layout.parameters[:1] and layout.parameters[0].startswith(WHOLE):
+            return self.codec
+        known = set(self.planner.plan.names)
+        for name, size in zip(layout.parameters, layout.sizes, strict=True):
+            if size and name not in known:
+                raise StateError(f"parameter {name!r} was frozen when the budget was shared out: register anew")
+        return self.planner.codec(layout)
 
     # -- gradients: the replicas' leg
 
@@ -290,15 +280,14 @@ class ShardExchange:
             self._call(unit)
         layers = self._last[unit.index]
         layout = Layout(*layers)
-        known = layers == unit.layers(trained=True)
-        codec = self.planner.codec(layout) if self.planner is not None and known else self.codec
+        codec = self._row_codec(layout)
         dtype = torch.float64 if tensor.dtype == torch.float64 and codec.lossless else torch.float32
         flat = tensor.view(-1)
         if tensor.dtype != dtype:
             flat = self._buffer(tensor.numel(), dtype).copy_(flat)
         bucket = None
-        if self._with_feedback:
-            feedback = self._replica_feedback(unit, layout, codec)
+        if self.residuals is not None:
+            feedback = self.residuals.replicas(unit, layout, codec)
             if unit.index in step.reduced and step.finite:
                 feedback.commit()  # used twice in one backward pass: the second time goes on from the first
             step.reduced.add(unit.index)
@@ -314,23 +303,10 @@ class ShardExchange:
             tensor.view(-1).copy_(flat)
         step.finite = step.finite and not report.nonfinite
         self.counts["all_reduces"] += 1
-        own = self._own(flat.numel(), codec)
+        own = shard_bounds(flat.numel(), self.replicas, self.replica, codec)
         sent = flat.numel() - (own[1] - own[0]) + (own[1] - own[0]) * (self.replicas - 1)
         self.counts["compressed_numel"] += 0 if codec.lossless else sent
         self.traffic["all_reduce"].add(report)
-
-    def _own(self, numel: int, codec: Any) -> tuple[int, int]:
-        return shard_bounds(numel, self.replicas, self.replica, codec)
-
-    def _replica_feedback(self, unit: Unit, layout: Layout, codec: Any) -> ErrorFeedback:
-        place = unit.index, layout
-        if place not in self._replica_residuals:
-            self._replica_residuals[place] = ErrorFeedback(
-                self.codec, rank=self.replica, world_size=self.replicas, shard=self._own
-            )
-        feedback = self._replica_residuals[place]
-        feedback.arrange([layout], [codec])
-        return feedback
 
     # -- weights
 
@@ -417,13 +393,10 @@ class ShardExchange:
         for notes in self._verdicts:
             step.finite = all(note == b"\1" for note in notes.post(bytes([step.finite])).collect())
         outcome = "off"
-        if self._with_feedback:
+        if self.residuals is not None:
             outcome = "updated" if step.finite else "kept"
             if step.finite:
-                for residuals in self._residuals.values():
-                    residuals.commit()
-                for feedback in self._replica_residuals.values():
-                    feedback.commit()
+                self.residuals.commit()
         self._forget()
         self.step += 1
         self.counts["steps"] += 1
@@ -443,8 +416,8 @@ class ShardExchange:
     def _forget(self) -> None:
         """Drops what is not committed."""
         self._step = None
-        for residuals in self._residuals.values():
-            residuals.drop()
+        if self.residuals is not None:
+            self.residuals.drop()
 
     def _log_plan(self, plan: Plan, step: int) -> None:
         self.counts["plans"] += 1
@@ -473,6 +446,8 @@ class ShardExchange:
 
     def _guarded(self, unit: Unit | None, work: Callable[[], None]) -> None:
         with self._lock, torch.no_grad():
+            if self._closed:
+                raise StateError("this FSDPHookState is closed")
             if self.error is not None:
                 raise StateError(f"this state failed earlier and refuses further use: {self.error}") from self.error
             try:
@@ -508,42 +483,9 @@ class ShardExchange:
         """Whether a step is."""
         return self._step is not None
 
-    def saved(self) -> dict[str, Any]:
-        """What is this rank's own: residuals by parameter; those of modules without known boundaries, and between replicas, by module."""
-        rows: dict[str, torch.Tensor] = {}
-        modules: dict[str, dict[str, torch.Tensor]] = {}
-        for (index, numel), residuals in self._residuals.items():
-            if numel < 0:
-                rows |= residuals.state()
-            else:
-                modules[f"{index} {numel}"] = residuals.state()
-        replicas = {
-            f"{index} {i}": feedback.state_dict()
-            for i, ((index, _), feedback) in enumerate(sorted(self._replica_residuals.items(), key=lambda kv: kv[0][0]))
-        }
-        return {"residuals": rows, "modules": modules, "replicas": replicas}
-
-    def load(self, saved: dict[str, Any]) -> None:
-        """The inverse. Raises StateError."""
-        for unit in self.units:
-            residuals = self._residuals.get((unit.index, -1))
-            if residuals is not None:
-                mine = {n: v for n, v in saved["residuals"].items() if n in unit.names}
-                residuals.restore(mine)
-        for place, state in saved["modules"].items():
-            index, numel = map(int, place.split())
-            (name,) = state
-            made = self._residuals[index, numel] = RowsFeedback([name], [numel], self.world_size, self.rank)
-            made.restore(state)
-        for place, state in saved["replicas"].items():
-            index = int(place.split()[0])
-            layout = Layout.from_list(state["layouts"][0])
-            known = self.planner is not None and set(layout.parameters) <= set(self.planner.plan.names)
-            codec = self.planner.codec(layout) if self.planner is not None and known else self.codec
-            self._replica_feedback(self.units[index], layout, codec).load_state_dict(state, lambda _, c=codec: c)
-
     def close(self) -> None:
         """Ends threads, process groups and the telemetry that came as a path."""
+        self._closed = True
         for reducer in (self._reducer, self._replicas):
             if reducer is not None:
                 reducer.close()

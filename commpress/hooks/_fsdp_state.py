@@ -100,7 +100,6 @@ class FSDPHookState:
         if not closed:
             for unit in self._units:
                 unit.release()
-            self._exchange.fail(StateError("this FSDPHookState is closed")) if self.error is None else None
             self._exchange.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,7 +121,7 @@ class FSDPHookState:
             "replicas": exchange.replicas,
             "calls": {unit.name: exchange.calls[unit.index] for unit in self._units},
             "allocator": {} if exchange.planner is None else exchange.planner.state_dict(),
-            self._mine(): exchange.saved(),
+            self._mine(): {} if exchange.residuals is None else exchange.residuals.saved(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -144,13 +143,13 @@ class FSDPHookState:
             )
         saved = (state["world_size"], state["replicas"])
         same = saved == (exchange.world_size, exchange.replicas)
-        if same and self._mine() not in state:
+        if exchange.residuals is not None and same and self._mine() not in state:
             raise StateError(f"the saved state is not that of {self._mine()}: each rank saves and loads its own")
         if exchange.planner is not None:
             exchange.planner.load_state_dict(state["allocator"])
-        if same:
-            exchange.load(state[self._mine()])
-        elif self._feedback:
+        if same and exchange.residuals is not None:
+            exchange.residuals.load(state[self._mine()])
+        elif exchange.residuals is not None:
             text = f"the state was saved by {saved[0]} x {saved[1]} ranks and is loaded by {exchange.world_size} x {exchange.replicas}: its error-feedback residuals are dropped"
             _log.warning(text)
             warnings.warn(text, RuntimeWarning, stacklevel=2)
