@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
 import logging
 import os
 import threading
@@ -14,29 +12,29 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 import torch.distributed as dist
 
-from commpress.allocation import Plan
 from commpress.codecs import Codec, Key, LayeredCodec
 from commpress.codecs import codec as make_codec
 from commpress.collectives import Communicator, Reducer, group_timeout, rows_codec, shard_bounds
-from commpress.errors import CommpressError, StateError, TensorError
+from commpress.errors import CommpressError, StateError
 from commpress.feedback import Layout
+from commpress.hooks._fsdp_ledger import Ledger
 from commpress.hooks._fsdp_plan import ShardStatistics
 from commpress.hooks._fsdp_residuals import WHOLE, Residuals
 from commpress.hooks._fsdp_step import (
-    LEGS,
     PlainObserver,
     ReplicaObserver,
     RowsObserver,
     Step,
-    Traffic,
     by_layer,
+    check_tensors,
+    mixed_seed,
     nmse_of,
 )
 from commpress.hooks._notes import Notes
 from commpress.hooks._planner import Planner, PlanSettings
-from commpress.hooks._reduction import agree, due, make_pair, plan_record
+from commpress.hooks._reduction import agree, due, make_pair
 from commpress.hooks._sums import Column, LayerSums
-from commpress.telemetry import JsonlSink, Sink, StepRecord, json_values
+from commpress.telemetry import Sink
 
 if TYPE_CHECKING:
     from commpress.hooks._fsdp_torch import Unit
@@ -44,18 +42,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("commpress.hooks")
 _EXACT = make_codec("none")
 _EXACT_BELOW = 512  # coordinates of a shard whose weights travel as they are
-COUNTS = (
-    "steps",
-    "reduce_scatters",
-    "all_gathers",
-    "all_reduces",
-    "compressed_numel",
-    "nonfinite_steps",
-    "plans",
-    "by_module",
-    "exact_all_gathers",
-    "abandoned_steps",
-)
 
 
 @final
@@ -95,9 +81,6 @@ class ShardExchange:
         self.replica, self.replicas = 0, 1
         if replicate is not None:
             self.replica, self.replicas = replicate.rank(), replicate.size()
-        self.counts = dict.fromkeys(COUNTS, 0)
-        self.traffic = {leg: Traffic() for leg in LEGS}
-        self._told = {leg: Traffic() for leg in LEGS}
         self.error: Exception | None = None
         self.step = 0
         self.calls = [0] * len(units)
@@ -128,17 +111,15 @@ class ShardExchange:
         self.residuals: Residuals | None = None
         if feedback and not codec.lossless:
             shards, replicas = (self.rank, self.world_size), (self.replica, self.replicas)
-            self.residuals = Residuals(units, codec, self._row_codec, shards, replicas, replicated=replicate is not None)
+            self.residuals = Residuals(
+                units, codec, self._row_codec, shards, replicas, replicated=replicate is not None
+            )
         self._closed = False
         self._step: Step | None = None
         self._last: dict[int, tuple[tuple[str, ...], tuple[int, ...]]] = {}
-        self._said: set[tuple[str, str]] = set()
         self._work: dict[torch.dtype, torch.Tensor] = {}
         self._lock = threading.RLock()
-        self._owns_sink = telemetry is not None and not isinstance(telemetry, Sink)
-        self.sink: Sink | None = telemetry if isinstance(telemetry, Sink) else None
-        if telemetry is not None and not isinstance(telemetry, Sink):
-            self.sink = JsonlSink(telemetry, rank=dist.get_rank())
+        self.ledger = Ledger(codec, self.world_size, self.world_size * self.replicas, telemetry)
 
     def _make_reducer(self, group: dist.ProcessGroup, identity: dict[str, Any]) -> Reducer:
         (comm1, comm2), _ = agree(group, identity, 0, self._timeout)
@@ -147,11 +128,9 @@ class ShardExchange:
     def _notes(self, nbytes: int) -> list[Notes]:
         return [Notes(comm, nbytes, self._timeout) for comm in self._control]
 
-    def _mixed_seed(self, leg: str, place: int) -> int:
-        """No two groups of ranks that sum different things may share coins; a leg without a second group keeps the seed."""
-        if self.replicas == 1:
-            return self.seed
-        return int.from_bytes(hashlib.blake2b(f"{self.seed} {leg} {place}".encode(), digest_size=8).digest(), "little")
+    def _seed_of(self, leg: str, place: int) -> int:
+        """No two groups of ranks that sum different things may share coins; without replicas there is one group."""
+        return self.seed if self.replicas == 1 else mixed_seed(self.seed, leg, place)
 
     # -- gradients: the shards' leg
 
@@ -160,7 +139,7 @@ class ShardExchange:
         self._guarded(unit, lambda: self._reduce_scatter(unit, output, input, op))
 
     def _reduce_scatter(self, unit: Unit, output: torch.Tensor, input: torch.Tensor, op: Any) -> None:
-        _check(unit, output, input)
+        check_tensors(unit.name, output, input)
         n, numel = self.world_size, output.numel()
         (name, gain), step = self._operation(op), self._open_step()
         layers, codec, known = self._row(unit, numel)
@@ -173,10 +152,10 @@ class ShardExchange:
         statistics = self._statistics if known and self.planner is not None and self.planner.due(step.number) else None
         sample = statistics is not None or (step.record is not None and due(self._telemetry_every, step.number))
         layout = Layout(layers[0] * n, layers[1] * n)
-        sums = LayerSums(layout) if sample and not codec.lossless else None
+        sums = LayerSums(layout) if sample and not (codec.lossless and statistics is None) else None
         rows = rows_codec(codec, numel, n)
         observer = RowsObserver(flat, rows, feedback, sums, self.fail)
-        key = Key(seed=self._mixed_seed("shards", self.replica), step=self._call(unit), tensor=unit.index)
+        key = Key(seed=self._seed_of("shards", self.replica), step=self._call(unit), tensor=unit.index)
         self._reducer.reduce_scatter(
             row, flat, rows, key, op=name, gain=gain, observer=observer, plan=f"fsdp2 {unit.name}", wait=True
         ).wait()
@@ -185,9 +164,6 @@ class ShardExchange:
         step.finite = step.finite and not report.nonfinite
         if row.data_ptr() != output.data_ptr():
             output.view(-1).copy_(row)
-        self.counts["reduce_scatters"] += 1
-        self.counts["compressed_numel"] += 0 if codec.lossless else (n - 1) * numel
-        self.traffic["reduce_scatter"].add(report)
         nmse = None
         if sums is not None:
             table = by_layer(sums.table, n)
@@ -199,40 +175,7 @@ class ShardExchange:
                     (float(torch.linalg.vector_norm(part, dtype=torch.float64)) / scale) ** 2 for part in parts
                 ]
                 statistics.add(layers[0], table)
-        if step.record is not None:
-            self._record_rows(step.record, unit, layers, report, (n - 1) * numel, codec.lossless, nmse)
-
-    def _record_rows(
-        self,
-        record: StepRecord,
-        unit: Unit,
-        layers: tuple[tuple[str, ...], tuple[int, ...]],
-        report: Any,
-        sent: int,
-        lossless: bool,
-        nmse: list[float] | None,
-    ) -> None:
-        prefix = "seconds_"
-        times = {
-            name.removeprefix(prefix): float(getattr(report, name))
-            for name in report.__dataclass_fields__
-            if name.startswith(prefix)
-        }
-        record.add_bucket(
-            unit.index,
-            [(name, size * self.world_size) for name, size in zip(*layers, strict=True)],
-            sent_numel=sent,
-            counts={
-                "payload_bytes": report.bytes_payload1,
-                "header_bytes": report.bytes_header,
-                "wire_bytes": report.wire_bytes,
-                "messages": report.messages,
-                "compressed_numel": 0 if lossless else sent,
-            },
-            times=times,
-            finite=not report.nonfinite,
-            nmse=nmse,
-        )
+        self.ledger.add_rows(step.record, unit, layers, report, lossless=codec.lossless, nmse=nmse)
 
     def _row(self, unit: Unit, numel: int) -> tuple[tuple[tuple[str, ...], tuple[int, ...]], Codec, bool]:
         """Names and sizes of what a row of a gradient holds, its codec, and whether the parameters in it are known."""
@@ -241,19 +184,18 @@ class ShardExchange:
         if not known:
             # A parameter without a gradient is left out, and nothing says which. The row is one layer, at the mean rate.
             layers = (f"{WHOLE}{unit.name}, {numel} coordinates",), (numel,)
-            self.counts["by_module"] += 1
-            self._say(
-                "by module",
-                unit.name,
-                "has no gradient for some parameters: feedback and rate are the whole module's"
-                " (set_reduce_scatter_unused_params(True) keeps the parameters apart)",
+            self.ledger.say(
+                "by_module",
+                unit,
+                "has no gradient for some parameters: feedback and rate are the whole module's "
+                "(set_reduce_scatter_unused_params(True) keeps the parameters apart)",
             )
         self._last[unit.index] = layers
         return layers, self._row_codec(Layout(*layers)), known
 
     def _row_codec(self, layout: Layout) -> Codec:
         """The codec of one row; under a budget that of the plan, where it has the parameters."""
-        if self.planner is None or layout.parameters[:1] and layout.parameters[0].startswith(WHOLE):
+        if self.planner is None or layout.parameters[0].startswith(WHOLE):
             return self.codec
         known = set(self.planner.plan.names)
         for name, size in zip(layout.parameters, layout.sizes, strict=True):
@@ -293,7 +235,7 @@ class ShardExchange:
             step.reduced.add(unit.index)
             bucket = feedback.bucket(0)
         observer = ReplicaObserver(flat, bucket, self.fail)
-        key = Key(seed=self._mixed_seed("replicas", self.rank), step=self.calls[unit.index] - 1, tensor=unit.index)
+        key = Key(seed=self._seed_of("replicas", self.rank), step=self.calls[unit.index] - 1, tensor=unit.index)
         reducer.run(flat, codec, codec, key, observer=observer, plan=f"fsdp2 replicas of {unit.name}")
         report = observer.report
         assert report is not None
@@ -302,11 +244,9 @@ class ShardExchange:
         if flat.data_ptr() != tensor.data_ptr():
             tensor.view(-1).copy_(flat)
         step.finite = step.finite and not report.nonfinite
-        self.counts["all_reduces"] += 1
         own = shard_bounds(flat.numel(), self.replicas, self.replica, codec)
-        sent = flat.numel() - (own[1] - own[0]) + (own[1] - own[0]) * (self.replicas - 1)
-        self.counts["compressed_numel"] += 0 if codec.lossless else sent
-        self.traffic["all_reduce"].add(report)
+        sent = flat.numel() + (own[1] - own[0]) * (self.replicas - 2)
+        self.ledger.add("all_reduce", report, 0 if codec.lossless or self.replicas == 1 else sent)
 
     # -- weights
 
@@ -315,7 +255,7 @@ class ShardExchange:
         self._guarded(unit, lambda: self._all_gather(unit, output, input, group))
 
     def _all_gather(self, unit: Unit, output: torch.Tensor, input: torch.Tensor, group: dist.ProcessGroup) -> None:
-        names, sizes = unit.layers(trained=False)
+        _, sizes = unit.layers(trained=False)
         if group is not self._shard and dist.get_process_group_ranks(group) != dist.get_process_group_ranks(
             self._shard
         ):
@@ -331,7 +271,7 @@ class ShardExchange:
                 f"gathers {input.numel()} {input.dtype} values, which are not its parameters' own",
             )
             return
-        _check(unit, input, output)
+        check_tensors(unit.name, input, output)
         pairs = tuple((s, _EXACT if s < _EXACT_BELOW else self._gather) for s in sizes)
         codec = rows_codec(LayeredCodec(pairs), input.numel(), self.world_size)
         dtype = torch.float64 if input.dtype == torch.float64 and codec.lossless else torch.float32
@@ -347,15 +287,13 @@ class ShardExchange:
         ).wait()
         if flat.data_ptr() != output.data_ptr():
             output.view(-1).copy_(flat)
-        self.counts["all_gathers"] += 1
         assert observer.report is not None
-        self.traffic["all_gather"].add(observer.report)
+        self.ledger.add("all_gather", observer.report)
 
     def _exact_gather(
         self, unit: Unit, output: torch.Tensor, input: torch.Tensor, group: dist.ProcessGroup, why: str
     ) -> None:
-        self.counts["exact_all_gathers"] += 1
-        self._say("exact gather", unit.name, f"{why}: they travel uncompressed")
+        self.ledger.say("exact_all_gathers", unit, f"{why}: they travel uncompressed")
         unit.exact_gather(output, input, group)
 
     # -- steps
@@ -366,21 +304,12 @@ class ShardExchange:
         if self._step is not None and self._step.graph == graph:
             return self._step
         if self._step is not None:
-            self.counts["abandoned_steps"] += 1
+            self.ledger.counts["abandoned_steps"] += 1
             _log.warning("step %d: its backward pass did not end; its residuals are dropped", self._step.number)
             self._forget()
         if graph < 0:
             raise StateError("gradients are reduced outside of a backward pass")
-        record = None
-        if self.sink is not None:
-            record = StepRecord(
-                step=self.step,
-                rank=dist.get_rank(),
-                world_size=self.world_size * self.replicas,
-                codec=str(self.codec),
-                requested_rate=self.codec.bits,
-            )
-        step = self._step = Step(self.step, graph, record)
+        step = self._step = Step(self.step, graph, self.ledger.open(self.step))
         torch.autograd.Variable._execution_engine.queue_callback(lambda: self._end_step(step))
         return step
 
@@ -399,31 +328,18 @@ class ShardExchange:
                 self.residuals.commit()
         self._forget()
         self.step += 1
-        self.counts["steps"] += 1
-        self.counts["nonfinite_steps"] += not step.finite
-        if step.record is not None and self.sink is not None:
-            record = step.record.as_dict(feedback=outcome, dropped=self.sink.dropped)
-            for leg in ("all_gather", "all_reduce"):
-                record[leg] = self.traffic[leg].since(self._told[leg])
-                self._told[leg] = dataclasses.replace(self.traffic[leg])
-            self.sink.emit(record)
+        self.ledger.end(step, outcome)
         if self._statistics is not None and self.planner is not None and self.planner.due(step.number):
             moments = self.planner.moments({n: p for unit in self.units for n, p in unit.parameters().items()})
             plan = self._statistics.exchange(step.number, self.planner, moments, self._tables)
             if plan is not None:
-                self._log_plan(plan, step.number + 1)
+                self.ledger.plan(plan, step.number + 1)
 
     def _forget(self) -> None:
         """Drops what is not committed."""
         self._step = None
         if self.residuals is not None:
             self.residuals.drop()
-
-    def _log_plan(self, plan: Plan, step: int) -> None:
-        self.counts["plans"] += 1
-        _log.info("step %d: new plan %s, %d bytes a row", step, plan.digest(), plan.planned_bytes)
-        if self.sink is not None:
-            self.sink.emit(json_values(plan_record(plan, step, dist.get_rank(), "statistics")))
 
     def _call(self, unit: Unit) -> int:
         """Number of this reduction of the module: no two share randomness, even where a module is used twice in a step."""
@@ -435,12 +351,6 @@ class ShardExchange:
         if dtype not in self._work or self._work[dtype].numel() < numel:
             self._work[dtype] = torch.empty(numel, dtype=dtype)
         return self._work[dtype][:numel]
-
-    def _say(self, what: str, name: str, text: str) -> None:
-        """Logs once for each module."""
-        if (what, name) not in self._said:
-            self._said.add((what, name))
-            _log.warning("module %s %s", name, text)
 
     # -- failures
 
@@ -491,14 +401,4 @@ class ShardExchange:
                 reducer.close()
         for channel in self._channels:
             channel.close()
-        if self._owns_sink and self.sink is not None:
-            self.sink.close()
-
-
-def _check(unit: Unit, *tensors: torch.Tensor) -> None:
-    """Raises TensorError."""
-    for tensor in tensors:
-        if tensor.device.type != "cpu" or not tensor.is_floating_point() or not tensor.is_contiguous():
-            raise TensorError(
-                f"module {unit.name}: expected a contiguous floating-point CPU tensor, got {tensor.dtype} on {tensor.device}"
-            )
+        self.ledger.close()

@@ -74,13 +74,13 @@ class FSDPHookState:
         by_module: reduce-scatters in which parameters had no gradient, so that feedback and rate were the whole module's; exact_all_gathers: those that `all_gather` could
         not serve; abandoned_steps: backward passes that did not end.
         """
-        return dict(self._exchange.counts)
+        return dict(self._exchange.ledger.counts)
 
     @property
     def traffic(self) -> dict[str, dict[str, int]]:
         """What this rank has sent since registration, for each of "reduce_scatter", "all_gather" and "all_reduce": calls, payload_bytes, header_bytes, messages, and wire_bytes, what its
         network interface counts (:func:`commpress.collectives.wire_nbytes`)."""
-        return {leg: dataclasses.asdict(traffic) for leg, traffic in self._exchange.traffic.items()}
+        return {leg: dataclasses.asdict(traffic) for leg, traffic in self._exchange.ledger.traffic.items()}
 
     @property
     def error(self) -> Exception | None:
@@ -90,7 +90,7 @@ class FSDPHookState:
     @property
     def dropped_records(self) -> int:
         """Telemetry records lost."""
-        return 0 if self._exchange.sink is None else self._exchange.sink.dropped
+        return 0 if self._exchange.ledger.sink is None else self._exchange.ledger.sink.dropped
 
     # -- end and checkpoints
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any, final
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from commpress.collectives import Observer, Report
+from commpress.errors import TensorError
 from commpress.feedback import BucketFeedback
 from commpress.hooks._fsdp_feedback import RowsFeedback
 from commpress.hooks._sums import Column, LayerSums
@@ -169,3 +171,17 @@ def nmse_of(table: np.ndarray) -> list[float]:
     """For each layer squared error over energy of what was encoded; 0 for an exact zero, else not finite if something was not."""
     pairs = zip(table[:, Column.ERROR], table[:, Column.ENERGY1], strict=True)
     return [float(e / n) if n else (0.0 if e == 0 else float("inf")) for e, n in pairs]
+
+
+def mixed_seed(seed: int, leg: str, place: int) -> int:
+    """A seed of its own for one of several groups of ranks."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {leg} {place}".encode(), digest_size=8).digest(), "little")
+
+
+def check_tensors(module: str, *tensors: torch.Tensor) -> None:
+    """Raises TensorError unless these can be reduced or gathered."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or not tensor.is_floating_point() or not tensor.is_contiguous():
+            raise TensorError(
+                f"module {module}: expected a contiguous floating-point CPU tensor, got {tensor.dtype} on {tensor.device}"
+            )
