@@ -175,7 +175,8 @@ def test_gradient_accumulation():
 
 def lossy(rank: int, size: int) -> dict:
     found = {}
-    for spec, feedback in (("uniform:4", None), ("hadamard+lloyd:2", None), ("topk:0.1", None), ("uniform:2", True)):
+    cases = ("hadamard+lloyd:2", None), ("topk:0.1", None), ("uniform:3", True), ("topk:0.1", False)
+    for spec, feedback in cases:
         want_model, got_model = sharded(), sharded()
         state = commpress.register(got_model, codec=spec, feedback=feedback)
         for model in (want_model, got_model):
@@ -185,24 +186,32 @@ def lossy(rank: int, size: int) -> dict:
             [p.grad.full_tensor() for p in want_model.parameters()],
         )
         for model in (want_model, got_model):
-            for _ in range(39):  # the same data: residuals come round, noise averages out
+            for _ in range(24):  # the same data: residuals come round, noise averages out
                 loss_of(model, 0).backward()
         whole = error(
             [p.grad.full_tensor() for p in got_model.parameters()],
             [p.grad.full_tensor() for p in want_model.parameters()],
         )
-        found[spec] = [first, whole, state.feedback, state.counts["compressed_numel"]]
+        found[f"{spec}, none" if feedback is False else spec] = [
+            first,
+            whole,
+            state.feedback,
+            state.counts["compressed_numel"],
+        ]
         state.close()
     return found
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_errors_average_out(size):
-    """Noise of unbiased codecs falls with the number of steps, and feedback's sum of errors stays bounded: the error of a sum of 40 falls faster."""
+    """The noise of unbiased codecs falls with the number of steps, and so does the bias of others with feedback, whose residuals stay bounded. Without it a bias stays: topk's."""
     for value in run("lossy", size):
         for spec, (first, whole, feedback, compressed) in value.items():
-            assert compressed > 0 and 1e-4 < first < 1.0, (spec, first)
-            assert whole < first / (100 if feedback else 15), (spec, first, whole)
+            assert compressed > 0 and 1e-3 < first < 2.0, (spec, first)
+            if spec == "topk:0.1, none":
+                assert not feedback and whole > first / 3, (spec, first, whole)
+            else:
+                assert whole < first / 12, (spec, first, whole)
 
 
 # -- what is not finite
@@ -285,11 +294,9 @@ def weights(rank: int, size: int) -> dict:
             x = torch.eye(64, requires_grad=True)
             y = line(x)
             y.diagonal().sum().backward()
-            found["same"] = torch.equal(x.grad, y.detach().T.contiguous().T) or torch.equal(
-                torch.diagonal(y), torch.diagonal(x.grad @ torch.eye(64))
-            )
-            forward = y.detach()  # W^T
-            found["same"] = torch.equal(x.grad, forward.T)
+            found["same"] = torch.equal(
+                x.grad, y.detach().T
+            )  # W as the backward pass has it, as the forward pass had it
             state.close()
     return found
 
