@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+PRELOAD = ("torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo")
+"""What FSDP2 imports takes seconds, most of them for the last one."""
 WIDTH = 37  # no number of ranks divides it: every shard is padded
 
 

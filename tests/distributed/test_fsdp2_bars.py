@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from _cluster_state import need_cluster
+from _fsdp_models import PRELOAD
 from _launch import launch
 from test_wire_bytes import FRAME_NBYTES, sent_again, settled
 
@@ -110,7 +111,10 @@ def test_loss_after_300_steps(size):
     losses = {}
     for codec in (None, "hadamard+lloyd:4", "uniform:4", "hadamard+lloyd:4+weights"):
         values = [
-            r.ok().value for r in launch(__file__, "language", size, args={"codec": codec, "steps": 300}, timeout=280)
+            r.ok().value
+            for r in launch(
+                __file__, "language", size, args={"codec": codec, "steps": 300}, timeout=280, preload=PRELOAD
+            )
         ]
         losses[codec] = values[0]["loss"]
         assert len({value["loss"] for value in values}) == 1

@@ -14,7 +14,7 @@ from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from _fsdp_models import loss_of, mesh2d, plain, sharded
+from _fsdp_models import PRELOAD, loss_of, mesh2d, plain, sharded
 from _launch import launch
 
 import commpress
@@ -36,7 +36,9 @@ def caught(call) -> list:
 
 
 def run(name: str, size: int, **args) -> list:
-    return [r.ok().value for r in launch(__file__, name, size, args=args, timeout=120, group_timeout=60.0)]
+    return [
+        r.ok().value for r in launch(__file__, name, size, args=args, timeout=120, group_timeout=60.0, preload=PRELOAD)
+    ]
 
 
 # -- registration
@@ -217,7 +219,14 @@ def test_a_failure_on_one_rank_raises_on_all(what, size, replicas):
 
 def test_a_rank_that_dies():
     results = launch(
-        __file__, "fault", 3, args={"what": "dies", "replicas": 1}, timeout=120, group_timeout=60.0, destroy=False
+        __file__,
+        "fault",
+        3,
+        args={"what": "dies", "replicas": 1},
+        timeout=120,
+        group_timeout=60.0,
+        preload=PRELOAD,
+        destroy=False,
     )
     assert results[2].returncode == -signal.SIGKILL
     for result in results[:2]:
