@@ -378,13 +378,13 @@ class ShardExchange:
             _log.error("rank %d of %d: %s: %s", self.rank, self.world_size, type(error).__name__, error)
 
     def _tell(self, error: Exception) -> None:
-        """What peers meet instead of this rank's next exchange is a header that says why there is none."""
+        """What peers meet instead of this rank's next exchange is a header that says why there is none: what failed first, if it was told of that by others."""
+        _, told, reason = str(error).rpartition("failed: ")
+        plan = f"failed: {reason if told else f'{type(error).__name__}: {error}'}"
         for reducer in (self._reducer, self._replicas):
             if reducer is not None:
                 with contextlib.suppress(CommpressError):  # it failed itself, and they know
-                    reducer.submit(
-                        torch.zeros(0), _EXACT, _EXACT, Key(), plan=f"failed: {type(error).__name__}: {error}"
-                    )
+                    reducer.submit(torch.zeros(0), _EXACT, _EXACT, Key(), plan=plan)
 
     # -- end and checkpoints
 
