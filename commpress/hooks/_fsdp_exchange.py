@@ -256,20 +256,13 @@ class ShardExchange:
 
     def _all_gather(self, unit: Unit, output: torch.Tensor, input: torch.Tensor, group: dist.ProcessGroup) -> None:
         _, sizes = unit.layers(trained=False)
-        if group is not self._shard and dist.get_process_group_ranks(group) != dist.get_process_group_ranks(
-            self._shard
-        ):
+        if dist.get_process_group_ranks(group) != dist.get_process_group_ranks(self._shard):
             # reshard_after_forward=k: what it shards anew are the decoded weights; sent again with loss, backward would see others than forward.
             self._exact_gather(unit, output, input, group, "gathers weights that were resharded after forward")
             return
         if not input.is_floating_point() or sum(sizes) != input.numel():
-            self._exact_gather(
-                unit,
-                output,
-                input,
-                group,
-                f"gathers {input.numel()} {input.dtype} values, which are not its parameters' own",
-            )
+            why = f"gathers {input.numel()} {input.dtype} values, which are not its parameters' own"
+            self._exact_gather(unit, output, input, group, why)
             return
         check_tensors(unit.name, input, output)
         pairs = tuple((s, _EXACT if s < _EXACT_BELOW else self._gather) for s in sizes)
