@@ -128,7 +128,7 @@ def test_what_is_refused_at_registration():
         "replicate": ("SpecError", ["replicate", "DeviceMesh"]),
         "all_gather of DDP": ("SpecError", ["all_gather", "FSDP2"]),
         "plain": ("ModelError", ["fully_shard"]),
-        "2-D": ("ModelError", ["module 0", 'mesh["shard"]', "replicate="]),
+        "2-D": ("ModelError", ["module (root)", 'mesh["shard"]', "replicate="]),
         "several groups": ("ModelError", ["module (root)", "2 parameter groups"]),
         "two meshes": ("ModelError", ["module 0", "module 2"]),
         "codec": ("MismatchError", ["codec", "uniform:3", "uniform:4"]),
