@@ -19,6 +19,7 @@ from _launch import launch
 import commpress
 
 TIMEOUT = 120.0
+NIGHTLY = pytest.mark.nightly
 
 
 def run(name: str, size: int, **args) -> list:
@@ -56,7 +57,7 @@ def lossless(rank: int, size: int) -> dict:
     return found
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=NIGHTLY)])
 def test_none_is_torchs_own_reduce_scatter(size):
     """To the bit at two ranks, up to the order of summation at more."""
     for value in run("lossless", size):
@@ -105,7 +106,7 @@ def operations(rank: int, size: int) -> dict:
     return found
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=NIGHTLY)])
 def test_operations_and_dtypes(size):
     """SUM, AVG and PREMUL_SUM with divide factors, and gradients reduced in 16 bits: the sum is fp32, rounded once."""
     for value in run("operations", size):
@@ -205,7 +206,7 @@ def lossy(rank: int, size: int) -> dict:
     return found
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=NIGHTLY)])
 def test_errors_average_out(size):
     """The noise of unbiased codecs falls with the number of steps, and so does the bias of others with feedback, whose residuals stay bounded. Without it a bias stays: topk's."""
     for value in run("lossy", size):
@@ -304,7 +305,7 @@ def weights(rank: int, size: int) -> dict:
     return found
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=NIGHTLY)])
 def test_weights_at_eight_bits(size):
     for value in run("weights", size):
         assert value.pop("same")
@@ -368,9 +369,9 @@ def replicated(rank: int, size: int, replicas: int, codec: str, factor: float | 
 @pytest.mark.parametrize(
     ("size", "replicas", "codec", "factor", "limit"),
     [
-        (4, 2, "none", None, 1e-11),
+        pytest.param(4, 2, "none", None, 1e-11, marks=NIGHTLY),
         (4, 2, "none", 6.0, 1e-11),
-        (4, 2, "uniform:4", None, 0.3),
+        pytest.param(4, 2, "uniform:4", None, 0.3, marks=NIGHTLY),
         (4, 2, "topk:0.2", None, 0.9),
         (2, 2, "uniform:4", None, 0.3),
     ],
@@ -424,7 +425,9 @@ def budget(rank: int, size: int, replicas: int, folder: str, feedback: bool) -> 
     return found
 
 
-@pytest.mark.parametrize(("size", "replicas", "feedback"), [(2, 1, False), (3, 1, True), (4, 2, False)])
+@pytest.mark.parametrize(
+    ("size", "replicas", "feedback"), [pytest.param(2, 1, False, marks=NIGHTLY), (3, 1, True), (4, 2, False)]
+)
 def test_a_bit_budget_is_shared_out_and_kept(size, replicas, feedback, tmp_path):
     values = run("budget", size, replicas=replicas, folder=str(tmp_path), feedback=feedback)
     shard = size // replicas
@@ -500,7 +503,7 @@ def restarts(rank: int, size: int, options: dict, folder: str) -> dict:
     "options",
     [
         {"codec": "topk:0.1"},
-        {"bits": 2.0, "plan_every": 3, "all_gather": "uniform:8"},
+        pytest.param({"bits": 2.0, "plan_every": 3, "all_gather": "uniform:8"}, marks=NIGHTLY),
         {"bits": 1.0, "plan_every": 3, "feedback": True},
     ],
 )

@@ -202,7 +202,12 @@ def fault(rank: int, size: int, what: str, replicas: int) -> dict:
 
 @pytest.mark.parametrize(
     ("what", "size", "replicas"),
-    [("raises in encode", 3, 1), ("raises before", 3, 1), ("raises in encode", 4, 2), ("raises before", 4, 2)],
+    [
+        ("raises in encode", 3, 1),
+        pytest.param("raises before", 3, 1, marks=pytest.mark.nightly),
+        pytest.param("raises in encode", 4, 2, marks=pytest.mark.nightly),
+        ("raises before", 4, 2),
+    ],
 )
 def test_a_failure_on_one_rank_raises_on_all(what, size, replicas):
     values = run("fault", size, what=what, replicas=replicas)
