@@ -150,6 +150,17 @@ def test_what_is_refused_at_registration():
             assert seconds < 2 * TIMEOUT
 
 
+def lacking(rank: int, size: int) -> list:
+    model = sharded()
+    sys.modules["torch.distributed.fsdp._fully_shard._fsdp_api"] = None  # as where torch has moved it
+    return caught(lambda: commpress.register(model, "uniform:4"))
+
+
+def test_a_torch_without_the_private_interface():
+    ((kind, message, _),) = run("lacking", 1)
+    assert kind == "ModelError" and torch.__version__ in message and "_fsdp_api" in message
+
+
 # -- faults
 
 
