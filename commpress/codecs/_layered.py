@@ -32,12 +32,13 @@ class LayeredCodec(Codec):
 
     Args:
         layers: number of coordinates and codec of each layer, in order.
+        rows: how often the tensor repeats them, one row behind the other. No layer crosses the end of a row, so payloads may begin there (a reduce-scatter's do).
 
     Raises:
         SpecError: a number of coordinates is negative, or there are 65535 layers or more.
     """
 
-    def __init__(self, layers: Sequence[tuple[int, Codec]]) -> None:
+    def __init__(self, layers: Sequence[tuple[int, Codec]], *, rows: int = 1) -> None:
         merged: list[tuple[int, Codec]] = []
         for numel, codec in layers:
             if numel < 0:
@@ -46,6 +47,7 @@ class LayeredCodec(Codec):
                 merged[-1] = (merged[-1][0] + numel, codec)
             elif numel:
                 merged.append((numel, codec))
+        merged *= rows
         if len(merged) >= _TENSOR_STEP - 1:
             raise SpecError(f"{len(merged)} layers; the limit is {_TENSOR_STEP - 2}")
         self._layers = tuple(merged)

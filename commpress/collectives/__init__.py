@@ -38,6 +38,9 @@ the same on all ranks); link_bytes_per_second.
 A `FactorReducer` does the same for matrices that travel as two low-rank factors (docs/lowrank.md): it takes a `Passage`, which says of one flat tensor which matrices
 lie where (`FactorPlan`), what follows them from step to step (`commpress.lowrank.Tracker`), and who fills it and takes the result (`PassageObserver`).
 
+`reducer.reduce_scatter(row, flat, codec, key, *, op="mean")` and `reducer.all_gather(flat, codec, key)` are the two halves: phase 1 with one row of `flat` for each rank, and
+a phase 2 that brings verdicts only; and phase 2 alone. `reduce_scatter` and `all_gather` are the one-call forms.
+
 World size 1: nothing is encoded or sent; `prepare` and `complete` are called, the tensor stays as it is (mean and sum).
 """
 
@@ -59,6 +62,7 @@ from commpress.collectives._mpi_call import all_reduce as mpi_all_reduce
 from commpress.collectives._mpi_call import close as mpi_close
 from commpress.collectives._mpi_call import last_report as mpi_last_report
 from commpress.collectives._passage import Passage, PassageObserver
+from commpress.collectives._rows_call import all_gather, reduce_scatter, rows_codec
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
 from commpress.collectives.factor_reducer import FactorReducer
@@ -83,6 +87,7 @@ __all__ = [
     "Report",
     "Sent",
     "TorchCommunicator",
+    "all_gather",
     "all_reduce",
     "close",
     "factor_nbytes",
@@ -97,6 +102,8 @@ __all__ = [
     "mss_of",
     "mtu_of",
     "read_counters",
+    "reduce_scatter",
+    "rows_codec",
     "shard_bounds",
     "wire_nbytes",
     "worth",

@@ -69,6 +69,11 @@ def _entry(group: Any) -> Entry:
         return _entries[group]
 
 
+def group_entry(group: Any = None) -> Entry:
+    """What is kept for a process group; None is the default one. Raises StateError."""
+    return _entry(_resolve(group))
+
+
 def _make_reducer(group: Any) -> Reducer:
     timeout = group_timeout(group)
     return Reducer(*make_channels(group, timeout), timeout=timeout)

@@ -3,7 +3,7 @@
 Layout (little-endian):
     0   8s   magic "CPRSHDR" and a zero
     8   u16  header version      10  u16  status (0 well, 1 failed)      12  u32  rank     16  u32  world size
-    20  u8   operation (0 sum, 1 mean)      21  u8   dtype of the work buffer (0 fp32, 1 fp64)      22  u16  zero
+    20  u8   operation (0 sum, 1 mean; 2 and 3: those of a reduce-scatter; 4 all-gather)      21  u8   dtype of the work buffer (0 fp32, 1 fp64)      22  u16  zero
     24  u64  sequence number     32  u64  numel      40  u64  seed      48  u32  step      52  u32  tensor
     56  u32  link speed, KiB/s, rounded to a power of two; 0 unknown      60  u32  zero
     64  16s  BLAKE2b of the full texts (codec of phase 1, codec of phase 2, plan), which follow cut to what fits:
@@ -27,7 +27,7 @@ _STRUCT = struct.Struct("<8sHHIIBBHQQQIIII16s32s96s96s80s128s")
 assert _STRUCT.size == HEADER_NBYTES
 _NUMBERS = struct.Struct("<QQQIII")
 _RANK_LINK = struct.Struct("<I40xI")
-_OPS = ("sum", "mean")
+_OPS = ("sum", "mean", "reduce-scatter sum", "reduce-scatter mean", "all-gather")
 _DTYPES = (torch.float32, torch.float64)
 
 

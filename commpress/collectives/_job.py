@@ -24,7 +24,7 @@ class Job:
 
     __slots__ = (
         "codec1", "codec2", "error", "flat", "future", "gain", "here", "key", "layout", "link_start", "nonfinite", "observer", "op", "peer_error",
-        "plan", "received2", "report", "result", "sent1", "sequence", "submitted", "tokens",
+        "plan", "received2", "report", "result", "row", "sent1", "sequence", "submitted", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,7 @@ class Job:
         self.codec2 = codec2
         self.key = key
         self.op = op
+        self.row: torch.Tensor | None = None  # of a reduce-scatter: where this rank's row of the result goes
         self.gain = 1.0  # what phase 1 multiplies by
         self.here = False  # run by the thread that asked for it
         self.observer = observer
@@ -105,4 +106,4 @@ class Job:
 
 @functools.lru_cache(maxsize=256)
 def _text(codec: Any) -> str:
-    return str(codec)
+    return "" if codec is None else str(codec)

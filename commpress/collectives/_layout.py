@@ -43,7 +43,8 @@ def chunk_count(numel: int, world_size: int, block_nbytes: int, chunk_nbytes: in
 
 @final
 class Layout:
-    """All buffers of one submission. Lists are indexed [chunk][peer number]; an entry is None where there is nothing to send.
+    """All buffers of one submission. With None for a codec that phase has no payload: without `codec2`, as in a reduce-scatter, each shard is one row of equal length and phase 2
+    brings verdicts only; without `codec1`, as in an all-gather, phase 1 has no messages. Lists are indexed [chunk][peer number]; an entry is None where there is nothing to send.
 
     Attributes:
         send1[c][i]: to owner `targets[i]`; recv1[c][i]: from `sources[i]`, this rank's shard; send2[c]: this rank's shard, to all;
@@ -61,9 +62,11 @@ class Layout:
         ]  # so that what an owner waits for first is sent first
         self.owners = self.sources
         shape: list[tuple[str, int, int, int]] = []
-        bounds = split(codec1, 0, numel, size)
+        rows = codec1 is None or codec2 is None
+        bounds = [r * (numel // size) for r in range(size + 1)] if rows else split(codec1, 0, numel, size)
         linear = isinstance(codec1, LinearCodec)
-        cuts = [split(codec1, bounds[r], bounds[r + 1], chunks) for r in range(size)]
+        cutter = codec2 if codec1 is None else codec1
+        cuts = [split(cutter, bounds[r], bounds[r + 1], chunks) for r in range(size)]
         for c in range(chunks):
             own = cuts[rank][c], cuts[rank][c + 1]
             for peer in self.targets:
@@ -108,6 +111,8 @@ _KINDS = ("send1", "recv1", "own1", "send2", "recv2")
 
 def _sizer(codec: Any, phase: int, world_size: int, dtype: torch.dtype) -> Sizer:
     """Bytes that a phase sends for coordinates [start, stop)."""
+    if codec is None:
+        return lambda start, stop: 0
     if not isinstance(codec, LinearCodec):
         return lambda start, stop: int(codec.payload_nbytes(stop - start, offset=start, dtype=dtype))
     if phase == 1:
@@ -116,6 +121,8 @@ def _sizer(codec: Any, phase: int, world_size: int, dtype: torch.dtype) -> Sizer
 
 
 def _message(room: torch.Tensor, codec: Any, sizer: Sizer, start: int, stop: int) -> Message:
+    if codec is None:
+        return Message(room[:VERDICT_NBYTES], [])
     pieces = []
     position = VERDICT_NBYTES
     parts = -(-(stop - start) // (_PIECE_BLOCKS * BLOCK)) or 1

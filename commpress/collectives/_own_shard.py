@@ -231,6 +231,60 @@ class AddingCodes(OwnShard):
         )
 
 
+@final
+class Scattering(OwnShard):
+    """A reduce-scatter: the owner adds the contributions to its own row, beside the tensor, and tells the others no more than whether all went well."""
+
+    def add(self, job: Job, message: Message, src: int, *, first: bool) -> None:
+        layout = job.layout
+        assert layout is not None and job.row is not None
+        if job.failed:
+            return
+        key, base = job.key.replace(phase=1, sender=src), layout.own_start
+        beta = job.gain if first else 1.0
+        try:
+            for start, stop, payload in message.pieces:
+                part = job.row[start - base : stop - base]
+                if first:
+                    part.copy_(job.flat[start:stop])
+                job.codec1.decode(payload, key, out=part, accumulate=True, offset=start, beta=beta)
+        except Exception as problem:
+            job.note(problem)
+
+    def publish(self, job: Job, chunk: int, message: Message, rank: int) -> None:
+        assert job.row is not None
+        job.nonfinite = job.nonfinite or not _is_finite(job.row)
+
+    def read(self, job: Job, chunk: int, message: Message, src: int) -> None:
+        pass
+
+
+@final
+class Gathering(OwnShard):
+    """An all-gather: phase 2 alone."""
+
+    def encode(self, job: Job, chunk: int, rank: int) -> None:
+        pass
+
+    def add(self, job: Job, message: Message, src: int, *, first: bool) -> None:
+        pass
+
+    def publish(self, job: Job, chunk: int, message: Message, rank: int) -> None:
+        key = job.key.replace(phase=2, sender=rank)
+        try:
+            for start, stop, payload in message.whole:
+                if job.failed:
+                    return
+                part = job.flat[start:stop]
+                job.codec2.encode(part, key, out=payload, offset=start)
+                job.codec2.decode(payload, key, out=part, offset=start)
+                job.nonfinite = job.nonfinite or not _is_finite(part)
+        except Exception as problem:
+            job.note(problem)
+
+
+_SCATTERING = Scattering()
+_GATHERING = Gathering()
 _STEP_BY_STEP = StepByStep()
 _ONE_PASS = OnePass()
 _WITH_SIDE = WithSide()
@@ -240,6 +294,10 @@ _ADDING_CODES = AddingCodes()
 
 def way_of(job: Job) -> OwnShard:
     """The fastest way that serves this job's observer and codecs."""
+    if job.codec2 is None:
+        return _SCATTERING
+    if job.codec1 is None:
+        return _GATHERING
     if isinstance(job.codec1, LinearCodec):
         return _ADDING_CODES
     if getattr(job.codec1, "needs_side", False):

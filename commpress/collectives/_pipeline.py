@@ -194,7 +194,8 @@ class Pipeline:
             job.flat.numel(), job.flat.dtype, job.codec1, job.codec2, self.rank, self.size, chunks
         )
         job.layout = layout
-        job.gain = 1.0 / self.size if job.op == "mean" else 1.0
+        if job.row is None:
+            job.gain = 1.0 / self.size if job.op == "mean" else 1.0
         way = way_of(job)
         if layout.agreement is None:
             self._encode1(job, 0, way)
@@ -274,6 +275,8 @@ class Pipeline:
     def _phase2(self, job: Job) -> None:
         report, layout, clock = job.report, job.layout, time.perf_counter
         if self.size == 1:
+            if job.row is not None:
+                torch.mul(job.flat, job.gain, out=job.row)
             report.nonfinite = not bool(torch.isfinite(job.flat).all())
             self._finish(job)
             return
@@ -367,4 +370,5 @@ class Pipeline:
 @functools.lru_cache(maxsize=256)
 def _block_nbytes(codec1: Any, codec2: Any, numel: int, dtype: torch.dtype) -> int:
     """Mean payload of 4096 coordinates, under the larger of the two codecs."""
-    return max(codec.payload_nbytes(numel, dtype=dtype) for codec in (codec1, codec2)) * BLOCK // numel or 1
+    codecs = [codec for codec in (codec1, codec2) if codec is not None]
+    return max(codec.payload_nbytes(numel, dtype=dtype) for codec in codecs) * BLOCK // numel or 1

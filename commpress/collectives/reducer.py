@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from commpress.codecs import LinearCodec
+from commpress.codecs import LinearCodec, LowRankCodec
 from commpress.collectives._job import Job
 from commpress.collectives._pipeline import Pipeline
 from commpress.collectives.communicator import Communicator
@@ -24,7 +24,7 @@ _EXIT_GRACE = 5.0  # seconds that an interpreter's exit waits for exchanges unde
 
 @final
 class Reducer:
-    """Two-phase compressed all-reduce on a pair of channels, with two FIFO threads. The package's text has the whole contract.
+    """Two-phase compressed all-reduce, and its two halves, on a pair of channels, with two FIFO threads. The package's text has the whole contract.
 
     Args:
         comm1, comm2: channels of the two phases; same rank and size; used by nothing else. Closed with the reducer.
@@ -95,6 +95,7 @@ class Reducer:
             StateError: closed, failed before, or used in a forked process.
         """
         with self._lock:
+            self._check_all_reduce(op, codec1, codec2)
             job = self._job(flat, codec1, codec2, key, op, observer, plan, result)
             self._pipeline.submit(job)
         return job.future
@@ -113,28 +114,96 @@ class Reducer:
     ) -> torch.Tensor:
         """Like `submit`, but waits and returns the future's value or raises its error; on the caller's thread where that is faster. The observer must not call the reducer."""
         with self._lock:
+            self._check_all_reduce(op, codec1, codec2)
             job = self._job(flat, codec1, codec2, key, op, observer, plan, result)
             self._pipeline.run(job)
         return job.future.wait()
 
-    def _job(
+    def reduce_scatter(
+        self,
+        row: torch.Tensor,
+        flat: torch.Tensor,
+        codec: Any,
+        key: Key,
+        *,
+        op: str = "mean",
+        gain: float | None = None,
+        observer: Observer | None = None,
+        plan: str | None = None,
+        result: Any = None,
+        wait: bool = False,
+    ) -> torch.futures.Future[Any]:
+        """Starts a reduce-scatter: row r of `flat` is reduced to rank r. One phase: the own row is not quantised, and no result is.
+
+        A second message to each rank carries no more than a verdict: all ranks know in the end whether the step is good, and whether any row is not finite.
+
+        Args:
+            row: 1-D contiguous tensor of ``flat.numel() / world_size`` coordinates and of the same dtype, overwritten with this rank's row of the result.
+            flat: as in :meth:`submit`, of `world_size` rows of equal length; left as it is, but for what the observer's `prepare` does.
+            codec: of what is sent: payloads begin at every row's first coordinate, so where that is no multiple of 4096 it is a `LayeredCodec` with ``rows=world_size``. Equal on all ranks.
+            key: equal on all ranks; `sender` and `phase` (1) are filled in here.
+            op: "mean" or "sum".
+            gain: of each contribution to a "sum", instead of 1; equal on all ranks.
+            observer, plan, result: see `submit`; `result` is `row` by default. `encoded` is called for phase 1 only, `reduced` never.
+            wait: do the work now, on the caller's thread where that is faster; the future is done then. The observer must not call the reducer.
+
+        Returns:
+            A future of `result`; errors as those of :meth:`submit`.
+
+        Raises:
+            TensorError, SpecError, StateError: as :meth:`submit`.
+        """
+        _check_plain(codec, "a reduce-scatter")
+        if op not in ("mean", "sum") or (op == "mean" and gain is not None):
+            raise TensorError(f"op must be 'mean', or 'sum' with or without gain, got {op!r}")
+        if flat.numel() != self.world_size * row.numel() or row.dtype != flat.dtype or not row.is_contiguous():
+            raise TensorError(
+                f"{self.world_size} rows of {row.numel()} {row.dtype} coordinates, contiguous, are to be reduced, got {flat.numel()} {flat.dtype}"
+            )
+        with self._lock:
+            text = self._plan if plan is None else plan
+            if gain is not None:
+                text = f"{text}, gain {float(gain)!r}"
+            job = self._job(flat, codec, None, key, f"reduce-scatter {op}", observer, text, result)
+            job.row = row.detach()
+            job.gain = 1.0 / self.world_size if op == "mean" else 1.0 if gain is None else float(gain)
+            job.result = row if result is None else result
+            (self._pipeline.run if wait else self._pipeline.submit)(job)
+        return job.future
+
+    def all_gather(
         self,
         flat: torch.Tensor,
-        codec1: Any,
-        codec2: Any,
+        codec: Any,
         key: Key,
-        op: str,
-        observer: Observer | None,
-        plan: str | None,
-        result: torch.Tensor | None,
-    ) -> Job:
-        """Checks everything and takes the next sequence number. With the lock held."""
-        if flat.device.type != "cpu":
-            raise TensorError(f"tensors must be on the CPU, got {flat.device}: the CUDA kernels come later")
-        if flat.dtype not in (torch.float32, torch.float64) or flat.dim() != 1 or not flat.is_contiguous():
-            raise TensorError(
-                f"expected a 1-D contiguous fp32 or fp64 tensor, got {flat.dtype} of shape {tuple(flat.shape)}"
-            )
+        *,
+        observer: Observer | None = None,
+        plan: str | None = None,
+        result: Any = None,
+        wait: bool = False,
+    ) -> torch.futures.Future[Any]:
+        """Starts an all-gather: row r of `flat`, as rank r has it, goes to all. All ranks decode the same bytes, the owner of a row included.
+
+        Args:
+            flat: as in :meth:`submit`, of `world_size` rows of equal length; this rank's row is read, all are overwritten.
+            codec, observer, plan, result, wait: as in :meth:`reduce_scatter`; the observer sees `prepare` and `complete` alone.
+            key: equal on all ranks; `sender` and `phase` (2) are filled in here.
+
+        Returns:
+            A future of `result`, by default `flat`; errors as those of :meth:`submit`.
+
+        Raises:
+            TensorError, SpecError, StateError: as :meth:`submit`.
+        """
+        _check_plain(codec, "an all-gather")
+        if flat.numel() % self.world_size:
+            raise TensorError(f"{flat.numel()} coordinates are no {self.world_size} rows of equal length")
+        with self._lock:
+            job = self._job(flat, None, codec, key, "all-gather", observer, plan, result)
+            (self._pipeline.run if wait else self._pipeline.submit)(job)
+        return job.future
+
+    def _check_all_reduce(self, op: str, codec1: Any, codec2: Any) -> None:
         if op not in ("mean", "sum"):
             raise TensorError(f"op must be 'mean' or 'sum', got {op!r}")
         if isinstance(codec1, LinearCodec) or isinstance(codec2, LinearCodec):
@@ -146,6 +215,25 @@ class Reducer:
         if getattr(codec2, "needs_side", False):
             raise SpecError(
                 f"{codec2} cannot serve phase 2, where all ranks must decode the same: use its of_second_phase"
+            )
+
+    def _job(
+        self,
+        flat: torch.Tensor,
+        codec1: Any,
+        codec2: Any,
+        key: Key,
+        op: str,
+        observer: Observer | None,
+        plan: str | None,
+        result: Any,
+    ) -> Job:
+        """Checks everything and takes the next sequence number. With the lock held."""
+        if flat.device.type != "cpu":
+            raise TensorError(f"tensors must be on the CPU, got {flat.device}: the CUDA kernels come later")
+        if flat.dtype not in (torch.float32, torch.float64) or flat.dim() != 1 or not flat.is_contiguous():
+            raise TensorError(
+                f"expected a 1-D contiguous fp32 or fp64 tensor, got {flat.dtype} of shape {tuple(flat.shape)}"
             )
         if self._closed:
             raise StateError("the reducer is closed")
@@ -165,6 +253,12 @@ class Reducer:
             closed, self._closed = self._closed, True
         if not closed and self._finalizer.detach() is not None and self._pid == os.getpid():
             self._pipeline.shutdown(2 * self.timeout)
+
+
+def _check_plain(codec: Any, what: str) -> None:
+    """Raises SpecError for codecs that only an all-reduce can use."""
+    if isinstance(codec, (LinearCodec, LowRankCodec)) or getattr(codec, "needs_side", False):
+        raise SpecError(f"{codec} is for an all-reduce, not for {what}: use a codec such as 'hadamard+lloyd:4'")
 
 
 def _shutdown(pipeline: Pipeline, pid: int) -> None:

@@ -1,4 +1,4 @@
-"""What puts commpress under a training script: the DDP hook, its state, `register`, and LocalSGD.
+"""What puts commpress under a training script: `register` for DDP and FSDP2, their states, the DDP hook, and LocalSGD.
 
 state = commpress.register(ddp_model, codec="hadamard+lloyd:2")        # one line after DistributedDataParallel(model)
 
@@ -10,8 +10,18 @@ local = commpress.LocalSGD(model, codec="hadamard+lloyd:4", every=8)       # loc
 
 from commpress.hooks._checkpoint import merge_states
 from commpress.hooks._ddp import ModelError, ddp_hook, register
+from commpress.hooks._fsdp_state import FSDPHookState
 from commpress.hooks._local_sgd import LocalSGD
 from commpress.hooks._planner import default_family
 from commpress.hooks._state import HookState
 
-__all__ = ["HookState", "LocalSGD", "ModelError", "ddp_hook", "default_family", "merge_states", "register"]
+__all__ = [
+    "FSDPHookState",
+    "HookState",
+    "LocalSGD",
+    "ModelError",
+    "ddp_hook",
+    "default_family",
+    "merge_states",
+    "register",
+]

@@ -4,6 +4,7 @@ No `from __future__ import annotations` here: DDP reads the hook's annotations a
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from commpress.errors import StateError
+from commpress.errors import SpecError, StateError
 from commpress.hooks._state import HookState
 from commpress.telemetry import Sink
 
@@ -55,7 +56,7 @@ def register(
     plan_floor: float = 0.9,
     gamma: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    predict: bool = True,
+    predict: bool | None = None,
     shaping: float | None = None,
     feedback: bool | None = None,
     seed: int = 0,
@@ -63,25 +64,59 @@ def register(
     telemetry_every: int = 100,
     check_every: int = 0,
     timeout: float | None = None,
-) -> HookState:
-    """Compresses the gradient communication of a DDP model. Collective: all ranks of the model's group call it alike.
+    all_gather: Any = None,
+    replicate: Any = None,
+) -> Any:
+    """Compresses the gradient communication of a DDP or FSDP2 model. Collective: all ranks of the model's group call it alike.
+
+    A DDP model gets the hook :func:`ddp_hook`, with all of :class:`HookState`. In a model that holds `fully_shard` modules each of them gets a compressed reduce-scatter and, where they are
+    asked for, an all-gather of weights and an all-reduce between replicas (docs/fsdp2.md); predict, shaping and check_every are for DDP alone, and lowrank codecs too.
 
     Args:
-        model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric.
+        model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric; or a module that fully_shard was applied to, or to parts of it.
         codec, bits, objective, plan, plan_every, plan_floor, gamma, optimizer, predict, shaping, feedback, seed, telemetry, telemetry_every, check_every,
-            timeout: see :class:`HookState`.
+            timeout: see :class:`HookState`. (predict: None means True for DDP.)
+        all_gather: FSDP2 only: codec of the weights, of at least 8 bits, such as "uniform:8"; None: they travel as they are.
+        replicate: FSDP2 only: DeviceMesh of one dimension, or process group, of the ranks that hold the same shard of a model with several replicas; their all-reduce is
+            compressed with `codec`, too.
 
     Returns:
-        The state: counters, checkpoints (`state_dict`, `load_state_dict`) and `close`.
+        The state, a HookState or :class:`FSDPHookState`: counters, checkpoints (`state_dict`, `load_state_dict`) and `close`.
 
     Raises:
-        ModelError: not a DDP model, or one that has a hook or DDP's Python reducer.
+        ModelError: neither a DDP model nor one with fully_shard modules; or one that has a hook, DDP's Python reducer, or a module that cannot be served, which is named.
         MismatchError: the ranks differ in commpress version, codec, options or parameters: raised on every rank, and
         naming
             the difference.
         PeerError: a rank did not take part within the timeout.
-        SpecError: the codec's spec or an option is malformed.
+        SpecError: the codec's spec or an option is malformed, or the option is not for this kind of model.
     """
+    given = {"predict": predict, "shaping": shaping, "check_every": check_every}
+    sharded = _sharded(model)
+    if sharded is not None:
+        from commpress.hooks._fsdp import register_fsdp  # which needs private parts of torch
+
+        _refuse([name for name, value in given.items() if value], "FSDP2", "DistributedDataParallel")
+        return register_fsdp(
+            sharded,
+            codec,
+            bits=bits,
+            objective=objective,
+            plan=plan,
+            plan_every=plan_every,
+            plan_floor=plan_floor,
+            gamma=gamma,
+            optimizer=optimizer,
+            feedback=feedback,
+            seed=seed,
+            telemetry=telemetry,
+            telemetry_every=telemetry_every,
+            timeout=timeout,
+            all_gather=all_gather,
+            replicate=replicate,
+        )
+    given = {"all_gather": all_gather, "replicate": replicate}
+    _refuse([name for name, value in given.items() if value is not None], "DistributedDataParallel", "FSDP2")
     ddp = _find_ddp(model)
     state = HookState(
         codec,
@@ -93,7 +128,7 @@ def register(
         plan_floor=plan_floor,
         gamma=gamma,
         optimizer=optimizer,
-        predict=predict,
+        predict=predict is not False,
         shaping=shaping,
         feedback=feedback,
         seed=seed,
@@ -114,13 +149,34 @@ def register(
     return state
 
 
+def _sharded(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The model inside wrappers if it holds fully_shard modules, and is no DDP model."""
+    found: Any = model
+    while not isinstance(found, DistributedDataParallel):
+        inner = [getattr(found, name) for name in _WRAPPERS if isinstance(getattr(found, name, None), torch.nn.Module)]
+        if not inner:
+            break
+        found = inner[0]
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # without it nothing was sharded
+    kind = getattr(fsdp, "FSDPModule", None)
+    if kind is None or isinstance(found, DistributedDataParallel):
+        return None
+    return found if any(isinstance(module, kind) for module in found.modules()) else None
+
+
+def _refuse(options: list[str], kind: str, other: str) -> None:
+    """Raises SpecError if there are options that this kind of model cannot honour."""
+    if options:
+        raise SpecError(f"{', '.join(options)} cannot be had with {kind}, only with {other}: leave it out")
+
+
 def _find_ddp(model: torch.nn.Module) -> DistributedDataParallel:
     found: Any = model
     while not isinstance(found, DistributedDataParallel):
         inner = [getattr(found, name) for name in _WRAPPERS if isinstance(getattr(found, name, None), torch.nn.Module)]
         if not inner:
             raise ModelError(
-                f"expected a DistributedDataParallel model, got {type(model).__name__}: wrap it first, "
+                f"expected a DistributedDataParallel model, or one with fully_shard modules, got {type(model).__name__}: wrap it first, "
                 "commpress.register(DistributedDataParallel(model), ...)"
             )
         found = inner[0]

@@ -34,7 +34,10 @@ def second_moments(optimizer: torch.optim.Optimizer, parameters: dict[str, torch
         elif _KEY not in state:
             raise StateError(f"{type(optimizer).__name__} keeps {sorted(state)} of {name!r}, and no {_KEY!r}")
         else:
-            found[name] = float(state[_KEY].sum(dtype=torch.float64))
+            moments = state[_KEY]
+            if hasattr(moments, "to_local"):  # a sharded parameter's: this rank's part
+                moments = moments.to_local()
+            found[name] = float(moments.sum(dtype=torch.float64))
     return found
 
 

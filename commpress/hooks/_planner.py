@@ -215,7 +215,7 @@ class Planner:
         return plan
 
     def codec(self, layout: Layout) -> LayeredCodec:
-        """Of a bucket under the plan in use."""
+        """Of a bucket, or of a row of a reduce-scatter, under the plan in use."""
         if layout not in self._codecs:
             rates = dict(zip(self.plan.names, zip(self.plan.rates, self.plan.exact, strict=True), strict=True))
             pairs = [

@@ -74,6 +74,7 @@ def launch(
     destroy: bool = True,
     cluster: Cluster | None = None,
     env: dict[str, str] | None = None,
+    preload: tuple[str, ...] = (),
 ) -> list[RankResult]:
     """Runs `function` of `file` on `world_size` ranks and returns one result per rank, in order.
 
@@ -83,6 +84,7 @@ def launch(
         group_timeout: timeout of the default process group in seconds.
         cluster: an open cluster of `world_size` ranks to run them in; without, they talk over loopback.
         env: further environment variables.
+        preload: modules that the helper process imports, once, so that no rank has to (not in a cluster).
     """
     with tempfile.TemporaryDirectory(prefix="commpress-ranks-") as directory:
         specs = []
@@ -106,7 +108,7 @@ def launch(
                 }
             )
         if cluster is None:
-            statuses = _nursery().run(specs, timeout)
+            statuses = _nursery().run(specs, timeout, preload)
         else:
             statuses = _run_afresh(specs, timeout, cluster)
         return [_result(directory, rank, *status) for rank, status in enumerate(statuses)]
@@ -165,9 +167,9 @@ class _Nursery:
         )
         atexit.register(self.close)
 
-    def run(self, specs: list[dict], timeout: float) -> list:
+    def run(self, specs: list[dict], timeout: float, preload: tuple[str, ...]) -> list:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"specs": specs, "timeout": timeout}) + "\n")
+        self.process.stdin.write(json.dumps({"specs": specs, "timeout": timeout, "preload": preload}) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, "the helper process that forks ranks has died"
@@ -208,6 +210,8 @@ def _nursery_main() -> int:
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
+        for name in request["preload"]:
+            importlib.import_module(name)
         pids = []
         for spec in request["specs"]:
             pid = os.fork()
