@@ -38,6 +38,10 @@ the same on all ranks); link_bytes_per_second.
 A `FactorReducer` does the same for matrices that travel as two low-rank factors (docs/lowrank.md): it takes a `Passage`, which says of one flat tensor which matrices
 lie where (`FactorPlan`), what follows them from step to step (`commpress.lowrank.Tracker`), and who fills it and takes the result (`PassageObserver`).
 
+`Reducer(..., nodes=NodeMap(((0, 1), (2, 3))))` works in two levels: `flat` is added up exactly inside each node, local rank l gets the l-th part (`reducer.part`), and what is
+said above of ranks holds for the ranks of the same local rank on all nodes, who reduce that part; a gather inside the nodes ends it. `encoded` and `reduced` then cover the part alone, in
+positions of `flat`; `gain` is still 1/n of all ranks, since what is encoded is a node's sum; `key.sender` is the node's number. `prepare` comes before everything, on each rank's own values.
+
 World size 1: nothing is encoded or sent; `prepare` and `complete` are called, the tensor stays as it is (mean and sum).
 """
 
@@ -53,6 +57,7 @@ from commpress.collectives._factor_plan import (
 )
 from commpress.collectives._fake import FakeCommunicator, FakeWorld
 from commpress.collectives._framing import Sent, mss_of, mtu_of, read_counters
+from commpress.collectives._gather import gather
 from commpress.collectives._layout import shard_bounds
 from commpress.collectives._mpi import MpiCommunicator
 from commpress.collectives._mpi_call import all_reduce as mpi_all_reduce
@@ -62,6 +67,7 @@ from commpress.collectives._passage import Passage, PassageObserver
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
 from commpress.collectives.factor_reducer import FactorReducer
+from commpress.collectives.nodes import Hierarchical, NodeMap, agree_on_nodes, asked_of
 from commpress.collectives.observer import Observer
 from commpress.collectives.reducer import Reducer
 
@@ -73,8 +79,10 @@ __all__ = [
     "FakeCommunicator",
     "FakeWorld",
     "Handle",
+    "Hierarchical",
     "MatrixShape",
     "MpiCommunicator",
+    "NodeMap",
     "Observer",
     "Passage",
     "PassageObserver",
@@ -82,9 +90,12 @@ __all__ = [
     "Report",
     "Sent",
     "TorchCommunicator",
+    "agree_on_nodes",
     "all_reduce",
+    "asked_of",
     "close",
     "factor_nbytes",
+    "gather",
     "group_timeout",
     "last_report",
     "make_channels",

@@ -5,6 +5,9 @@ the hand-overs. Order and bytes on both channels are the same, so ranks may diff
 
 A failure on one rank alone (a codec or an observer raised) keeps the exchange in step: the rank goes on sending messages of the agreed sizes whose verdict prefix says that
 it failed, and every rank learns of it at the latest from the last phase-2 message. A broken or silent connection ends both channels at once, which tells the peers.
+
+With nodes there are two levels (`InNode`): each chunk is added up inside the node before phase 1 encodes it, exchanged with the ranks of the same local rank on the other
+nodes, and given back inside the node when phase 2 is through with it; the chunks behind it are on the wire meanwhile. Both levels share the two channels.
 """
 
 from __future__ import annotations
@@ -13,40 +16,65 @@ import functools
 import queue
 import threading
 import time
-from typing import Any, final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 
 from commpress.collectives._agreement import Agreement
 from commpress.collectives._framing import FramingMeter
 from commpress.collectives._greeting import AgreedError, Greeting
+from commpress.collectives._in_node import InNode
 from commpress.collectives._job import Job
-from commpress.collectives._layout import BLOCK, LayoutPool, chunk_count
+from commpress.collectives._layout import BLOCK, Layout, Pool, chunk_count
 from commpress.collectives._line import Line
 from commpress.collectives._link import LinkMeter, chunk_nbytes
 from commpress.collectives._message import Message
 from commpress.collectives._own_shard import OwnShard, way_of
+from commpress.collectives._subset import Subset
 from commpress.collectives.communicator import Communicator, Handle
 from commpress.errors import CommpressError, PeerError, StateError
+
+if TYPE_CHECKING:
+    from commpress.collectives.nodes import NodeMap
 
 _AHEAD = 2  # chunks encoded and sent before the first one back is waited for
 
 
 @final
 class Pipeline:
-    """State and threads of one Reducer."""
+    """State and threads of one Reducer.
 
-    def __init__(self, comm1: Communicator, comm2: Communicator, timeout: float, chunk: int | None) -> None:
-        self.rank = comm1.rank
-        self.size = comm1.size
+    Attributes:
+        name, world: this rank and the number of ranks in the group. rank, size: the same among those that exchange compressed values: all, or with `nodes` one of each.
+    """
+
+    def __init__(
+        self,
+        comm1: Communicator,
+        comm2: Communicator,
+        timeout: float,
+        chunk: int | None,
+        nodes: NodeMap | None,
+    ) -> None:
+        self.name, self.world = comm1.rank, comm1.size
+        names: Sequence[int] = range(self.world)
+        self.node: InNode | None = None
+        if nodes is not None:
+            node, local = nodes.place(self.name)
+            names, near = nodes.across(local), nodes.nodes[node]
+            lines = [Line(Subset(comm, near), phase, timeout, near) for phase, comm in ((1, comm1), (2, comm2))]
+            self.node = InNode(lines[0], lines[1], near, self.world, len(nodes.nodes))
+            comm1, comm2 = Subset(comm1, names), Subset(comm2, names)
+        self.rank, self.size = comm1.rank, comm1.size
         self.error: Exception | None = None
         self._chunk = chunk
-        self._line1 = Line(comm1, 1, timeout)
-        self._line2 = Line(comm2, 2, timeout)
-        self._greeting = Greeting(self._line1)
+        self._line1 = Line(comm1, 1, timeout, names)
+        self._line2 = Line(comm2, 2, timeout, names)
+        self._greeting = Greeting(self._line1, names, self.world)
         self._meter = LinkMeter()
-        self._framing = FramingMeter()
-        self._layouts = LayoutPool()
+        self._framing = FramingMeter(loopback=nodes is None)
+        self._layouts: Pool[Layout] = Pool()
         self._broken = False
         self._phases_ahead = 0  # that the threads have been given and have not ended
         self._lock = threading.Lock()
@@ -77,7 +105,7 @@ class Pipeline:
                     self._step(job, self._phase2)
             except BaseException:  # Ctrl-C in the middle of an exchange: nobody knows what arrived
                 self._break()
-                self._fail(job, StateError(f"interrupted: {job.where(self.rank)}"))
+                self._fail(job, StateError(f"interrupted: {job.where(self.name)}"))
                 raise
 
     def _hand_over(self, job: Job, jobs: queue.SimpleQueue[Job | None]) -> None:
@@ -133,7 +161,7 @@ class Pipeline:
     def _fail(self, job: Job, problem: Exception) -> None:
         """Ends `job` with an error, and the reducer with it."""
         if not isinstance(problem, CommpressError):
-            wrapped = StateError(f"{type(problem).__name__}: {problem}: {job.where(self.rank)}")
+            wrapped = StateError(f"{type(problem).__name__}: {problem}: {job.where(self.name)}")
             wrapped.__cause__ = problem
             problem = wrapped
         with self._lock:
@@ -157,8 +185,10 @@ class Pipeline:
             self._line2.comm.abort()
 
     def _farewell(self) -> None:
-        if not self._broken and self.size > 1:
+        if not self._broken:
             self._greeting.farewell(str(self.error))
+            if self.node is not None:
+                self.node.greeting.farewell(str(self.error))
 
     # ---- phase 1
 
@@ -167,7 +197,8 @@ class Pipeline:
         if numel == 0 or self.size == 1:
             return 1
         block = _block_nbytes(job.codec1, job.codec2, numel, job.flat.dtype)
-        return chunk_count(numel, self.size, block, self._chunk or chunk_nbytes(self._greeting.link))
+        link = (self._greeting if self.node is None else self.node.greeting).link  # what all ranks know alike
+        return chunk_count(numel, self.world, block, self._chunk or chunk_nbytes(link))
 
     def _phase1(self, job: Job) -> None:
         if self.error is not None:
@@ -175,13 +206,18 @@ class Pipeline:
             raise AgreedError(StateError(f"an earlier submission failed: {self.error}"))
         clock = time.perf_counter
         report, line = job.report, self._line1
-        report.world_size = self.size
+        report.world_size, job.name, job.senders = self.world, self.name, self.size
         start = clock()
         report.seconds_queue = start - job.submitted
-        if self.size == 1:
+        if self.world == 1:
             job.observer.prepare(job.flat)
             self._next(job)
             return
+        job.gain = 1.0 / self.world if job.op == "mean" else 1.0
+        if self.node is not None:
+            report.nodes = self.size if self.size > 1 else 1
+            self._greet_node(job, self.node)
+            job.part = self.node.part(job.flat.numel(), job.codec1)
         self._greeting.send(job, self._meter.quantised())
         before = clock()
         try:
@@ -190,20 +226,30 @@ class Pipeline:
             job.note(problem)
         report.seconds_prepare = clock() - before
         chunks = report.chunks = self._chunks(job)
-        layout = self._layouts.take(
-            job.flat.numel(), job.flat.dtype, job.codec1, job.codec2, self.rank, self.size, chunks
-        )
-        job.layout = layout
-        job.gain = 1.0 / self.size if job.op == "mean" else 1.0
+        if self.node is not None:
+            self._note_earlier(job)
+            self.node.open(job, chunks)
+            if self.size == 1:
+                self._only_node(job, self.node)
+                return
+        key = self._layout_key(job, chunks)
+        layout = job.layout = self._layouts.take(key, lambda: Layout(*key))
         way = way_of(job)
         if layout.agreement is None:
             self._encode1(job, 0, way)
         else:
+            for c in range(chunks):
+                self._arrive(job, c)
             self._own_scales(job, layout.agreement)
         before = clock()
-        self._greeting.match(job)
+        try:
+            self._greeting.match(job)
+        except AgreedError:
+            if self.node is not None:
+                self.node.abandon(job)
+            raise
         job.link_start = clock()
-        report.seconds_header = job.link_start - before
+        report.seconds_header += job.link_start - before
 
         if layout.agreement is not None:
             layout.agreement.exchange(job, line)
@@ -224,6 +270,31 @@ class Pipeline:
         if not job.here:  # else nothing is gained by waiting before the own shard is on its way
             report.seconds_wait1 += self._wait_all(job, line, job.sent1)
 
+    def _greet_node(self, job: Job, node: InNode) -> None:
+        """Headers inside the node, before those between nodes: where the ranks of a node disagree, all others have to hear of it."""
+        before = time.perf_counter()
+        try:
+            node.greet(job, self._greeting.link)
+        except AgreedError as agreed:
+            self._greeting.farewell(f"{type(agreed.problem).__name__}: {agreed}")
+            raise
+        job.report.seconds_header += time.perf_counter() - before
+
+    def _only_node(self, job: Job, node: InNode) -> None:
+        """Phase 1 where all ranks are on one node: nothing is encoded."""
+        node.arrive(job, 0)
+        start, stop = job.part
+        if job.op == "mean":
+            job.flat[start:stop].mul_(job.gain)
+        self._next(job)
+
+    def _arrive(self, job: Job, c: int) -> None:
+        if self.node is not None:
+            self.node.arrive(job, c)
+
+    def _layout_key(self, job: Job, chunks: int) -> tuple[Any, ...]:
+        return *job.part, job.flat.dtype, job.codec1, job.codec2, self.rank, self.size, chunks
+
     def _next(self, job: Job) -> None:
         if not job.here:
             self._hand_over(job, self._jobs2)
@@ -232,12 +303,14 @@ class Pipeline:
         before = time.perf_counter()
         try:
             if job.error is None:
-                job.codec1.own_scales(job.flat, agreement.own)
+                job.codec1.own_scales(job.flat[agreement.start : agreement.stop], agreement.own)
         except Exception as problem:
             job.note(problem)
         job.report.seconds_encode1 += time.perf_counter() - before
 
     def _encode1(self, job: Job, c: int, way: OwnShard) -> None:
+        if job.layout is not None and job.layout.agreement is None:
+            self._arrive(job, c)
         before = time.perf_counter()
         self._note_earlier(job)
         way.encode(job, c, self.rank)
@@ -247,7 +320,7 @@ class Pipeline:
         assert job.layout is not None
         for message, peer in zip(job.layout.send1[c], job.layout.targets, strict=True):
             if message is not None:
-                job.write_verdict(message, self.rank)
+                job.write_verdict(message, self.name)
                 job.sent1.append((peer, self._line1.isend(job, message.data, peer)))
                 job.report.bytes_payload1 += message.nbytes_payload
                 self._count(job, message)
@@ -274,7 +347,9 @@ class Pipeline:
     def _phase2(self, job: Job) -> None:
         report, layout, clock = job.report, job.layout, time.perf_counter
         if self.size == 1:
-            report.nonfinite = not bool(torch.isfinite(job.flat).all())
+            job.nonfinite = not bool(torch.isfinite(job.flat[slice(*job.part)]).all())
+            self._leave(job, 0, last=True)
+            report.nonfinite = job.nonfinite
             self._finish(job)
             return
         assert layout is not None
@@ -291,7 +366,7 @@ class Pipeline:
                 # Earlier jobs are through phase 2: once one has failed, every later one fails, on all ranks.
                 self._note_earlier(job)
                 way.publish(job, c, message, self.rank)
-                job.write_verdict(message, self.rank)
+                job.write_verdict(message, self.name)
                 report.seconds_encode2 += clock() - after
                 for peer in layout.targets:
                     sends.append((peer, self._line2.isend(job, message.data, peer)))
@@ -299,12 +374,15 @@ class Pipeline:
                     self._count(job, message)
             if c >= _AHEAD - 1:
                 self._collect(job, c - _AHEAD + 1, way)
+                self._leave(job, c - _AHEAD + 1, last=False)
         for c in range(max(0, layout.chunks - _AHEAD + 1), layout.chunks):
             self._collect(job, c, way)
+            self._leave(job, c, last=False)
         if job.here:
             report.seconds_wait1 += self._wait_all(job, self._line1, job.sent1)
         report.seconds_wait2 += self._wait_all(job, self._line2, sends)
         now = clock()
+        self._leave(job, None, last=True)
         report.nonfinite = job.nonfinite
         report.mss = self._framing.record(report.bytes_sent, report.messages + report.messages_received)
         # On one thread nothing happened while it waited; on two, compute and wire overlap, and the whole time is the best bound.
@@ -313,6 +391,15 @@ class Pipeline:
             max(report.bytes_sent, report.bytes_received), seconds, overlapped=not job.here
         )
         self._finish(job)
+
+    def _leave(self, job: Job, c: int | None, *, last: bool) -> None:
+        """Chunk c is final: the rest of the node gets it. `last`: and there is no other."""
+        if self.node is not None:
+            if c is not None:
+                self.node.leave(job, c)
+            if last:
+                self._note_earlier(job)
+                self.node.finish(job)
 
     def _collect(self, job: Job, c: int, way: OwnShard) -> None:
         """Decodes chunk c of the other ranks' shards."""
@@ -334,13 +421,11 @@ class Pipeline:
         report = job.report
         if job.error is None and job.peer_error is not None:
             origin, reason = job.peer_error
-            self._fail(job, PeerError(f"rank {origin} failed: {reason}: {job.where(self.rank)}"))
+            self._fail(job, PeerError(f"rank {origin} failed: {reason}: {job.where(self.name)}"))
             return
         if job.error is None:
             if job.layout is not None:
-                self._layouts.give(
-                    report.numel, job.flat.dtype, job.codec1, job.codec2, self.rank, self.size, job.layout
-                )
+                self._layouts.give(self._layout_key(job, job.layout.chunks), job.layout)
             report.seconds_total = time.perf_counter() - job.submitted - report.seconds_queue
             try:
                 job.observer.complete(report)

@@ -1,0 +1,220 @@
+"""The legs of a two-level all-reduce that stay inside a node: an exact reduce-scatter before phase 1, an exact all-gather after phase 2.
+
+Local rank l has the l-th part of the tensor: all contributions of its node are added up there, chunk by chunk as phase 1 needs them, and from there the result goes back.
+Values travel as they lie in memory, to and from the tensor itself. A verdict goes ahead of the first leg (what `prepare` did) and behind the last one (everything else).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+
+from commpress.collectives._greeting import Greeting
+from commpress.collectives._header import HEADER_NBYTES
+from commpress.collectives._job import Job
+from commpress.collectives._layout import Pool, split
+from commpress.collectives._line import Line
+from commpress.collectives._message import VERDICT_NBYTES, Message
+from commpress.collectives.communicator import Handle
+
+Range = tuple[int, int]
+
+
+@final
+class Legs:
+    """Ranges and buffers of one submission.
+
+    Attributes:
+        parts[l][c]: ranges of the tensor that chunk c of local rank l's part consists of: one of each node's shard. own: limits of this rank's part.
+        room: what the others of the node contribute to it, a row for each.
+    """
+
+    def __init__(
+        self, numel: int, dtype: torch.dtype, codec: Any, local: int, size: int, nodes: int, chunks: int
+    ) -> None:
+        bounds = part_bounds(numel, size, codec)
+        self.parts = [_ranges(codec, bounds[part], bounds[part + 1], nodes, chunks) for part in range(size)]
+        self.own = bounds[local], bounds[local + 1]
+        self.room = torch.empty(size - 1, self.own[1] - self.own[0], dtype=dtype)
+        self.verdicts = [
+            [Message(torch.zeros(VERDICT_NBYTES, dtype=torch.uint8), []) for _ in range(size)] for _ in range(2)
+        ]
+        self.received: list[list[Handle]] = []  # of the first leg, by chunk: of each peer in turn, all ranges
+        self.sent1: list[tuple[int, Handle]] = []
+        self.sent2: list[tuple[int, Handle]] = []
+        self.told: list[Handle] = []
+        self.results: list[tuple[int, Handle]] = []
+
+
+def part_bounds(numel: int, parts: int, codec: Any) -> list[int]:
+    """Where the parts of a tensor begin, and its end."""
+    return split(codec, 0, numel, parts)
+
+
+def _ranges(codec: Any, start: int, stop: int, nodes: int, chunks: int) -> list[list[Range]]:
+    """For each chunk the ranges of all nodes' shards, neighbours joined."""
+    bounds = split(codec, start, stop, nodes)
+    cuts = [split(codec, low, high, chunks) for low, high in itertools.pairwise(bounds)]
+    found = []
+    for c in range(chunks):
+        joined: list[Range] = []
+        for cut in cuts:
+            low, high = cut[c], cut[c + 1]
+            if low < high and joined and joined[-1][1] == low:
+                joined[-1] = joined[-1][0], high
+            elif low < high:
+                joined.append((low, high))
+        found.append(joined)
+    return found
+
+
+@final
+class InNode:
+    """What one rank of a node does with the others.
+
+    Args:
+        line1, line2: channels between the ranks of the node, for the two legs.
+        names: their ranks in the group. world: ranks of the group. nodes: number of nodes.
+    """
+
+    def __init__(self, line1: Line, line2: Line, names: Sequence[int], world: int, nodes: int) -> None:
+        self.rank, self.size = line1.comm.rank, line1.comm.size
+        self.name = names[self.rank]
+        self.greeting = Greeting(line1, names, world)
+        self._line1, self._line2 = line1, line2
+        self._nodes = nodes
+        self._peers = [(self.rank + d) % self.size for d in range(1, self.size)]  # the order of summation
+        self._pool: Pool[Legs] = Pool()
+
+    def greet(self, job: Job, link: int) -> None:
+        """Compares headers; `greeting.link` is the slowest of the links then. Raises AgreedError, PeerError or WireError."""
+        self.greeting.send(job, link)
+        self.greeting.match(job)
+        nbytes, count = HEADER_NBYTES * len(self._peers), len(self._peers)
+        report = job.report  # the greeting has counted them as sent between nodes
+        report.bytes_header -= nbytes
+        report.bytes_received -= nbytes
+        report.messages -= count
+        report.messages_received -= count
+        self._count(job, nbytes, count)
+        report.bytes_node_received += nbytes
+        report.messages_node_received += count
+
+    def part(self, numel: int, codec: Any) -> Range:
+        """Limits of this rank's part of a tensor."""
+        bounds = part_bounds(numel, self.size, codec)
+        return bounds[self.rank], bounds[self.rank + 1]
+
+    def _key(self, job: Job, chunks: int) -> tuple[Any, ...]:
+        return job.flat.numel(), job.flat.dtype, job.codec1, self.rank, self.size, self._nodes, chunks
+
+    def open(self, job: Job, chunks: int) -> None:
+        """Starts the first leg, with everything that this rank contributes. Raises PeerError."""
+        key = self._key(job, chunks)
+        legs = job.legs = self._pool.take(key, lambda: Legs(*key))
+        line = self._line1
+        legs.told = [line.irecv(job, legs.verdicts[0][peer].data, peer) for peer in self._peers]
+        legs.received = [
+            [
+                line.irecv(job, _bytes(legs.room[row, start - legs.own[0] : stop - legs.own[0]]), peer)
+                for row, peer in enumerate(self._peers)
+                for start, stop in ranges
+            ]
+            for ranges in legs.parts[self.rank]
+        ]
+        self._tell(job, legs, 0, line, legs.sent1)
+        for c in range(chunks):
+            for peer in reversed(self._peers):  # so that what a rank adds first is sent first
+                self._send(job, line, peer, legs.parts[peer][c], legs.sent1)
+
+    def arrive(self, job: Job, c: int) -> None:
+        """Adds what the others of the node contribute to chunk c of the own part. Raises PeerError."""
+        legs, start = job.legs, time.perf_counter()
+        assert legs is not None
+        if c == 0:
+            for peer, handle in zip(self._peers, legs.told, strict=True):
+                self._line1.wait(job, peer, handle)
+                self._hear(job, legs.verdicts[0][peer])
+        ranges, handles = legs.parts[self.rank][c], iter(legs.received[c])
+        for row, peer in enumerate(self._peers):
+            for low, high in ranges:
+                self._line1.wait(job, peer, next(handles))
+                job.flat[low:high].add_(legs.room[row, low - legs.own[0] : high - legs.own[0]])
+                job.report.bytes_node_received += (high - low) * job.flat.element_size()
+                job.report.messages_node_received += 1
+        job.report.seconds_node += time.perf_counter() - start
+
+    def leave(self, job: Job, c: int) -> None:
+        """Starts to give chunk c of the own part, which is final, to the others of the node. Raises PeerError."""
+        legs, start, line = job.legs, time.perf_counter(), self._line2
+        assert legs is not None
+        if c == 0:  # what is received lands where the first leg sent from
+            self._wait_all(job, self._line1, legs.sent1)
+            for part in range(len(legs.parts[0])):
+                for peer in self._peers:
+                    for low, high in legs.parts[peer][part]:
+                        legs.results.append((peer, line.irecv(job, _bytes(job.flat[low:high]), peer)))
+                        job.report.bytes_node_received += (high - low) * job.flat.element_size()
+                        job.report.messages_node_received += 1
+            legs.told = [line.irecv(job, legs.verdicts[1][peer].data, peer) for peer in self._peers]
+        for peer in self._peers:
+            self._send(job, line, peer, legs.parts[self.rank][c], legs.sent2)
+        job.report.seconds_node += time.perf_counter() - start
+
+    def abandon(self, job: Job) -> None:
+        """Lets the first leg end, which all ranks of the node have begun: nobody's messages meet a closed buffer. Raises PeerError."""
+        legs = job.legs
+        assert legs is not None
+        for handles in ([*legs.told], *legs.received):
+            for handle in handles:
+                self._line1.wait(job, self.rank, handle)
+        self._wait_all(job, self._line1, legs.sent1)
+
+    def finish(self, job: Job) -> None:
+        """Ends the last leg: all of the result is there, and every failure of the node known. Raises PeerError."""
+        legs, start = job.legs, time.perf_counter()
+        assert legs is not None
+        self._tell(job, legs, 1, self._line2, legs.sent2)
+        self._wait_all(job, self._line2, legs.results)
+        for peer, handle in zip(self._peers, legs.told, strict=True):
+            self._line2.wait(job, peer, handle)
+            self._hear(job, legs.verdicts[1][peer])
+        self._wait_all(job, self._line2, legs.sent2)
+        job.legs = None
+        self._pool.give(self._key(job, len(legs.parts[0])), legs)
+        job.report.seconds_node += time.perf_counter() - start
+
+    def _tell(self, job: Job, legs: Legs, which: int, line: Line, sent: list[tuple[int, Handle]]) -> None:
+        message = legs.verdicts[which][self.rank]
+        job.write_verdict(message, self.name)
+        for peer in self._peers:
+            sent.append((peer, line.isend(job, message.data, peer)))
+        self._count(job, VERDICT_NBYTES * len(self._peers), len(self._peers))
+
+    def _hear(self, job: Job, message: Message) -> None:
+        job.hear(message)
+        job.report.bytes_node_received += VERDICT_NBYTES
+        job.report.messages_node_received += 1
+
+    def _send(self, job: Job, line: Line, peer: int, ranges: list[Range], sent: list[tuple[int, Handle]]) -> None:
+        for low, high in ranges:
+            sent.append((peer, line.isend(job, _bytes(job.flat[low:high]), peer)))
+            self._count(job, (high - low) * job.flat.element_size(), 1)
+
+    def _count(self, job: Job, nbytes: int, messages: int) -> None:
+        job.report.bytes_node += nbytes
+        job.report.messages_node += messages
+
+    @staticmethod
+    def _wait_all(job: Job, line: Line, posted: list[tuple[int, Handle]]) -> None:
+        for peer, handle in posted:
+            line.wait(job, peer, handle)
+        posted.clear()
+
+
+def _bytes(values: torch.Tensor) -> torch.Tensor:
+    return values.view(torch.uint8)
