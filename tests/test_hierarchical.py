@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 
@@ -26,7 +27,10 @@ def nodes_of(nodes: int, per_node: int) -> NodeMap:
 class Nodes:
     """Hierarchical Reducers on two fake worlds."""
 
-    def __init__(self, nodes: NodeMap, timeout: float = 30.0, chunk: int | None = None, plans=None) -> None:
+    def __init__(
+        self, nodes: NodeMap, timeout: float = 30.0, chunk: int | None = None, plans=None, shared=True
+    ) -> None:
+        nodes = dataclasses.replace(nodes, shared=shared)
         self.nodes, self.size = nodes, nodes.size
         self.worlds = FakeWorld(self.size), FakeWorld(self.size)
         self.reducers = [
@@ -100,9 +104,10 @@ SHAPES = [(2, 2), (2, 1), (1, 4), (3, 2), (2, 3)]
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("op", ["mean", "sum"])
-def test_exact_result_on_every_rank(shape, op):
+@pytest.mark.parametrize("shared", [True, False])
+def test_exact_result_on_every_rank(shape, op, shared):
     nodes = nodes_of(*shape)
-    with Nodes(nodes, chunk=20_000) as world:
+    with Nodes(nodes, chunk=20_000, shared=shared) as world:
         for step, numel in enumerate([0, 1, 4095, 4096, 4097, 2 * BLOCK * nodes.size, 100_003]):
             data, key = inputs(nodes.size, numel, seed=step), Key(seed=5, step=step, tensor=3)
             other = Grid("other", 1 / 32)
@@ -131,12 +136,13 @@ def test_ranks_need_not_follow_the_nodes():
             assert torch.equal(future.wait(), want)
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("chunk", [1, 9_000, 1 << 30])
-def test_chunks_do_not_change_bits(chunk):
+def test_chunks_do_not_change_bits(chunk, shared):
     nodes = nodes_of(3, 2)
     data, key = inputs(6, 80 * BLOCK + 77), Key(step=4)
     want = expected_on_nodes(data, nodes, Grid(), Grid(), key)
-    with Nodes(nodes, chunk=chunk) as world:
+    with Nodes(nodes, chunk=chunk, shared=shared) as world:
         records = [Record() for _ in data]
         for future in world.submit([x.clone() for x in data], Grid(), Grid(), key, observers=records):
             assert torch.equal(future.wait(), want)
@@ -228,20 +234,21 @@ def test_observers_see_their_part_alone():
             assert {e[4] for e in record.events if e[0] == 1} == {1 / 6}
 
 
-def test_what_is_claimed_is_what_went_through_the_channels():
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_is_claimed_is_what_went_through_the_channels(shared):
+    """And through memory: half of the tensor there, and half of it back."""
     nodes, numel = nodes_of(2, 2), 300_000
-    with Nodes(nodes, chunk=50_000) as world:
+    with Nodes(nodes, chunk=50_000, shared=shared) as world:
         records = [Record() for _ in range(4)]
         for future in world.submit(inputs(4, numel), Grid(), Grid(), Key(), observers=records):
             future.wait()
         for rank, record in enumerate(records):
             report = record.report
             sent = sum(w.nbytes_sent[rank] for w in world.worlds)
-            assert report.bytes_sent + report.bytes_node == sent
+            values = 4 * numel
+            assert report.bytes_sent + report.bytes_node == sent + values * shared
             assert report.messages + report.messages_node == sum(w.messages_sent[rank] for w in world.worlds)
-            # fp32: half of the tensor there, and half of it back; headers and verdicts
-            assert 0 <= report.bytes_node - 4 * numel - 512 - 2 * 128 <= 4 * BLOCK
-            assert report.bytes_node_received == records[rank ^ 1].report.bytes_node
+            assert 0 <= report.bytes_node - values - 512 - 2 * 128 <= 100  # names and tokens
             assert report.bytes_received == records[rank ^ 2].report.bytes_sent
             assert report.wire_bytes > report.bytes_sent and report.wire_bytes_node > report.bytes_node
             assert report.bytes_payload1 + report.bytes_payload2 == pytest.approx(2 * numel / 2, rel=0.05)
@@ -307,8 +314,8 @@ def test_a_mismatch_is_named_on_every_rank(odd, what):
 @pytest.mark.parametrize(
     "sabotage", ["prepare", "encode:1", "decode:1", "encode:2", "corrupt:1", "decode:2", "complete"]
 )
-@pytest.mark.parametrize("numel", [30_000, 200_000])
-def test_one_rank_fails_and_all_learn_of_it(sabotage, numel):
+@pytest.mark.parametrize(("numel", "shared"), [(30_000, True), (200_000, True), (200_000, False)])
+def test_one_rank_fails_and_all_learn_of_it(sabotage, numel, shared):
     class Failing(Observer):
         def prepare(self, flat):
             if sabotage == "prepare":
@@ -319,7 +326,7 @@ def test_one_rank_fails_and_all_learn_of_it(sabotage, numel):
                 raise ArithmeticError("sabotaged")
 
     nodes = nodes_of(2, 2)
-    with Nodes(nodes, chunk=20_000, timeout=20) as world:
+    with Nodes(nodes, chunk=20_000, timeout=20, shared=shared) as world:
         data = inputs(4, numel)
         results = []
         for rank, reducer in enumerate(world.reducers):

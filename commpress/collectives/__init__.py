@@ -67,11 +67,12 @@ from commpress.collectives._passage import Passage, PassageObserver
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
 from commpress.collectives.factor_reducer import FactorReducer
-from commpress.collectives.nodes import Hierarchical, NodeMap, agree_on_nodes, asked_of
+from commpress.collectives.nodes import Asked, Hierarchical, NodeMap, agree_on_nodes, asked_of
 from commpress.collectives.observer import Observer
 from commpress.collectives.reducer import Reducer
 
 __all__ = [
+    "Asked",
     "ChannelError",
     "Communicator",
     "FactorPlan",

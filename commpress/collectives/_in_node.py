@@ -1,7 +1,8 @@
 """The legs of a two-level all-reduce that stay inside a node: an exact reduce-scatter before phase 1, an exact all-gather after phase 2.
 
 Local rank l has the l-th part of the tensor: all contributions of its node are added up there, chunk by chunk as phase 1 needs them, and from there the result goes back.
-Values travel as they lie in memory, to and from the tensor itself. A verdict goes ahead of the first leg (what `prepare` did) and behind the last one (everything else).
+Where the ranks of a node see each other's memory, each writes what it gives into a segment of its own, sends one byte that says so, and the others read it there, until they
+acknowledge that they have. Else values travel through the channel, to and from the tensor itself. A verdict goes ahead of the first leg (what `prepare` did) and behind the last one (everything else).
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from commpress.collectives._job import Job
 from commpress.collectives._layout import Pool, split
 from commpress.collectives._line import Line
 from commpress.collectives._message import VERDICT_NBYTES, Message
+from commpress.collectives._shared import Mappings, Segment
 from commpress.collectives.communicator import Handle
 
 Range = tuple[int, int]
+_NAME_NBYTES = 64
 
 
 @final
@@ -30,24 +33,36 @@ class Legs:
 
     Attributes:
         parts[l][c]: ranges of the tensor that chunk c of local rank l's part consists of: one of each node's shard. own: limits of this rank's part.
-        room: what the others of the node contribute to it, a row for each.
+        room: what the others of the node contribute to it, a row for each, or nothing if there is a segment. segment: memory that they read.
     """
 
     def __init__(
-        self, numel: int, dtype: torch.dtype, codec: Any, local: int, size: int, nodes: int, chunks: int
+        self, numel: int, dtype: torch.dtype, codec: Any, local: int, size: int, nodes: int, chunks: int, shared: bool
     ) -> None:
         bounds = part_bounds(numel, size, codec)
         self.parts = [_ranges(codec, bounds[part], bounds[part + 1], nodes, chunks) for part in range(size)]
+        self.chunks = chunks
         self.own = bounds[local], bounds[local + 1]
-        self.room = torch.empty(size - 1, self.own[1] - self.own[0], dtype=dtype)
+        self.room = torch.empty(size - 1, 0 if shared else self.own[1] - self.own[0], dtype=dtype)
+        self.segment = Segment(numel, dtype) if shared else None
         self.verdicts = [
             [Message(torch.zeros(VERDICT_NBYTES, dtype=torch.uint8), []) for _ in range(size)] for _ in range(2)
         ]
-        self.received: list[list[Handle]] = []  # of the first leg, by chunk: of each peer in turn, all ranges
+        self.names = torch.zeros(size, _NAME_NBYTES, dtype=torch.uint8)
+        if self.segment is not None:
+            name = self.segment.name.encode().ljust(_NAME_NBYTES, b"\0")
+            self.names[local].copy_(torch.frombuffer(bytearray(name), dtype=torch.uint8))
+        self.token = torch.zeros(1, dtype=torch.uint8)
+        self.tokens = torch.zeros(2, size, max(chunks, 1), dtype=torch.uint8)
+        self.theirs: dict[int, torch.Tensor] = {}  # the peers' segments
+        self.told: list[Handle] = []
+        self.received: list[
+            list[Handle]
+        ] = []  # of the first leg, by chunk: of each peer in turn, all ranges, or a token
+        self.results: list[tuple[int, int, Handle]] = []  # of the last leg: peer, chunk
         self.sent1: list[tuple[int, Handle]] = []
         self.sent2: list[tuple[int, Handle]] = []
-        self.told: list[Handle] = []
-        self.results: list[tuple[int, Handle]] = []
+        self.acknowledged: list[tuple[int, Handle]] = []  # the peers have read all of the segment
 
 
 def part_bounds(numel: int, parts: int, codec: Any) -> list[int]:
@@ -78,15 +93,16 @@ class InNode:
 
     Args:
         line1, line2: channels between the ranks of the node, for the two legs.
-        names: their ranks in the group. world: ranks of the group. nodes: number of nodes.
+        names: their ranks in the group. world: ranks of the group. nodes: number of nodes. shared: whether they see each other's memory.
     """
 
-    def __init__(self, line1: Line, line2: Line, names: Sequence[int], world: int, nodes: int) -> None:
+    def __init__(self, line1: Line, line2: Line, names: Sequence[int], world: int, nodes: int, shared: bool) -> None:
         self.rank, self.size = line1.comm.rank, line1.comm.size
         self.name = names[self.rank]
         self.greeting = Greeting(line1, names, world)
         self._line1, self._line2 = line1, line2
-        self._nodes = nodes
+        self._nodes, self._shared = nodes, shared
+        self._mappings = Mappings()
         self._peers = [(self.rank + d) % self.size for d in range(1, self.size)]  # the order of summation
         self._pool: Pool[Legs] = Pool()
 
@@ -110,59 +126,85 @@ class InNode:
         return bounds[self.rank], bounds[self.rank + 1]
 
     def _key(self, job: Job, chunks: int) -> tuple[Any, ...]:
-        return job.flat.numel(), job.flat.dtype, job.codec1, self.rank, self.size, self._nodes, chunks
+        return job.flat.numel(), job.flat.dtype, job.codec1, self.rank, self.size, self._nodes, chunks, self._shared
 
     def open(self, job: Job, chunks: int) -> None:
         """Starts the first leg, with everything that this rank contributes. Raises PeerError."""
-        key = self._key(job, chunks)
+        key, start = self._key(job, chunks), time.perf_counter()
         legs = job.legs = self._pool.take(key, lambda: Legs(*key))
         line = self._line1
+        self._wait_all(job, self._line2, legs.acknowledged)
         legs.told = [line.irecv(job, legs.verdicts[0][peer].data, peer) for peer in self._peers]
-        legs.received = [
-            [
-                line.irecv(job, _bytes(legs.room[row, start - legs.own[0] : stop - legs.own[0]]), peer)
-                for row, peer in enumerate(self._peers)
-                for start, stop in ranges
+        if legs.segment is None:
+            legs.received = [
+                [
+                    line.irecv(job, _bytes(legs.room[row, low - legs.own[0] : high - legs.own[0]]), peer)
+                    for row, peer in enumerate(self._peers)
+                    for low, high in ranges
+                ]
+                for ranges in legs.parts[self.rank]
             ]
-            for ranges in legs.parts[self.rank]
-        ]
+        else:
+            legs.told += [line.irecv(job, legs.names[peer], peer) for peer in self._peers]
+            legs.received = [
+                [line.irecv(job, legs.tokens[0, peer, c : c + 1], peer) for peer in self._peers] for c in range(chunks)
+            ]
         self._tell(job, legs, 0, line, legs.sent1)
+        if legs.segment is not None:
+            for peer in self._peers:
+                self._post(job, line, peer, legs.names[self.rank], legs.sent1)
         for c in range(chunks):
             for peer in reversed(self._peers):  # so that what a rank adds first is sent first
-                self._send(job, line, peer, legs.parts[peer][c], legs.sent1)
+                self._give(job, legs, line, peer, legs.parts[peer][c], legs.sent1)
+        job.report.seconds_node += time.perf_counter() - start
 
     def arrive(self, job: Job, c: int) -> None:
         """Adds what the others of the node contribute to chunk c of the own part. Raises PeerError."""
         legs, start = job.legs, time.perf_counter()
         assert legs is not None
         if c == 0:
-            for peer, handle in zip(self._peers, legs.told, strict=True):
+            for peer, handle in zip(itertools.cycle(self._peers), legs.told, strict=False):
                 self._line1.wait(job, peer, handle)
+            for peer in self._peers:
                 self._hear(job, legs.verdicts[0][peer])
-        ranges, handles = legs.parts[self.rank][c], iter(legs.received[c])
+                if legs.segment is not None:
+                    name = bytes(legs.names[peer].numpy()).rstrip(b"\0").decode()
+                    legs.theirs[peer] = self._mappings.get(name, job.flat.numel(), job.flat.dtype)
+        handles = iter(legs.received[c])
         for row, peer in enumerate(self._peers):
-            for low, high in ranges:
+            if legs.segment is not None:
                 self._line1.wait(job, peer, next(handles))
-                job.flat[low:high].add_(legs.room[row, low - legs.own[0] : high - legs.own[0]])
-                job.report.bytes_node_received += (high - low) * job.flat.element_size()
-                job.report.messages_node_received += 1
+            for low, high in legs.parts[self.rank][c]:
+                if legs.segment is None:
+                    self._line1.wait(job, peer, next(handles))
+                    values = legs.room[row, low - legs.own[0] : high - legs.own[0]]
+                else:
+                    values = legs.theirs[peer][low:high]
+                job.flat[low:high].add_(values)
+            self._took(job, legs, legs.parts[self.rank][c])
         job.report.seconds_node += time.perf_counter() - start
 
     def leave(self, job: Job, c: int) -> None:
         """Starts to give chunk c of the own part, which is final, to the others of the node. Raises PeerError."""
         legs, start, line = job.legs, time.perf_counter(), self._line2
         assert legs is not None
-        if c == 0:  # what is received lands where the first leg sent from
-            self._wait_all(job, self._line1, legs.sent1)
-            for part in range(len(legs.parts[0])):
+        if c == 0:
+            if legs.segment is None:  # what is received lands where the first leg sent from
+                self._wait_all(job, self._line1, legs.sent1)
+            for part in range(legs.chunks):
                 for peer in self._peers:
-                    for low, high in legs.parts[peer][part]:
-                        legs.results.append((peer, line.irecv(job, _bytes(job.flat[low:high]), peer)))
-                        job.report.bytes_node_received += (high - low) * job.flat.element_size()
-                        job.report.messages_node_received += 1
+                    if legs.segment is None:
+                        for low, high in legs.parts[peer][part]:
+                            legs.results.append((peer, part, line.irecv(job, _bytes(job.flat[low:high]), peer)))
+                    else:
+                        token = legs.tokens[1, peer, part : part + 1]
+                        legs.results.append((peer, part, line.irecv(job, token, peer)))
+                    self._took(job, legs, legs.parts[peer][part])
             legs.told = [line.irecv(job, legs.verdicts[1][peer].data, peer) for peer in self._peers]
+        if legs.segment is not None:
+            self._write(job, legs, legs.parts[self.rank][c])
         for peer in self._peers:
-            self._send(job, line, peer, legs.parts[self.rank][c], legs.sent2)
+            self._give(job, legs, line, peer, legs.parts[self.rank][c], legs.sent2, written=True)
         job.report.seconds_node += time.perf_counter() - start
 
     def abandon(self, job: Job) -> None:
@@ -176,34 +218,73 @@ class InNode:
 
     def finish(self, job: Job) -> None:
         """Ends the last leg: all of the result is there, and every failure of the node known. Raises PeerError."""
-        legs, start = job.legs, time.perf_counter()
+        legs, start, line = job.legs, time.perf_counter(), self._line2
         assert legs is not None
-        self._tell(job, legs, 1, self._line2, legs.sent2)
-        self._wait_all(job, self._line2, legs.results)
+        self._tell(job, legs, 1, line, legs.sent2)
+        for peer, c, handle in legs.results:
+            line.wait(job, peer, handle)
+            if legs.segment is not None:
+                for low, high in legs.parts[peer][c]:
+                    job.flat[low:high].copy_(legs.theirs[peer][low:high])
+        legs.results.clear()
         for peer, handle in zip(self._peers, legs.told, strict=True):
-            self._line2.wait(job, peer, handle)
+            line.wait(job, peer, handle)
             self._hear(job, legs.verdicts[1][peer])
-        self._wait_all(job, self._line2, legs.sent2)
+        if legs.segment is not None:
+            legs.acknowledged = [(peer, line.irecv(job, legs.tokens[0, peer, :1], peer)) for peer in self._peers]
+            for peer in self._peers:
+                self._post(job, line, peer, legs.token, legs.sent2)
+        self._wait_all(job, self._line1, legs.sent1)
+        self._wait_all(job, line, legs.sent2)
         job.legs = None
-        self._pool.give(self._key(job, len(legs.parts[0])), legs)
+        self._pool.give(self._key(job, legs.chunks), legs)
         job.report.seconds_node += time.perf_counter() - start
+
+    def _write(self, job: Job, legs: Legs, ranges: list[Range]) -> None:
+        """Copies ranges of the tensor to where the others read them."""
+        assert legs.segment is not None
+        for low, high in ranges:
+            legs.segment.values[low:high].copy_(job.flat[low:high])
+
+    def _give(
+        self,
+        job: Job,
+        legs: Legs,
+        line: Line,
+        peer: int,
+        ranges: list[Range],
+        sent: list[tuple[int, Handle]],
+        *,
+        written: bool = False,
+    ) -> None:
+        """Sends ranges of the tensor to a peer, or writes them down and says so."""
+        if legs.segment is None:
+            for low, high in ranges:
+                self._post(job, line, peer, _bytes(job.flat[low:high]), sent)
+            return
+        if not written:
+            self._write(job, legs, ranges)
+        job.report.bytes_node += _nbytes(job, ranges)
+        self._post(job, line, peer, legs.token, sent)
+
+    def _took(self, job: Job, legs: Legs, ranges: list[Range]) -> None:
+        job.report.bytes_node_received += _nbytes(job, ranges) + (legs.segment is not None)
+        job.report.messages_node_received += len(ranges) if legs.segment is None else 1
+
+    def _post(self, job: Job, line: Line, peer: int, data: torch.Tensor, sent: list[tuple[int, Handle]]) -> None:
+        sent.append((peer, line.isend(job, data, peer)))
+        self._count(job, data.numel(), 1)
 
     def _tell(self, job: Job, legs: Legs, which: int, line: Line, sent: list[tuple[int, Handle]]) -> None:
         message = legs.verdicts[which][self.rank]
         job.write_verdict(message, self.name)
         for peer in self._peers:
-            sent.append((peer, line.isend(job, message.data, peer)))
-        self._count(job, VERDICT_NBYTES * len(self._peers), len(self._peers))
+            self._post(job, line, peer, message.data, sent)
 
     def _hear(self, job: Job, message: Message) -> None:
         job.hear(message)
         job.report.bytes_node_received += VERDICT_NBYTES
         job.report.messages_node_received += 1
-
-    def _send(self, job: Job, line: Line, peer: int, ranges: list[Range], sent: list[tuple[int, Handle]]) -> None:
-        for low, high in ranges:
-            sent.append((peer, line.isend(job, _bytes(job.flat[low:high]), peer)))
-            self._count(job, (high - low) * job.flat.element_size(), 1)
 
     def _count(self, job: Job, nbytes: int, messages: int) -> None:
         job.report.bytes_node += nbytes
@@ -214,6 +295,10 @@ class InNode:
         for peer, handle in posted:
             line.wait(job, peer, handle)
         posted.clear()
+
+
+def _nbytes(job: Job, ranges: list[Range]) -> int:
+    return sum(high - low for low, high in ranges) * job.flat.element_size()
 
 
 def _bytes(values: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ class Pipeline:
             node, local = nodes.place(self.name)
             names, near = nodes.across(local), nodes.nodes[node]
             lines = [Line(Subset(comm, near), phase, timeout, near) for phase, comm in ((1, comm1), (2, comm2))]
-            self.node = InNode(lines[0], lines[1], near, self.world, len(nodes.nodes))
+            self.node = InNode(lines[0], lines[1], near, self.world, len(nodes.nodes), nodes.shared)
             comm1, comm2 = Subset(comm1, names), Subset(comm2, names)
         self.rank, self.size = comm1.rank, comm1.size
         self.error: Exception | None = None

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from commpress.collectives._gather import gather
+from commpress.collectives._shared import Probe
 from commpress.collectives.communicator import Communicator
 from commpress.errors import MismatchError, SpecError, TopologyError
 
@@ -29,12 +30,14 @@ class NodeMap:
 
     Args:
         nodes: the ranks of each node; ranks are those of the process group. Local rank l of a node is its l-th one here.
+        shared: whether the ranks of a node see each other's memory, by way of which values then travel.
 
     Raises:
         SpecError: no partition of ranks 0 to n-1. TopologyError: the nodes differ in size.
     """
 
     nodes: tuple[tuple[int, ...], ...]
+    shared: bool = False
 
     def __post_init__(self) -> None:
         ranks = sorted(rank for node in self.nodes for rank in node)
@@ -115,7 +118,17 @@ def agree_on_nodes(comm: Communicator, asked: Asked, timeout: float) -> NodeMap 
     """
     if comm.size == 1:
         return None
-    return decide(gather(comm, own_facts(asked), timeout, "the exchange of what each rank's node is"), comm.rank)
+    probe, purpose = Probe(), "the exchange of what each rank's node is"
+    said = gather(comm, own_facts(asked) | {"memory": probe.facts}, timeout, purpose)
+    nodes = decide(said, comm.rank)
+    if nodes is None:
+        return None
+    near = nodes.nodes[nodes.place(comm.rank)[0]]
+    sees = probe.sees([said[rank]["memory"] for rank in near])
+    shared = all(gather(comm, sees, timeout, purpose))
+    if not shared and comm.rank == 0:
+        _log.warning("ranks of one node do not see each other's memory: what stays inside a node goes through sockets")
+    return dataclasses.replace(nodes, shared=shared)
 
 
 def decide(said: Sequence[Mapping[str, Any]], rank: int = 0) -> NodeMap | None:

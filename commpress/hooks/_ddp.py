@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from commpress.collectives import Hierarchical
 from commpress.errors import StateError
 from commpress.hooks._state import HookState
 from commpress.telemetry import Sink
@@ -63,13 +64,14 @@ def register(
     telemetry_every: int = 100,
     check_every: int = 0,
     timeout: float | None = None,
+    hierarchical: Hierarchical = None,
 ) -> HookState:
     """Compresses the gradient communication of a DDP model. Collective: all ranks of the model's group call it alike.
 
     Args:
         model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric.
         codec, bits, objective, plan, plan_every, plan_floor, gamma, optimizer, predict, shaping, feedback, seed, telemetry, telemetry_every, check_every,
-            timeout: see :class:`HookState`.
+            timeout, hierarchical: see :class:`HookState`.
 
     Returns:
         The state: counters, checkpoints (`state_dict`, `load_state_dict`) and `close`.
@@ -81,6 +83,7 @@ def register(
             the difference.
         PeerError: a rank did not take part within the timeout.
         SpecError: the codec's spec or an option is malformed.
+        TopologyError: `hierarchical` demands what the nodes do not allow.
     """
     ddp = _find_ddp(model)
     state = HookState(
@@ -101,6 +104,7 @@ def register(
         telemetry_every=telemetry_every,
         check_every=check_every,
         timeout=timeout,
+        hierarchical=hierarchical,
     )
     ignored = set(ddp.parameters_to_ignore)
     named = {n: p for n, p in ddp.module.named_parameters() if p.requires_grad and n not in ignored}
