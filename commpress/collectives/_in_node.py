@@ -33,25 +33,21 @@ class Legs:
 
     Attributes:
         parts[l][c]: ranges of the tensor that chunk c of local rank l's part consists of: one of each node's shard. own: limits of this rank's part.
-        room: what the others of the node contribute to it, a row for each, or nothing if there is a segment. segment: memory that they read.
+        room: where values wait, while the submission is under way.
     """
 
     def __init__(
-        self, numel: int, dtype: torch.dtype, codec: Any, local: int, size: int, nodes: int, chunks: int, shared: bool
+        self, numel: int, dtype: torch.dtype, codec: Any, local: int, size: int, nodes: int, chunks: int
     ) -> None:
         bounds = part_bounds(numel, size, codec)
         self.parts = [_ranges(codec, bounds[part], bounds[part + 1], nodes, chunks) for part in range(size)]
         self.chunks = chunks
         self.own = bounds[local], bounds[local + 1]
-        self.room = torch.empty(size - 1, 0 if shared else self.own[1] - self.own[0], dtype=dtype)
-        self.segment = Segment(numel, dtype) if shared else None
+        self.room: Room | None = None
         self.verdicts = [
             [Message(torch.zeros(VERDICT_NBYTES, dtype=torch.uint8), []) for _ in range(size)] for _ in range(2)
         ]
         self.names = torch.zeros(size, _NAME_NBYTES, dtype=torch.uint8)
-        if self.segment is not None:
-            name = self.segment.name.encode().ljust(_NAME_NBYTES, b"\0")
-            self.names[local].copy_(torch.frombuffer(bytearray(name), dtype=torch.uint8))
         self.token = torch.zeros(1, dtype=torch.uint8)
         self.tokens = torch.zeros(2, size, max(chunks, 1), dtype=torch.uint8)
         self.theirs: dict[int, torch.Tensor] = {}  # the peers' segments
@@ -62,7 +58,21 @@ class Legs:
         self.results: list[tuple[int, int, Handle]] = []  # of the last leg: peer, chunk
         self.sent1: list[tuple[int, Handle]] = []
         self.sent2: list[tuple[int, Handle]] = []
-        self.acknowledged: list[tuple[int, Handle]] = []  # the peers have read all of the segment
+
+
+@final
+class Room:
+    """Attributes: rows: what the others of the node contribute, a row for each, or nothing if they see this rank's memory. segment: what they read there, and its name in bytes.
+    acknowledged: that they have read all of it.
+    """
+
+    def __init__(self, numel: int, rows: int, own: int, dtype: torch.dtype, shared: bool) -> None:
+        self.rows = torch.empty(rows, 0 if shared else own, dtype=dtype)
+        self.segment = Segment(numel, dtype) if shared else None
+        self.acknowledged: list[tuple[int, Handle]] = []
+        self.acknowledgements = torch.zeros(rows, 1, dtype=torch.uint8)
+        name = b"" if self.segment is None else self.segment.name.encode()
+        self.name = torch.frombuffer(bytearray(name.ljust(_NAME_NBYTES, b"\0")), dtype=torch.uint8)
 
 
 def part_bounds(numel: int, parts: int, codec: Any) -> list[int]:
@@ -105,6 +115,7 @@ class InNode:
         self._mappings = Mappings()
         self._peers = [(self.rank + d) % self.size for d in range(1, self.size)]  # the order of summation
         self._pool: Pool[Legs] = Pool()
+        self._rooms: Pool[Room] = Pool()  # apart from the legs, which change with every codec
 
     def greet(self, job: Job, link: int) -> None:
         """Compares headers; `greeting.link` is the slowest of the links then. Raises AgreedError, PeerError or WireError."""
@@ -126,19 +137,20 @@ class InNode:
         return bounds[self.rank], bounds[self.rank + 1]
 
     def _key(self, job: Job, chunks: int) -> tuple[Any, ...]:
-        return job.flat.numel(), job.flat.dtype, job.codec1, self.rank, self.size, self._nodes, chunks, self._shared
+        return job.flat.numel(), job.flat.dtype, job.codec1, self.rank, self.size, self._nodes, chunks
 
     def open(self, job: Job, chunks: int) -> None:
         """Starts the first leg, with everything that this rank contributes. Raises PeerError."""
         key, start = self._key(job, chunks), time.perf_counter()
         legs = job.legs = self._pool.take(key, lambda: Legs(*key))
-        line = self._line1
-        self._wait_all(job, self._line2, legs.acknowledged)
+        line, place = self._line1, self._room_key(job, legs)
+        room = legs.room = self._rooms.take(place, lambda: Room(*place))
+        self._wait_all(job, self._line2, room.acknowledged)
         legs.told = [line.irecv(job, legs.verdicts[0][peer].data, peer) for peer in self._peers]
-        if legs.segment is None:
+        if room.segment is None:
             legs.received = [
                 [
-                    line.irecv(job, _bytes(legs.room[row, low - legs.own[0] : high - legs.own[0]]), peer)
+                    line.irecv(job, _bytes(room.rows[row, low - legs.own[0] : high - legs.own[0]]), peer)
                     for row, peer in enumerate(self._peers)
                     for low, high in ranges
                 ]
@@ -150,9 +162,9 @@ class InNode:
                 [line.irecv(job, legs.tokens[0, peer, c : c + 1], peer) for peer in self._peers] for c in range(chunks)
             ]
         self._tell(job, legs, 0, line, legs.sent1)
-        if legs.segment is not None:
+        if room.segment is not None:
             for peer in self._peers:
-                self._post(job, line, peer, legs.names[self.rank], legs.sent1)
+                self._post(job, line, peer, room.name, legs.sent1)
         for c in range(chunks):
             for peer in reversed(self._peers):  # so that what a rank adds first is sent first
                 self._give(job, legs, line, peer, legs.parts[peer][c], legs.sent1)
@@ -161,23 +173,24 @@ class InNode:
     def arrive(self, job: Job, c: int) -> None:
         """Adds what the others of the node contribute to chunk c of the own part. Raises PeerError."""
         legs, start = job.legs, time.perf_counter()
-        assert legs is not None
+        assert legs is not None and legs.room is not None
+        room = legs.room
         if c == 0:
             for peer, handle in zip(itertools.cycle(self._peers), legs.told, strict=False):
                 self._line1.wait(job, peer, handle)
             for peer in self._peers:
                 self._hear(job, legs.verdicts[0][peer])
-                if legs.segment is not None:
+                if room.segment is not None:
                     name = bytes(legs.names[peer].numpy()).rstrip(b"\0").decode()
                     legs.theirs[peer] = self._mappings.get(name, job.flat.numel(), job.flat.dtype)
         handles = iter(legs.received[c])
         for row, peer in enumerate(self._peers):
-            if legs.segment is not None:
+            if room.segment is not None:
                 self._line1.wait(job, peer, next(handles))
             for low, high in legs.parts[self.rank][c]:
-                if legs.segment is None:
+                if room.segment is None:
                     self._line1.wait(job, peer, next(handles))
-                    values = legs.room[row, low - legs.own[0] : high - legs.own[0]]
+                    values = room.rows[row, low - legs.own[0] : high - legs.own[0]]
                 else:
                     values = legs.theirs[peer][low:high]
                 job.flat[low:high].add_(values)
@@ -187,13 +200,14 @@ class InNode:
     def leave(self, job: Job, c: int) -> None:
         """Starts to give chunk c of the own part, which is final, to the others of the node. Raises PeerError."""
         legs, start, line = job.legs, time.perf_counter(), self._line2
-        assert legs is not None
+        assert legs is not None and legs.room is not None
+        room = legs.room
         if c == 0:
-            if legs.segment is None:  # what is received lands where the first leg sent from
+            if room.segment is None:  # what is received lands where the first leg sent from
                 self._wait_all(job, self._line1, legs.sent1)
             for part in range(legs.chunks):
                 for peer in self._peers:
-                    if legs.segment is None:
+                    if room.segment is None:
                         for low, high in legs.parts[peer][part]:
                             legs.results.append((peer, part, line.irecv(job, _bytes(job.flat[low:high]), peer)))
                     else:
@@ -201,8 +215,8 @@ class InNode:
                         legs.results.append((peer, part, line.irecv(job, token, peer)))
                     self._took(job, legs, legs.parts[peer][part])
             legs.told = [line.irecv(job, legs.verdicts[1][peer].data, peer) for peer in self._peers]
-        if legs.segment is not None:
-            self._write(job, legs, legs.parts[self.rank][c])
+        if room.segment is not None:
+            self._write(job, room.segment, legs.parts[self.rank][c])
         for peer in self._peers:
             self._give(job, legs, line, peer, legs.parts[self.rank][c], legs.sent2, written=True)
         job.report.seconds_node += time.perf_counter() - start
@@ -219,32 +233,39 @@ class InNode:
     def finish(self, job: Job) -> None:
         """Ends the last leg: all of the result is there, and every failure of the node known. Raises PeerError."""
         legs, start, line = job.legs, time.perf_counter(), self._line2
-        assert legs is not None
+        assert legs is not None and legs.room is not None
+        room = legs.room
         self._tell(job, legs, 1, line, legs.sent2)
         for peer, c, handle in legs.results:
             line.wait(job, peer, handle)
-            if legs.segment is not None:
+            if room.segment is not None:
                 for low, high in legs.parts[peer][c]:
                     job.flat[low:high].copy_(legs.theirs[peer][low:high])
         legs.results.clear()
         for peer, handle in zip(self._peers, legs.told, strict=True):
             line.wait(job, peer, handle)
             self._hear(job, legs.verdicts[1][peer])
-        if legs.segment is not None:
-            legs.acknowledged = [(peer, line.irecv(job, legs.tokens[0, peer, :1], peer)) for peer in self._peers]
+        if room.segment is not None:
+            room.acknowledged = [
+                (peer, line.irecv(job, room.acknowledgements[row], peer)) for row, peer in enumerate(self._peers)
+            ]
             for peer in self._peers:
                 self._post(job, line, peer, legs.token, legs.sent2)
         self._wait_all(job, self._line1, legs.sent1)
         self._wait_all(job, line, legs.sent2)
-        job.legs = None
+        job.legs, legs.room = None, None
+        self._rooms.give(self._room_key(job, legs), room)
         self._pool.give(self._key(job, legs.chunks), legs)
         job.report.seconds_node += time.perf_counter() - start
 
-    def _write(self, job: Job, legs: Legs, ranges: list[Range]) -> None:
+    def _room_key(self, job: Job, legs: Legs) -> tuple[int, int, int, torch.dtype, bool]:
+        return job.flat.numel(), self.size - 1, legs.own[1] - legs.own[0], job.flat.dtype, self._shared
+
+    @staticmethod
+    def _write(job: Job, segment: Segment, ranges: list[Range]) -> None:
         """Copies ranges of the tensor to where the others read them."""
-        assert legs.segment is not None
         for low, high in ranges:
-            legs.segment.values[low:high].copy_(job.flat[low:high])
+            segment.values[low:high].copy_(job.flat[low:high])
 
     def _give(
         self,
@@ -258,18 +279,19 @@ class InNode:
         written: bool = False,
     ) -> None:
         """Sends ranges of the tensor to a peer, or writes them down and says so."""
-        if legs.segment is None:
+        assert legs.room is not None
+        if legs.room.segment is None:
             for low, high in ranges:
                 self._post(job, line, peer, _bytes(job.flat[low:high]), sent)
             return
         if not written:
-            self._write(job, legs, ranges)
+            self._write(job, legs.room.segment, ranges)
         job.report.bytes_node += _nbytes(job, ranges)
         self._post(job, line, peer, legs.token, sent)
 
     def _took(self, job: Job, legs: Legs, ranges: list[Range]) -> None:
-        job.report.bytes_node_received += _nbytes(job, ranges) + (legs.segment is not None)
-        job.report.messages_node_received += len(ranges) if legs.segment is None else 1
+        job.report.bytes_node_received += _nbytes(job, ranges) + self._shared
+        job.report.messages_node_received += 1 if self._shared else len(ranges)
 
     def _post(self, job: Job, line: Line, peer: int, data: torch.Tensor, sent: list[tuple[int, Handle]]) -> None:
         sent.append((peer, line.isend(job, data, peer)))

@@ -17,7 +17,7 @@ import torch
 from commpress.errors import PeerError
 
 _PROBE_NBYTES = 16
-_MOST_MAPPINGS = 256
+_MOST_MAPPINGS = 1024
 _numbers = itertools.count()
 
 
@@ -34,7 +34,8 @@ class Segment:
         descriptor = os.memfd_create("commpress", os.MFD_CLOEXEC)
         weakref.finalize(self, os.close, descriptor)  # mappings stay
         os.ftruncate(descriptor, nbytes)
-        self.name = f"{os.getpid()}/{descriptor}/{next(_numbers)}"
+        process = os.readlink("/proc/self")  # its number as /proc has it, which need not be os.getpid()
+        self.name = f"{process}/{descriptor}/{next(_numbers)}"
         self.values = torch.frombuffer(mmap.mmap(descriptor, nbytes), dtype=dtype, count=max(numel, 1))[:numel]
 
 
