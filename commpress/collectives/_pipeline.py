@@ -6,32 +6,29 @@ the hand-overs. Order and bytes on both channels are the same, so ranks may diff
 A failure on one rank alone (a codec or an observer raised) keeps the exchange in step: the rank goes on sending messages of the agreed sizes whose verdict prefix says that
 it failed, and every rank learns of it at the latest from the last phase-2 message. A broken or silent connection ends both channels at once, which tells the peers.
 
-With nodes there are two levels (`InNode`): each chunk is added up inside the node before phase 1 encodes it, exchanged with the ranks of the same local rank on the other
+With nodes there are two levels (`Levels`, `InNode`): each chunk is added up inside the node before phase 1 encodes it, exchanged with the ranks of the same local rank on the other
 nodes, and given back inside the node when phase 2 is through with it; the chunks behind it are on the wire meanwhile. Both levels share the two channels.
 """
 
 from __future__ import annotations
 
-import functools
 import queue
 import threading
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 
 from commpress.collectives._agreement import Agreement
 from commpress.collectives._framing import FramingMeter
-from commpress.collectives._greeting import AgreedError, Greeting
-from commpress.collectives._in_node import InNode
+from commpress.collectives._greeting import AgreedError
 from commpress.collectives._job import Job
-from commpress.collectives._layout import BLOCK, Layout, Pool, chunk_count
+from commpress.collectives._layout import Layout, Pool
+from commpress.collectives._levels import Levels
 from commpress.collectives._line import Line
-from commpress.collectives._link import LinkMeter, chunk_nbytes
+from commpress.collectives._link import LinkMeter
 from commpress.collectives._message import Message
 from commpress.collectives._own_shard import OwnShard, way_of
-from commpress.collectives._subset import Subset
 from commpress.collectives.communicator import Communicator, Handle
 from commpress.errors import CommpressError, PeerError, StateError
 
@@ -46,7 +43,7 @@ class Pipeline:
     """State and threads of one Reducer.
 
     Attributes:
-        name, world: this rank and the number of ranks in the group. rank, size: the same among those that exchange compressed values: all, or with `nodes` one of each.
+        levels: whom this rank exchanges what with; name, world, rank, size: see there.
     """
 
     def __init__(
@@ -57,21 +54,11 @@ class Pipeline:
         chunk: int | None,
         nodes: NodeMap | None,
     ) -> None:
-        self.name, self.world = comm1.rank, comm1.size
-        names: Sequence[int] = range(self.world)
-        self.node: InNode | None = None
-        if nodes is not None:
-            node, local = nodes.place(self.name)
-            names, near = nodes.across(local), nodes.nodes[node]
-            lines = [Line(Subset(comm, near), phase, timeout, near) for phase, comm in ((1, comm1), (2, comm2))]
-            self.node = InNode(lines[0], lines[1], near, self.world, len(nodes.nodes), nodes.shared)
-            comm1, comm2 = Subset(comm1, names), Subset(comm2, names)
-        self.rank, self.size = comm1.rank, comm1.size
+        self.levels = levels = Levels(comm1, comm2, timeout, nodes)
+        self.name, self.world, self.rank, self.size = levels.name, levels.world, levels.rank, levels.size
+        self._line1, self._line2, self._greeting = levels.line1, levels.line2, levels.greeting
         self.error: Exception | None = None
         self._chunk = chunk
-        self._line1 = Line(comm1, 1, timeout, names)
-        self._line2 = Line(comm2, 2, timeout, names)
-        self._greeting = Greeting(self._line1, names, self.world)
         self._meter = LinkMeter()
         self._framing = FramingMeter(loopback=nodes is None)
         self._layouts: Pool[Layout] = Pool()
@@ -94,7 +81,7 @@ class Pipeline:
 
     def run(self, job: Job) -> None:
         """Like `submit`, but may do the work itself; the caller lets nobody else submit meanwhile."""
-        job.here = self._phases_ahead == 0 and self._chunks(job) == 1
+        job.here = self._phases_ahead == 0 and self.levels.chunks(job, self._chunk) == 1
         if not job.here:
             self._hand_over(job, self._jobs1)
             return
@@ -126,8 +113,7 @@ class Pipeline:
             for thread in self._threads:
                 if thread is not current:
                     thread.join(10.0)
-        self._line1.comm.close()
-        self._line2.comm.close()
+        self.levels.close()
 
     def _work(self, jobs: queue.SimpleQueue[Job | None], phase: Any) -> None:
         with torch.no_grad():
@@ -181,24 +167,13 @@ class Pipeline:
         with self._lock:
             broken, self._broken = self._broken, True
         if not broken:
-            self._line1.comm.abort()
-            self._line2.comm.abort()
+            self.levels.abort()
 
     def _farewell(self) -> None:
         if not self._broken:
-            self._greeting.farewell(str(self.error))
-            if self.node is not None:
-                self.node.greeting.farewell(str(self.error))
+            self.levels.farewell(str(self.error))
 
     # ---- phase 1
-
-    def _chunks(self, job: Job) -> int:
-        numel = job.flat.numel()
-        if numel == 0 or self.size == 1:
-            return 1
-        block = _block_nbytes(job.codec1, job.codec2, numel, job.flat.dtype)
-        link = (self._greeting if self.node is None else self.node.greeting).link  # what all ranks know alike
-        return chunk_count(numel, self.world, block, self._chunk or chunk_nbytes(link))
 
     def _phase1(self, job: Job) -> None:
         if self.error is not None:
@@ -206,18 +181,13 @@ class Pipeline:
             raise AgreedError(StateError(f"an earlier submission failed: {self.error}"))
         clock = time.perf_counter
         report, line = job.report, self._line1
-        report.world_size, job.name, job.senders = self.world, self.name, self.size
         start = clock()
         report.seconds_queue = start - job.submitted
+        self.levels.begin(job)
         if self.world == 1:
             job.observer.prepare(job.flat)
             self._next(job)
             return
-        job.gain = 1.0 / self.world if job.op == "mean" else 1.0
-        if self.node is not None:
-            report.nodes = self.size if self.size > 1 else 1
-            self._greet_node(job, self.node)
-            job.part = self.node.part(job.flat.numel(), job.codec1)
         self._greeting.send(job, self._meter.quantised())
         before = clock()
         try:
@@ -225,13 +195,13 @@ class Pipeline:
         except Exception as problem:
             job.note(problem)
         report.seconds_prepare = clock() - before
-        chunks = report.chunks = self._chunks(job)
-        if self.node is not None:
+        chunks = report.chunks = self.levels.chunks(job, self._chunk)
+        if self.levels.node is not None:
             self._note_earlier(job)
-            self.node.open(job, chunks)
-            if self.size == 1:
-                self._only_node(job, self.node)
-                return
+            self.levels.node.open(job, chunks)
+        if self.size == 1:
+            self._only_node(job)
+            return
         key = self._layout_key(job, chunks)
         layout = job.layout = self._layouts.take(key, lambda: Layout(*key))
         way = way_of(job)
@@ -239,15 +209,10 @@ class Pipeline:
             self._encode1(job, 0, way)
         else:
             for c in range(chunks):
-                self._arrive(job, c)
+                self.levels.arrive(job, c)
             self._own_scales(job, layout.agreement)
         before = clock()
-        try:
-            self._greeting.match(job)
-        except AgreedError:
-            if self.node is not None:
-                self.node.abandon(job)
-            raise
+        self.levels.match(job)
         job.link_start = clock()
         report.seconds_header += job.link_start - before
 
@@ -270,27 +235,12 @@ class Pipeline:
         if not job.here:  # else nothing is gained by waiting before the own shard is on its way
             report.seconds_wait1 += self._wait_all(job, line, job.sent1)
 
-    def _greet_node(self, job: Job, node: InNode) -> None:
-        """Headers inside the node, before those between nodes: where the ranks of a node disagree, all others have to hear of it."""
-        before = time.perf_counter()
-        try:
-            node.greet(job, self._greeting.link)
-        except AgreedError as agreed:
-            self._greeting.farewell(f"{type(agreed.problem).__name__}: {agreed}")
-            raise
-        job.report.seconds_header += time.perf_counter() - before
-
-    def _only_node(self, job: Job, node: InNode) -> None:
+    def _only_node(self, job: Job) -> None:
         """Phase 1 where all ranks are on one node: nothing is encoded."""
-        node.arrive(job, 0)
-        start, stop = job.part
+        self.levels.arrive(job, 0)
         if job.op == "mean":
-            job.flat[start:stop].mul_(job.gain)
+            job.flat[slice(*job.part)].mul_(job.gain)
         self._next(job)
-
-    def _arrive(self, job: Job, c: int) -> None:
-        if self.node is not None:
-            self.node.arrive(job, c)
 
     def _layout_key(self, job: Job, chunks: int) -> tuple[Any, ...]:
         return *job.part, job.flat.dtype, job.codec1, job.codec2, self.rank, self.size, chunks
@@ -310,7 +260,7 @@ class Pipeline:
 
     def _encode1(self, job: Job, c: int, way: OwnShard) -> None:
         if job.layout is not None and job.layout.agreement is None:
-            self._arrive(job, c)
+            self.levels.arrive(job, c)
         before = time.perf_counter()
         self._note_earlier(job)
         way.encode(job, c, self.rank)
@@ -348,7 +298,9 @@ class Pipeline:
         report, layout, clock = job.report, job.layout, time.perf_counter
         if self.size == 1:
             job.nonfinite = not bool(torch.isfinite(job.flat[slice(*job.part)]).all())
-            self._leave(job, 0, last=True)
+            if self.world > 1:
+                self.levels.leave(job, 0)
+                self._end_levels(job)
             report.nonfinite = job.nonfinite
             self._finish(job)
             return
@@ -374,15 +326,15 @@ class Pipeline:
                     self._count(job, message)
             if c >= _AHEAD - 1:
                 self._collect(job, c - _AHEAD + 1, way)
-                self._leave(job, c - _AHEAD + 1, last=False)
+                self.levels.leave(job, c - _AHEAD + 1)
         for c in range(max(0, layout.chunks - _AHEAD + 1), layout.chunks):
             self._collect(job, c, way)
-            self._leave(job, c, last=False)
+            self.levels.leave(job, c)
         if job.here:
             report.seconds_wait1 += self._wait_all(job, self._line1, job.sent1)
         report.seconds_wait2 += self._wait_all(job, self._line2, sends)
         now = clock()
-        self._leave(job, None, last=True)
+        self._end_levels(job)
         report.nonfinite = job.nonfinite
         report.mss = self._framing.record(report.bytes_sent, report.messages + report.messages_received)
         # On one thread nothing happened while it waited; on two, compute and wire overlap, and the whole time is the best bound.
@@ -392,14 +344,10 @@ class Pipeline:
         )
         self._finish(job)
 
-    def _leave(self, job: Job, c: int | None, *, last: bool) -> None:
-        """Chunk c is final: the rest of the node gets it. `last`: and there is no other."""
-        if self.node is not None:
-            if c is not None:
-                self.node.leave(job, c)
-            if last:
-                self._note_earlier(job)
-                self.node.finish(job)
+    def _end_levels(self, job: Job) -> None:
+        if self.levels.node is not None:
+            self._note_earlier(job)
+            self.levels.finish(job)
 
     def _collect(self, job: Job, c: int, way: OwnShard) -> None:
         """Decodes chunk c of the other ranks' shards."""
@@ -447,9 +395,3 @@ class Pipeline:
     def _count(self, job: Job, message: Message) -> None:
         job.report.bytes_header += message.data.numel() - message.nbytes_payload
         job.report.messages += 1
-
-
-@functools.lru_cache(maxsize=256)
-def _block_nbytes(codec1: Any, codec2: Any, numel: int, dtype: torch.dtype) -> int:
-    """Mean payload of 4096 coordinates, under the larger of the two codecs."""
-    return max(codec.payload_nbytes(numel, dtype=dtype) for codec in (codec1, codec2)) * BLOCK // numel or 1

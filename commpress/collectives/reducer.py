@@ -73,8 +73,7 @@ class Reducer:
 
     def part(self, numel: int, codec: Any) -> tuple[int, int]:
         """Limits of what this rank exchanges in compressed form of a tensor: with nodes the part that its node's sum ends up in here, else all."""
-        node = self._pipeline.node
-        return (0, numel) if node is None else node.part(numel, codec)
+        return self._pipeline.levels.part(numel, codec)
 
     def shard(self, numel: int, codec: Any) -> tuple[int, int]:
         """Limits of what this rank owns: what is reduced here, and not quantised in phase 1."""
