@@ -249,6 +249,8 @@ def test_what_is_claimed_is_what_went_through_the_channels(shared):
             assert report.bytes_sent + report.bytes_node == sent + values * shared
             assert report.messages + report.messages_node == sum(w.messages_sent[rank] for w in world.worlds)
             assert 0 <= report.bytes_node - values - 512 - 2 * 128 <= 100  # names and tokens
+            assert report.bytes_node_received == records[rank ^ 1].report.bytes_node
+            assert report.messages_node_received == records[rank ^ 1].report.messages_node
             assert report.bytes_received == records[rank ^ 2].report.bytes_sent
             assert report.wire_bytes > report.bytes_sent and report.wire_bytes_node > report.bytes_node
             assert report.bytes_payload1 + report.bytes_payload2 == pytest.approx(2 * numel / 2, rel=0.05)

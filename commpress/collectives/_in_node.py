@@ -182,6 +182,7 @@ class InNode:
                 self._hear(job, legs.verdicts[0][peer])
                 if room.segment is not None:
                     name = bytes(legs.names[peer].numpy()).rstrip(b"\0").decode()
+                    self._heard(job, _NAME_NBYTES)
                     legs.theirs[peer] = self._mappings.get(name, job.flat.numel(), job.flat.dtype)
         handles = iter(legs.received[c])
         for row, peer in enumerate(self._peers):
@@ -251,6 +252,7 @@ class InNode:
             ]
             for peer in self._peers:
                 self._post(job, line, peer, legs.token, legs.sent2)
+                self._heard(job, 1)
         self._wait_all(job, self._line1, legs.sent1)
         self._wait_all(job, line, legs.sent2)
         job.legs, legs.room = None, None
@@ -305,7 +307,11 @@ class InNode:
 
     def _hear(self, job: Job, message: Message) -> None:
         job.hear(message)
-        job.report.bytes_node_received += VERDICT_NBYTES
+        self._heard(job, VERDICT_NBYTES)
+
+    @staticmethod
+    def _heard(job: Job, nbytes: int) -> None:
+        job.report.bytes_node_received += nbytes
         job.report.messages_node_received += 1
 
     def _count(self, job: Job, nbytes: int, messages: int) -> None:
