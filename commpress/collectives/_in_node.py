@@ -22,6 +22,7 @@ from commpress.collectives._line import Line
 from commpress.collectives._message import VERDICT_NBYTES, Message
 from commpress.collectives._shared import Mappings, Segment
 from commpress.collectives.communicator import Handle
+from commpress.errors import PeerError
 
 Range = tuple[int, int]
 _NAME_NBYTES = 64
@@ -183,7 +184,12 @@ class InNode:
                 if room.segment is not None:
                     name = bytes(legs.names[peer].numpy()).rstrip(b"\0").decode()
                     self._heard(job, _NAME_NBYTES)
-                    legs.theirs[peer] = self._mappings.get(name, job.flat.numel(), job.flat.dtype)
+                    try:
+                        legs.theirs[peer] = self._mappings.get(name, job.flat.numel(), job.flat.dtype)
+                    except PeerError as problem:  # it has given up meanwhile, and there is a better reason to come
+                        job.note(problem)
+                        legs.theirs.pop(peer, None)
+            legs.told = []
         handles = iter(legs.received[c])
         for row, peer in enumerate(self._peers):
             if room.segment is not None:
@@ -192,10 +198,13 @@ class InNode:
                 if room.segment is None:
                     self._line1.wait(job, peer, next(handles))
                     values = room.rows[row, low - legs.own[0] : high - legs.own[0]]
-                else:
+                elif peer in legs.theirs:
                     values = legs.theirs[peer][low:high]
+                else:
+                    continue
                 job.flat[low:high].add_(values)
             self._took(job, legs, legs.parts[self.rank][c])
+        legs.received[c] = []
         job.report.seconds_node += time.perf_counter() - start
 
     def leave(self, job: Job, c: int) -> None:
@@ -223,13 +232,14 @@ class InNode:
         job.report.seconds_node += time.perf_counter() - start
 
     def abandon(self, job: Job) -> None:
-        """Lets the first leg end, which all ranks of the node have begun: nobody's messages meet a closed buffer. Raises PeerError."""
+        """Lets the first leg end, which all ranks of the node have begun: nobody's messages meet a closed buffer, or memory that is gone. Raises PeerError."""
         legs = job.legs
-        assert legs is not None
+        assert legs is not None and legs.room is not None
         for handles in ([*legs.told], *legs.received):
             for handle in handles:
                 self._line1.wait(job, self.rank, handle)
         self._wait_all(job, self._line1, legs.sent1)
+        self._rooms.give(self._room_key(job, legs), legs.room)  # stays as long as the reducer, which is of no more use
 
     def finish(self, job: Job) -> None:
         """Ends the last leg: all of the result is there, and every failure of the node known. Raises PeerError."""
@@ -239,7 +249,7 @@ class InNode:
         self._tell(job, legs, 1, line, legs.sent2)
         for peer, c, handle in legs.results:
             line.wait(job, peer, handle)
-            if room.segment is not None:
+            if room.segment is not None and peer in legs.theirs:
                 for low, high in legs.parts[peer][c]:
                     job.flat[low:high].copy_(legs.theirs[peer][low:high])
         legs.results.clear()
