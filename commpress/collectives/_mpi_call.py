@@ -119,7 +119,7 @@ def all_reduce(
         key: randomness, equal on all ranks; None: seed 0 and the number of this communicator's earlier calls without a key as step.
         timeout: seconds that any single wait for another rank may take. That of the first call on a communicator counts until it is closed.
         hierarchical: None, False, True or the ranks of each node, as for `commpress.all_reduce`. Ranks are on one node if they have the same host (name and boot); what torchrun's
-            variables say, if launch/mpirun.sh or another script has set them, goes first.
+            variables say, where a script has set them, goes first.
 
     Returns:
         `array`.
