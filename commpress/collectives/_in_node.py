@@ -68,7 +68,7 @@ class Room:
     """
 
     def __init__(self, numel: int, rows: int, own: int, dtype: torch.dtype, shared: bool) -> None:
-        self.rows = torch.empty(rows, 0 if shared else own, dtype=dtype)
+        self.rows = torch.empty(rows, own, dtype=dtype)
         self.segment = Segment(numel, dtype) if shared else None
         self.acknowledged: list[tuple[int, Handle]] = []
         self.acknowledgements = torch.zeros(rows, 1, dtype=torch.uint8)
@@ -271,7 +271,8 @@ class InNode:
         job.report.seconds_node += time.perf_counter() - start
 
     def _room_key(self, job: Job, legs: Legs) -> tuple[int, int, int, torch.dtype, bool]:
-        return job.flat.numel(), self.size - 1, legs.own[1] - legs.own[0], job.flat.dtype, self._shared
+        own = 0 if self._shared else legs.own[1] - legs.own[0]
+        return job.flat.numel(), self.size - 1, own, job.flat.dtype, self._shared
 
     @staticmethod
     def _write(job: Job, segment: Segment, ranges: list[Range]) -> None:

@@ -144,6 +144,9 @@ def budget_worker(rank: int, size: int, directory: str) -> dict:
     as_torchrun(rank)
     ddp = wrapped()
     path = pathlib.Path(directory) / "telemetry.jsonl"
+    import faulthandler
+
+    faulthandler.dump_traceback_later(40)
     state = commpress.register(ddp, bits=1.0, plan_every=2, telemetry=path, telemetry_every=2, check_every=1)
     sums = train(ddp, rank, range(9))
     found = {"sums": sums, "plan": state.plan.digest(), "counts": state.counts}
@@ -152,7 +155,7 @@ def budget_worker(rank: int, size: int, directory: str) -> dict:
 
 
 def test_a_budget(tmp_path):
-    results = launch(__file__, "budget_worker", 4, args={"directory": str(tmp_path)}, timeout=110)
+    results = launch(__file__, "budget_worker", 4, args={"directory": str(tmp_path)}, timeout=55)
     values = [r.ok().value for r in results]
     for value in values:
         assert value["plan"] == values[0]["plan"] and value["counts"]["plans"] > 0
