@@ -124,7 +124,7 @@ def feedback_worker(rank: int, size: int, codec: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("codec", ["uniform:2", "uniform:4", "topk:0.1"])
+@pytest.mark.parametrize("codec", ["uniform:2", "uniform:4", pytest.param("topk:0.1", marks=pytest.mark.nightly)])
 def test_feedback_loses_nothing(codec):
     """What was applied and what is owed make the exact sum of all steps' means, through DDP's rebuild; replicas are equal to the bit."""
     values = [r.ok().value for r in launch(__file__, "feedback_worker", 4, args={"codec": codec}, timeout=110)]
@@ -144,9 +144,6 @@ def budget_worker(rank: int, size: int, directory: str) -> dict:
     as_torchrun(rank)
     ddp = wrapped()
     path = pathlib.Path(directory) / "telemetry.jsonl"
-    import faulthandler
-
-    faulthandler.dump_traceback_later(40)
     state = commpress.register(ddp, bits=1.0, plan_every=2, telemetry=path, telemetry_every=2, check_every=1)
     sums = train(ddp, rank, range(9))
     found = {"sums": sums, "plan": state.plan.digest(), "counts": state.counts}
@@ -155,7 +152,7 @@ def budget_worker(rank: int, size: int, directory: str) -> dict:
 
 
 def test_a_budget(tmp_path):
-    results = launch(__file__, "budget_worker", 4, args={"directory": str(tmp_path)}, timeout=55)
+    results = launch(__file__, "budget_worker", 4, args={"directory": str(tmp_path)}, timeout=110)
     values = [r.ok().value for r in results]
     for value in values:
         assert value["plan"] == values[0]["plan"] and value["counts"]["plans"] > 0
