@@ -157,7 +157,7 @@ def killed_worker(rank: int, size: int, moment: str) -> dict:
     try:
         for step in range(200):
             if rank == 1 and step == 5:
-                commpress.all_reduce(tensor, "uniform:4", async_op=True)
+                commpress.all_reduce(tensor, "uniform:4", key=Key(step=step), async_op=True)
                 time.sleep(0.002)
                 os.kill(os.getpid(), signal.SIGKILL)
             commpress.all_reduce(tensor, "uniform:4", key=Key(step=step))
