@@ -25,6 +25,10 @@ class PeerError(CommpressError, RuntimeError):
     """Another rank died, hung past the timeout, or reported a failure. The message names rank and step."""
 
 
+class TopologyError(CommpressError, ValueError):
+    """Which ranks share a node cannot be told, or does not allow what was asked for. The message says what to do."""
+
+
 class StateError(CommpressError, RuntimeError):
     """An object is used in a way or at a time that its state forbids (closed, already bound, failed earlier)."""
 

@@ -12,6 +12,9 @@ The residuals live in flat buffers, one per bucket, next to a :class:`Layout` th
 are regrouped by parameter when DDP rebuilds its buckets: `mean_residual` is then folded into the owner's `sent` as
 ``world_size * mean_residual`` (or ``mean_residual``, if contributions are passed on), so that the sum over ranks that later means receive is conserved.
 
+Where the ranks of a node add up their gradients before phase 1, `v` is the node's sum plus `sent` of the rank that encodes it: each rank
+adds its `sent` to its own gradient first, which is the same.
+
 New residuals become current only in :meth:`ErrorFeedback.commit`, called once a whole step is known to be good on all
 ranks; a step that is not leaves no trace. Hence two copies. Memory on each rank, with N fp32 coordinates and n ranks:
 ``8 N + 8 ceil(N / n)`` bytes, to within a block per bucket (none for a lossless codec).
@@ -90,20 +93,31 @@ class BucketFeedback:
     The two phases may run on two threads; they touch different buffers.
     """
 
-    def __init__(self, layout: Layout, codec: FeedbackCodec, world_size: int, own: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        codec: FeedbackCodec,
+        world_size: int,
+        own: tuple[int, int],
+        part: tuple[int, int] | None = None,
+        senders: int | None = None,
+    ) -> None:
         self.layout = layout
         self._codec = codec
         self._world_size = world_size
         # What a mean residual is to later sums.
-        self.weight = _weight(codec, world_size)
+        self.weight = _weight(codec, senders or world_size, world_size)
         self._start, self._stop = own
+        self._part = part or (0, layout.numel)
         self._sent = _pair(layout.numel)
         self._mean = _pair(self._stop - self._start)
 
     def add_input(self, tensor: torch.Tensor) -> None:
         """Phase 1, first: ``tensor += sent``. `tensor`: fp32, flat, the whole bucket."""
         tensor.add_(self._sent[0])
-        self._sent[1][self._start : self._stop].zero_()
+        sent, (low, high) = self._sent[1], self._part
+        for start, stop in ((self._start, self._stop), (0, low), (high, sent.numel())):
+            sent[start:stop].zero_()
 
     def record_sent(self, tensor: torch.Tensor, payload: torch.Tensor, key: Any, start: int, stop: int) -> None:
         """Phase 1, after the encode of ``tensor[start:stop] / world_size`` to `payload` under `key`."""
@@ -163,8 +177,8 @@ class BucketFeedback:
                 found[name] |= {"mean": piece, "mean_start": low - start}
         return found
 
-    def restore(self, state: dict[str, dict[str, Any]]) -> None:
-        """The inverse of :meth:`state`. A ``mean`` piece outside the own shard is folded into `sent`."""
+    def restore(self, state: dict[str, dict[str, Any]], weight: int) -> None:
+        """The inverse of :meth:`state`, of a bucket with that `weight`. A ``mean`` piece outside the own shard, or of another weight, is folded into `sent`."""
         for name, start, stop in self.layout.segments():
             entry = state[name]
             self._sent[0][start:stop].copy_(entry["sent"])
@@ -173,10 +187,10 @@ class BucketFeedback:
                 continue
             low = start + entry["mean_start"]
             high = low + piece.numel()
-            if self._start <= low and high <= self._stop:
+            if self._start <= low and high <= self._stop and weight == self.weight:
                 self._mean[0][low - self._start : high - self._start].copy_(piece)
             else:
-                self._sent[0][low:high].add_(piece, alpha=self.weight)
+                self._sent[0][low:high].add_(piece, alpha=weight)
 
 
 @final
@@ -188,11 +202,22 @@ class ErrorFeedback:
         rank: this process's place among `world_size`.
         world_size: ranks whose mean is taken.
         shard: (numel, codec) -> ``(start, stop)``, the range of a bucket that this rank owns.
+        part: (numel, codec) -> ``(start, stop)``, the range that it exchanges in compressed form; None: all. What the rest owes is given on, exactly, with the gradient.
+        senders: how many contributions each sum has, if not `world_size`: the nodes, where their ranks add up before.
     """
 
     def __init__(
-        self, codec: FeedbackCodec, *, rank: int, world_size: int, shard: Callable[[int, Any], tuple[int, int]]
+        self,
+        codec: FeedbackCodec,
+        *,
+        rank: int,
+        world_size: int,
+        shard: Callable[[int, Any], tuple[int, int]],
+        part: Callable[[int, Any], tuple[int, int]] | None = None,
+        senders: int | None = None,
     ) -> None:
+        self._part = part
+        self._senders = senders or world_size
         self._codec = codec
         self._rank = rank
         self._world_size = world_size
@@ -219,7 +244,14 @@ class ErrorFeedback:
         if not self.active or (tuple(layouts) == self.layouts and codecs == self._codecs):
             return False
         new = [
-            BucketFeedback(lay, codec, self._world_size, self._shard(lay.numel, codec))
+            BucketFeedback(
+                lay,
+                codec,
+                self._world_size,
+                self._shard(lay.numel, codec),
+                None if self._part is None else self._part(lay.numel, codec),
+                self._senders,
+            )
             for lay, codec in zip(layouts, codecs, strict=True)
         ]
         if self._buckets:
@@ -249,7 +281,9 @@ class ErrorFeedback:
         return {
             "rank": self._rank,
             "world_size": self._world_size,
-            "weight": self._buckets[0].weight if self._buckets else _weight(self._codec, self._world_size),
+            "weight": self._buckets[0].weight
+            if self._buckets
+            else _weight(self._codec, self._senders, self._world_size),
             "layouts": [lay.as_list() for lay in self.layouts],
             "residuals": {name: entry for bucket in self._buckets for name, entry in bucket.state().items()},
         }
@@ -272,7 +306,7 @@ class ErrorFeedback:
         self._buckets = []
         self.arrange(layouts, None if codec_of is None else [codec_of(layout) for layout in layouts])
         for bucket in self._buckets:
-            bucket.restore(state["residuals"])
+            bucket.restore(state["residuals"], state["weight"] or bucket.weight)
 
 
 def merge_residuals(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -300,8 +334,8 @@ def merge_residuals(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"rank": 0, "world_size": 0, "weight": 0, "layouts": states[0]["layouts"], "residuals": residuals}
 
 
-def _weight(codec: Any, world_size: int) -> int:
-    return 1 if hasattr(codec, "passes_on") and codec.passes_on(world_size) else world_size
+def _weight(codec: Any, senders: int, world_size: int) -> int:
+    return 1 if hasattr(codec, "passes_on") and codec.passes_on(senders) else world_size
 
 
 def _pair(numel: int) -> list[torch.Tensor]:

@@ -40,6 +40,9 @@ lie where (`FactorPlan`), what follows them from step to step (`commpress.lowran
 
 `reducer.reduce_scatter(row, flat, codec, key, *, op="mean")` and `reducer.all_gather(flat, codec, key)` are the two halves: phase 1 with one row of `flat` for each rank, and
 a phase 2 that brings verdicts only; and phase 2 alone. `reduce_scatter` and `all_gather` are the one-call forms.
+`Reducer(..., nodes=NodeMap(((0, 1), (2, 3))))` works in two levels: `flat` is added up exactly inside each node, local rank l gets the l-th part (`reducer.part`), and what is
+said above of ranks holds for the ranks of the same local rank on all nodes, who reduce that part; a gather inside the nodes ends it. `encoded` and `reduced` then cover the part alone, in
+positions of `flat`; `gain` is still 1/n of all ranks, since what is encoded is a node's sum; `key.sender` is the node's number. `prepare` comes before everything, on each rank's own values.
 
 World size 1: nothing is encoded or sent; `prepare` and `complete` are called, the tensor stays as it is (mean and sum).
 """
@@ -56,6 +59,7 @@ from commpress.collectives._factor_plan import (
 )
 from commpress.collectives._fake import FakeCommunicator, FakeGroup, FakeWorld
 from commpress.collectives._framing import Sent, mss_of, mtu_of, read_counters
+from commpress.collectives._gather import gather
 from commpress.collectives._layout import shard_bounds
 from commpress.collectives._mpi import MpiCommunicator
 from commpress.collectives._mpi_call import all_reduce as mpi_all_reduce
@@ -66,10 +70,12 @@ from commpress.collectives._rows_call import all_gather, reduce_scatter, rows_co
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
 from commpress.collectives.factor_reducer import FactorReducer
+from commpress.collectives.nodes import Asked, Hierarchical, NodeMap, agree_on_nodes, asked_of
 from commpress.collectives.observer import Observer
 from commpress.collectives.reducer import Reducer
 
 __all__ = [
+    "Asked",
     "ChannelError",
     "Communicator",
     "FactorPlan",
@@ -78,8 +84,10 @@ __all__ = [
     "FakeGroup",
     "FakeWorld",
     "Handle",
+    "Hierarchical",
     "MatrixShape",
     "MpiCommunicator",
+    "NodeMap",
     "Observer",
     "Passage",
     "PassageObserver",
@@ -88,9 +96,12 @@ __all__ = [
     "Sent",
     "TorchCommunicator",
     "all_gather",
+    "agree_on_nodes",
     "all_reduce",
+    "asked_of",
     "close",
     "factor_nbytes",
+    "gather",
     "group_timeout",
     "last_report",
     "make_channels",

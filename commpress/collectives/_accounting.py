@@ -24,11 +24,14 @@ class Report:
         bytes_payload1, bytes_payload2: encoded bytes sent in phase 1 (to the shards' owners) and phase 2 (the own reduced shard, once for each other rank).
         bytes_header: headers and verdict prefixes sent.
         messages: number of messages sent; bytes_received, messages_received: the other direction, everything included.
+        nodes: in how many nodes the ranks were taken; 1 for a flat all-reduce. With more, all of the above is what went between nodes, and
+        bytes_node, messages_node, bytes_node_received, messages_node_received are what stayed inside this rank's node, headers and verdicts included.
         mss: TCP data bytes per frame as the interface counts them, learned from its packet counter once 256 KiB are sent; Ethernet's 1448 before.
         wire_bytes: what the network interface counts as sent, by `wire_nbytes` with that `mss`.
         seconds_queue: between `submit` and the start. seconds_prepare: the observer's `prepare`. seconds_header: waiting for headers.
         seconds_encode1, seconds_decode1, seconds_encode2, seconds_decode2: codec calls (with the observer's `encoded` and `reduced`).
         seconds_wait1, seconds_wait2: waiting for messages (phase 2: for the own shard's reduction too). seconds_total: from the start to the end.
+            seconds_node: exchanging and adding inside the node, waits included.
         nonfinite: the result holds a NaN or an infinity; equal on all ranks.
         link_bytes_per_second: what this submission measured, sent and received taken as simultaneous; 0 if it was too small to tell.
     """
@@ -45,6 +48,11 @@ class Report:
     messages: int = 0
     bytes_received: int = 0
     messages_received: int = 0
+    nodes: int = 1
+    bytes_node: int = 0
+    messages_node: int = 0
+    bytes_node_received: int = 0
+    messages_node_received: int = 0
     seconds_queue: float = 0.0
     seconds_prepare: float = 0.0
     seconds_header: float = 0.0
@@ -54,6 +62,7 @@ class Report:
     seconds_encode2: float = 0.0
     seconds_wait2: float = 0.0
     seconds_decode2: float = 0.0
+    seconds_node: float = 0.0
     seconds_total: float = 0.0
     nonfinite: bool = False
     link_bytes_per_second: float = 0.0
@@ -61,13 +70,20 @@ class Report:
 
     @property
     def bytes_sent(self) -> int:
-        """Payloads, headers and verdicts: every byte handed to the communicator."""
+        """Payloads, headers and verdicts: every byte handed to the communicator; in a hierarchical all-reduce, every byte for another node."""
         return self.bytes_payload1 + self.bytes_payload2 + self.bytes_header
 
     @property
     def wire_bytes(self) -> int:
-        """`wire_nbytes` of what this submission sent and received."""
+        """`wire_nbytes` of what this submission sent and received; in a hierarchical all-reduce, between nodes."""
         return wire_nbytes(self.bytes_sent, self.messages, self.bytes_received, self.messages_received, mss=self.mss)
+
+    @property
+    def wire_bytes_node(self) -> int:
+        """The same of what stayed inside the node, as if it had gone over an Ethernet interface of its own; 0 if the all-reduce was flat."""
+        return wire_nbytes(
+            self.bytes_node, self.messages_node, self.bytes_node_received, self.messages_node_received, mss=self.mss
+        )
 
     @staticmethod
     def merged(reports: Sequence[Report], numel: int, codec: str) -> Report:
@@ -76,6 +92,7 @@ class Report:
         for field in dataclasses.fields(Report):
             if field.name.startswith(("bytes_", "messages", "seconds_")):
                 setattr(total, field.name, sum(getattr(report, field.name) for report in reports))
+        total.nodes = reports[-1].nodes
         total.mss = reports[-1].mss
         total.nonfinite = any(report.nonfinite for report in reports)
         total.link_bytes_per_second = reports[-1].link_bytes_per_second

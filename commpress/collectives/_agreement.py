@@ -25,13 +25,15 @@ class Agreement:
         codec: a LinearCodec. bounds: where the shards begin, and the end of the last. targets, sources: of the layout.
 
     Attributes:
-        own: this rank's scales of the whole tensor, to be filled before the exchange. agreed: filled by it.
+        start, stop: of the tensor, what is reduced. own: this rank's scales of that, to be filled before the exchange. agreed: filled by it.
     """
 
     def __init__(self, codec: Any, bounds: list[int], rank: int, targets: list[int], sources: list[int]) -> None:
         self._codec = codec
         self._rank = rank
-        places = [codec.scales_nbytes(edge) for edge in bounds]
+        self.start, self.stop = bounds[0], bounds[-1]
+        self._base = codec.scales_nbytes(self.start)
+        places = [codec.scales_nbytes(edge) - self._base for edge in bounds]
         self.own = torch.zeros(places[-1], dtype=torch.uint8)
         self.agreed = torch.zeros(places[-1], dtype=torch.uint8)
         self._of = [slice(first, last) for first, last in zip(places[:-1], places[1:], strict=True)]
@@ -46,7 +48,7 @@ class Agreement:
 
     def scales(self, start: int, stop: int) -> torch.Tensor:
         """The agreed scales of coordinates [start, stop); start is a multiple of 4096."""
-        return self.agreed[self._codec.scales_nbytes(start) : self._codec.scales_nbytes(stop)]
+        return self.agreed[self._codec.scales_nbytes(start) - self._base : self._codec.scales_nbytes(stop) - self._base]
 
     def exchange(self, job: Job, line: Line) -> None:
         """Sends, waits and fills `agreed`. What fails here is noted in the job. Raises PeerError."""
@@ -55,7 +57,7 @@ class Agreement:
         for peer, message in self._out:
             if message is not None:
                 message.payload.copy_(self.own[self._of[peer]])
-                job.write_verdict(message, self._rank)
+                job.write_verdict(message, job.name)
                 self._send(job, line, peer, message)
         self._wait(job, line, received)
         mine = self._of[self._rank]
@@ -66,7 +68,7 @@ class Agreement:
                 job.note(problem)
         if self._result is not None:
             self._result.payload.copy_(self.agreed[mine])
-            job.write_verdict(self._result, self._rank)
+            job.write_verdict(self._result, job.name)
             for peer, _ in self._out:
                 self._send(job, line, peer, self._result)
         self._wait(job, line, results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,8 @@ from commpress.collectives._accounting import Report
 from commpress.collectives._fake import FakeGroup
 from commpress.collectives._one_call import Entry, reduce_tensor
 from commpress.collectives.communicator import Communicator
-from commpress.collectives.reducer import Reducer
+from commpress.collectives.nodes import Asked, Hierarchical
+from commpress.collectives.reducer import Reducer, on_nodes
 from commpress.errors import StateError
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def _entry(group: Any) -> Entry:
     with _entries_lock:
         if group not in _entries:
             alive = weakref.ref(group)  # the entry must not keep its own key alive
-            _entries[group] = Entry(lambda: _make_reducer(alive()))
+            _entries[group] = Entry(lambda asked: _make_reducer(alive(), asked))
         return _entries[group]
 
 
@@ -74,9 +76,9 @@ def group_entry(group: Any = None) -> Entry:
     return _entry(_resolve(group))
 
 
-def _make_reducer(group: Any) -> Reducer:
+def _make_reducer(group: Any, asked: Asked) -> Reducer:
     timeout = group_timeout(group)
-    return Reducer(*make_channels(group, timeout), timeout=timeout)
+    return on_nodes(*make_channels(group, timeout), asked, timeout)
 
 
 def close(group: Any = None) -> None:
@@ -101,21 +103,27 @@ def last_report(group: Any = None) -> Report | None:
 
 
 def all_reduce(
-    tensor: torch.Tensor,
+    tensor: torch.Tensor | Sequence[torch.Tensor],
     codec: Any,
     *,
     op: str = "mean",
     group: Any = None,
     key: Key | None = None,
     async_op: bool = False,
+    hierarchical: Hierarchical = None,
 ) -> Any:
     """Reduces `tensor` over all ranks of `group`, in place, with compressed communication in both phases.
 
     All ranks end with the same bits. Every rank owns a shard of the tensor; its own contribution to it is not quantised, those of the others are, and so is the result.
     A NaN or an infinity on one rank arrives as a non-finite value on all. With one rank the tensor stays as it is.
 
+    On several nodes with several ranks each the exchange has two levels (docs/topology.md): exact sums inside each node, in fp32, which never leave it, and a compressed
+    exchange of each part of them between the ranks of the same local rank. The result then is that of a flat exchange between nodes: less error for fewer bytes, but other bits than
+    a flat one's.
+
     Args:
-        tensor: CPU tensor of a floating-point or complex dtype, of any shape and strides. The work is done in fp32 (fp64 tensors with a lossless codec: fp64),
+        tensor: CPU tensor of a floating-point or complex dtype, of any shape and strides; or a list of such, which are reduced as if they were one, laid end to end: one message
+            where each would need its own. The work is done in fp32 (fp64 tensors with a lossless codec: fp64),
             the mean is taken before the result is narrowed to the tensor's dtype. fp32 and complex64 tensors that are contiguous need no copy.
         codec: a codec, or a spec such as "uniform:4"; equal on all ranks. "lowrank:4" takes a matrix, (shape[0], the rest), and begins with power iterations, as it
             knows nothing of earlier calls; it uses two more pairs of subgroups. A codec with side information ("modulo:2,rho=0.9") serves phase 1, where the owner's own shard is
@@ -124,16 +132,28 @@ def all_reduce(
         group: process group; None is the default one. The first call for a group makes two subgroups, collectively; `close` gives them back.
         key: randomness, equal on all ranks; None: seed 0 and the number of this group's earlier calls without a key as step.
         async_op: return at once; do not touch `tensor` before the future is done.
+        hierarchical: None: two levels where the launcher started at least two nodes of at least two ranks, equally many on each in this group, else flat. False: flat.
+            True: two levels, or an error; on a single node nothing is compressed then. A list with the ranks (of the group) of each node: the same with these nodes.
+            Equal on all ranks. "lowrank" is flat.
 
     Returns:
         `tensor`, or with `async_op` a torch.futures.Future of it, whose `wait` raises what this function would.
 
     Raises:
         TensorError: integer, bool, sparse or CUDA tensor, or an unknown `op`. Nothing was sent: the other ranks wait.
-        SpecError: the spec is malformed, or not for so many ranks.
-        MismatchError: ranks disagree on codec, version, size, dtype, key, or operation; raised on all.
+        SpecError: the spec is malformed, or not for so many ranks, or `hierarchical` is not as above or not for this codec.
+        TopologyError: `hierarchical` demands what the nodes do not allow; on all ranks.
+        MismatchError: ranks disagree on codec, version, size, dtype, key, operation, `hierarchical`, or sizes of a list's tensors; raised on all.
         PeerError: another rank died, was silent for the group's timeout, or failed in its codec.
         WireError: what arrived cannot be decoded.
         StateError: no process group, or an earlier call of this group failed (`close` it on all ranks, then calls work again).
     """
-    return reduce_tensor(tensor, codec, lambda: _entry(_resolve(group)), op=op, key=key, async_op=async_op)
+    return reduce_tensor(
+        tensor,
+        codec,
+        lambda: _entry(_resolve(group)),
+        op=op,
+        key=key,
+        async_op=async_op,
+        hierarchical=hierarchical,
+    )

@@ -74,9 +74,14 @@ def mss_of(sent: Sent, mtu: int, notices: float = 0) -> float:
 
 @final
 class FramingMeter:
-    """The `mss` of the interface that carries the job: 1448 until 256 KiB are sent, then what the busiest interface's counters say, anew whenever the bytes have doubled."""
+    """The `mss` of the interface that carries the job: 1448 until 256 KiB are sent, then what the busiest interface's counters say, anew whenever the bytes have doubled.
 
-    def __init__(self) -> None:
+    Args:
+        loopback: whether the job may go over the loopback interface (what goes between nodes does not).
+    """
+
+    def __init__(self, *, loopback: bool = True) -> None:
+        self._loopback = loopback
         self.mss: float = MSS
         self._lock = threading.Lock()
         self._nbytes = self._messages = 0  # sent by this process since the last reading
@@ -90,7 +95,11 @@ class FramingMeter:
             self._messages += messages
             if self._began and self._nbytes >= self._next:
                 now = read_counters()
-                counted = {name: value - self._began.get(name, value) for name, value in now.items()}
+                counted = {
+                    name: value - self._began.get(name, value)
+                    for name, value in now.items()
+                    if self._loopback or name != "lo"
+                }
                 name = max(counted, key=lambda one: counted[one].nbytes, default="")
                 if name and counted[name].nbytes >= self._nbytes:
                     ranks = counted[name].nbytes / self._nbytes  # that share the interface

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -13,6 +14,8 @@ from commpress.collectives._job import Job
 from commpress.collectives._line import Line
 from commpress.collectives.communicator import ChannelError, Handle
 from commpress.errors import CommpressError, MismatchError, PeerError
+
+_MISMATCH = "MismatchError: "
 
 
 @final
@@ -28,12 +31,17 @@ class AgreedError(Exception):
 class Greeting:
     """Buffers and peers of the header exchange of one reducer.
 
+    Args:
+        line: the channel. names: its ranks in the group. world: ranks of the group.
+
     Attributes:
         link: speed of the slowest rank's link in KiB/s as the last headers had it; 0: unknown.
     """
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, names: Sequence[int], world: int) -> None:
         self._line = line
+        self._names, self._world = names, world
+        self._name = names[line.comm.rank]
         self._rank, self._size = line.comm.rank, line.comm.size
         self._peers = [(self._rank + d) % self._size for d in range(1, self._size)]
         self._in = torch.zeros(self._size, _header.HEADER_NBYTES, dtype=torch.uint8)
@@ -54,8 +62,8 @@ class Greeting:
             _header.renumber(self._view, job.sequence, job.flat.numel(), key.seed, key.step, key.tensor, link)
         else:
             header = _header.Header(
-                rank=self._rank,
-                world_size=self._size,
+                rank=self._name,
+                world_size=self._world,
                 op=job.op,
                 dtype=job.flat.dtype,
                 sequence=job.sequence,
@@ -86,27 +94,30 @@ class Greeting:
         """Waits for all headers and compares them. Raises AgreedError, PeerError or WireError."""
         for peer, receive, _ in self._handles:
             self._line.wait(job, peer, receive)
-        links = [_header.link_if_same(self._views[peer], self._view, peer) for peer in self._peers]
-        if min(links) < 0:
+        links = [_header.link_if_same(self._views[peer], self._view, self._names[peer]) for peer in self._peers]
+        if min(links, default=0) < 0:
             self._explain(job)
         for peer, _, send in self._handles:
             self._line.wait(job, peer, send)
-        self.link = min(*links, self._sent_link)
+        self.link = min([*links, self._sent_link])
 
     def _explain(self, job: Job) -> None:
         """Raises what is wrong with the headers."""
         self._in[self._rank].copy_(self._out)
         try:
-            headers = [_header.read(self._in[r], r) for r in range(self._size)]
+            headers = [_header.read(self._in[r], self._names[r]) for r in range(self._size)]
             for header in headers:
                 if header.failed:
+                    if header.reason.startswith(_MISMATCH):  # found by the ranks of another node
+                        found = header.reason.removeprefix(_MISMATCH)
+                        raise MismatchError(f"{found} (as rank {header.rank} says)")
                     raise AgreedError(
-                        PeerError(f"rank {header.rank} failed before: {header.reason}: {job.where(self._rank)}")
+                        PeerError(f"rank {header.rank} failed before: {header.reason}: {job.where(self._name)}")
                     )
             _header.compare(headers)
         except MismatchError as found:
-            raise AgreedError(MismatchError(f"{found}: {job.where(self._rank)}")) from None
-        raise AgreedError(MismatchError(f"the headers differ in reserved bytes: {job.where(self._rank)}"))
+            raise AgreedError(MismatchError(f"{found}: {job.where(self._name)}")) from None
+        raise AgreedError(MismatchError(f"the headers differ in reserved bytes: {job.where(self._name)}"))
 
     def farewell(self, reason: str) -> None:
         """Tells peers that may start another exchange why this rank will not. Only the first call does anything."""
@@ -114,8 +125,8 @@ class Greeting:
             return
         self._farewells = []
         header = _header.Header(
-            self._rank,
-            self._size,
+            self._name,
+            self._world,
             "sum",
             torch.float32,
             0,

@@ -15,6 +15,7 @@ from commpress.collectives.communicator import Handle
 from commpress.collectives.observer import Observer
 
 if TYPE_CHECKING:
+    from commpress.collectives._in_node import Legs
     from commpress.collectives._layout import Layout
 
 
@@ -23,8 +24,8 @@ class Job:
     """One submission: what is asked for, the buffers, what failed, and the report."""
 
     __slots__ = (
-        "codec1", "codec2", "error", "flat", "future", "gain", "here", "key", "layout", "link_start", "nonfinite", "observer", "op", "peer_error",
-        "plan", "received2", "report", "result", "row", "sent1", "sequence", "submitted", "tokens",
+        "codec1", "codec2", "error", "flat", "future", "gain", "here", "key", "layout", "legs", "link_start", "name", "nonfinite", "observer", "op",
+        "part", "peer_error", "plan", "received2", "report", "result", "row", "senders", "sent1", "sequence", "submitted", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,9 @@ class Job:
         self.row: torch.Tensor | None = None  # of a reduce-scatter: where this rank's row of the result goes
         self.gain = 1.0  # what phase 1 multiplies by
         self.here = False  # run by the thread that asked for it
+        self.name = 0  # this rank in the group
+        self.senders = 1  # how many contributions the codecs meet: ranks, or nodes
+        self.part = 0, flat.numel()  # what this rank reduces with the other senders
         self.observer = observer
         self.sequence = sequence
         self.plan = plan
@@ -55,6 +59,7 @@ class Job:
         self.submitted = time.perf_counter()
         self.link_start = 0.0
         self.layout: Layout | None = None
+        self.legs: Legs | None = None  # inside the node
         self.error: Exception | None = None  # what failed on this rank
         self.peer_error: tuple[int, str] | None = None  # what a peer said
         self.nonfinite = False
@@ -93,6 +98,12 @@ class Job:
         message.write_verdict(self.sequence, failed=self.failed, nonfinite=self.nonfinite, origin=origin, reason=reason)
 
     def read_verdict(self, message: Message) -> None:
+        """Takes note of the prefix of a message that has arrived, and counts it."""
+        self.hear(message)
+        self.report.bytes_received += message.data.numel()
+        self.report.messages_received += 1
+
+    def hear(self, message: Message) -> None:
         """Takes note of the prefix of a message that has arrived."""
         failed, nonfinite, origin, sequence, reason = message.read_verdict()
         if sequence != self.sequence:
@@ -100,8 +111,6 @@ class Job:
         if failed and self.peer_error is None:
             self.peer_error = (origin, reason)
         self.nonfinite = self.nonfinite or nonfinite
-        self.report.bytes_received += message.data.numel()
-        self.report.messages_received += 1
 
 
 @functools.lru_cache(maxsize=256)

@@ -6,7 +6,7 @@ import collections
 import itertools
 import threading
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Generic, TypeVar, final
 
 import torch
 
@@ -15,6 +15,7 @@ from commpress.collectives._agreement import Agreement
 from commpress.collectives._message import VERDICT_NBYTES, Message
 
 BLOCK = 4096
+_T = TypeVar("_T")
 _PIECE_BLOCKS = 256  # 4 MiB of fp32
 _MAX_CHUNKS = 64
 
@@ -50,10 +51,21 @@ class Layout:
         send1[c][i]: to owner `targets[i]`; recv1[c][i]: from `sources[i]`, this rank's shard; send2[c]: this rank's shard, to all;
         recv2[c][i]: from `owners[i]`, its shard; own1[c]: this rank's codes for its own shard, with a linear codec. chunks: their number. nbytes: size of all buffers.
         agreement: what a linear codec needs, or None. side: room for the own shard as side information, empty if phase 1 needs none; it begins at `own_start`.
+
+    Args:
+        start, stop: of the flat tensor, what is reduced; positions everywhere are those of the tensor.
     """
 
     def __init__(
-        self, numel: int, dtype: torch.dtype, codec1: Any, codec2: Any, rank: int, size: int, chunks: int
+        self,
+        start: int,
+        stop: int,
+        dtype: torch.dtype,
+        codec1: Any,
+        codec2: Any,
+        rank: int,
+        size: int,
+        chunks: int,
     ) -> None:
         self.chunks = chunks
         self.sources = [(rank + d) % size for d in range(1, size)]  # the order of summation
@@ -62,8 +74,10 @@ class Layout:
         ]  # so that what an owner waits for first is sent first
         self.owners = self.sources
         shape: list[tuple[str, int, int, int]] = []
-        rows = codec1 is None or codec2 is None
-        bounds = [r * (numel // size) for r in range(size + 1)] if rows else split(codec1, 0, numel, size)
+        if codec1 is None or codec2 is None:
+            bounds = [start + r * ((stop - start) // size) for r in range(size + 1)]
+        else:
+            bounds = split(codec1, start, stop, size)
         linear = isinstance(codec1, LinearCodec)
         cutter = codec2 if codec1 is None else codec1
         cuts = [split(cutter, bounds[r], bounds[r + 1], chunks) for r in range(size)]
@@ -138,37 +152,31 @@ def _message(room: torch.Tensor, codec: Any, sizer: Sizer, start: int, stop: int
 
 
 @final
-class LayoutPool:
-    """Layouts not in use, so that steps after the first allocate nothing. Keeps at most `limit` of them, the least recently used go first."""
+class Pool(Generic[_T]):
+    """Buffers not in use, so that steps after the first allocate nothing. Keeps at most `limit` of them, the least recently used go first."""
 
     def __init__(self, limit: int = 64) -> None:
-        self._free: collections.OrderedDict[Any, list[Layout]] = collections.OrderedDict()
+        self._free: collections.OrderedDict[Any, list[_T]] = collections.OrderedDict()
         self._count = 0
         self._limit = limit
         self._lock = threading.Lock()
 
-    def take(
-        self, numel: int, dtype: torch.dtype, codec1: Any, codec2: Any, rank: int, size: int, chunks: int
-    ) -> Layout:
-        """A layout for exactly this case, new or used before."""
-        key = (numel, dtype, codec1, codec2, rank, size, chunks)
+    def take(self, key: Any, make: Callable[[], _T]) -> _T:
+        """One for exactly this case, used before or made now."""
         with self._lock:
             free = self._free.get(key)
             if free:
                 self._count -= 1
-                layout = free.pop()
+                found = free.pop()
                 if not free:
                     del self._free[key]
-                return layout
-        return Layout(*key)
+                return found
+        return make()
 
-    def give(
-        self, numel: int, dtype: torch.dtype, codec1: Any, codec2: Any, rank: int, size: int, layout: Layout
-    ) -> None:
-        """Takes a layout back whose messages are all through."""
-        key = (numel, dtype, codec1, codec2, rank, size, layout.chunks)
+    def give(self, key: Any, thing: _T) -> None:
+        """Takes back what no message needs any more."""
         with self._lock:
-            self._free.setdefault(key, []).append(layout)
+            self._free.setdefault(key, []).append(thing)
             self._free.move_to_end(key)
             self._count += 1
             while self._count > self._limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -17,11 +18,12 @@ class Line:
     """The channel of one phase.
 
     Args:
-        comm: the channel. phase: 1 or 2, for messages. timeout: seconds that a wait may take.
+        comm: the channel. phase: 1 or 2, for messages. timeout: seconds that a wait may take. names: its ranks in the group.
     """
 
-    def __init__(self, comm: Communicator, phase: int, timeout: float) -> None:
+    def __init__(self, comm: Communicator, phase: int, timeout: float, names: Sequence[int]) -> None:
         self.comm = comm
+        self._names = names
         self._phase = phase
         self._timeout = timeout
 
@@ -54,8 +56,9 @@ class Line:
             raise self._failure(job, peer, problem) from None
 
     def _failure(self, job: Job, peer: int, problem: ChannelError) -> PeerError:
+        name = self._names[peer]
         if problem.timed_out:
-            text = f"rank {peer} was silent for {self._timeout:g} s ({problem})"
+            text = f"rank {name} was silent for {self._timeout:g} s ({problem})"
         else:
-            text = f"rank {peer} is gone: {problem}; it died, or gave up after an error of its own (see its log)"
-        return PeerError(f"{text}: {job.where(self.comm.rank, self._phase)}")
+            text = f"rank {name} is gone: {problem}; it died, or gave up after an error of its own (see its log)"
+        return PeerError(f"{text}: {job.where(self._names[self.comm.rank], self._phase)}")

@@ -13,7 +13,8 @@ import torch
 from commpress.collectives._accounting import Report
 from commpress.collectives._mpi import DEFAULT_TIMEOUT, MpiCommunicator, mpi_library
 from commpress.collectives._one_call import Entry, reduce_tensor
-from commpress.collectives.reducer import Reducer
+from commpress.collectives.nodes import Asked, Hierarchical
+from commpress.collectives.reducer import Reducer, on_nodes
 from commpress.errors import StateError, TensorError
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def _entry(comm: Any, timeout: float) -> Entry:
         entry: Entry | None = comm.Get_attr(_key(MPI))
         if entry is None:
 
-            def make() -> Reducer:
+            def make(asked: Asked) -> Reducer:
                 channels = [MpiCommunicator(comm, timeout=timeout) for _ in range(2)]
-                return Reducer(channels[0], channels[1], timeout=timeout)
+                return on_nodes(channels[0], channels[1], asked, timeout)
 
             entry = Entry(make)
             comm.Set_attr(_key(MPI), entry)
@@ -103,37 +104,52 @@ def all_reduce(
     op: str = "mean",
     key: Key | None = None,
     timeout: float = DEFAULT_TIMEOUT,
+    hierarchical: Hierarchical = None,
 ) -> Any:
     """Reduces `array` over all ranks of an MPI communicator, in place, with compressed communication in both phases.
 
     The algorithm, the bytes and, to the bit, the result are those of `commpress.all_reduce`, which says what the codecs do. Returns when the result is there.
 
     Args:
-        array: numpy array (float16, float32, float64, complex64 or complex128, in the machine's byte order) or torch CPU tensor (of any floating-point or complex dtype), of any shape and strides;
+        array: a list of arrays, reduced as if they were one, or a numpy array (float16, float32, float64, complex64 or complex128, in the machine's byte order) or torch CPU tensor (of any floating-point or complex dtype), of any shape and strides;
             all ranks the same number of elements and dtype. float32 and complex64 that are C-contiguous are worked on where they are, all else is copied there and back.
         codec: a codec, or a spec such as "uniform:4"; equal on all ranks.
         comm: an mpi4py intracommunicator; None is MPI.COMM_WORLD. The first call on it duplicates it twice ("lowrank": four times more), collectively; `close` gives that back.
         op: "mean" (the default) or "sum" (MPI's default).
         key: randomness, equal on all ranks; None: seed 0 and the number of this communicator's earlier calls without a key as step.
         timeout: seconds that any single wait for another rank may take. That of the first call on a communicator counts until it is closed.
+        hierarchical: None, False, True or the ranks of each node, as for `commpress.all_reduce`. Ranks are on one node if they have the same host (name and boot); what torchrun's
+            variables say, where a script has set them, goes first.
 
     Returns:
         `array`.
 
     Raises:
         TensorError: an integer or boolean array, byte-swapped, read-only, no array at all, or an unknown `op`. Nothing was sent: the other ranks wait.
-        SpecError: the spec is malformed, or not for so many ranks.
-        MismatchError: ranks disagree on codec, version, size, dtype, key, or operation; raised on all.
+        SpecError: the spec is malformed, or not for so many ranks, or `hierarchical` is.
+        TopologyError: `hierarchical` demands what the nodes do not allow.
+        MismatchError: ranks disagree on codec, version, size, dtype, key, operation, or `hierarchical`; raised on all.
         PeerError: another rank left, was silent for `timeout`, or failed in its codec. (If one is killed, mpiexec usually ends the job.)
         WireError: what arrived cannot be decoded.
         MissingPackageError: no mpi4py, or no MPI library.
         StateError: MPI is not running or does not let threads call it at the same time, `comm` is no intracommunicator or this process not in it, or an earlier call on it failed
             (`close` it on all ranks, then calls work again).
     """
-    tensor, work = _tensor_of(array)
-    reduce_tensor(tensor, codec, lambda: _entry(comm, timeout), op=op, key=key, async_op=False)
-    if work is not None:
-        array[...] = work
+    several = isinstance(array, (list, tuple))
+    pairs = [_tensor_of(one) for one in (array if several else [array])]
+    tensors: Any = [tensor for tensor, _ in pairs] if several else pairs[0][0]
+    reduce_tensor(
+        tensors,
+        codec,
+        lambda: _entry(comm, timeout),
+        op=op,
+        key=key,
+        async_op=False,
+        hierarchical=hierarchical,
+    )
+    for one, (_, work) in zip(array if several else [array], pairs, strict=True):
+        if work is not None:
+            one[...] = work
     return array
 
 

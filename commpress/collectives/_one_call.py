@@ -1,10 +1,10 @@
-"""One all-reduce of a tensor of any floating-point dtype and shape, on the reducers that are kept for its group of ranks, whatever carries its messages."""
+"""One all-reduce of a tensor, or of several as one, of any floating-point dtype and shape, on the reducers that are kept for its group of ranks, whatever carries its messages."""
 
 from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -14,9 +14,10 @@ from commpress.collectives._accounting import Report
 from commpress.collectives._factor_call import reduce_by_factors
 from commpress.collectives._factor_plan import MatrixShape, matrix_shape
 from commpress.collectives.factor_reducer import FactorReducer
+from commpress.collectives.nodes import Asked, asked_of
 from commpress.collectives.observer import Observer
 from commpress.collectives.reducer import Reducer
-from commpress.errors import TensorError
+from commpress.errors import SpecError, TensorError
 
 if TYPE_CHECKING:
     from commpress.codecs import Key
@@ -27,12 +28,12 @@ class Entry:
     """What is kept for one group of ranks: its reducers, the call counter, spare work buffers, the last report.
 
     Args:
-        make_reducer: makes a Reducer on channels of its own; collective, so all ranks call it at the same point. Called when a reducer is first needed.
+        make_reducer: makes a Reducer on channels of its own, hierarchical as asked for; collective, so all ranks call it at the same point. Called when a reducer is first needed.
     """
 
-    def __init__(self, make_reducer: Callable[[], Reducer]) -> None:
+    def __init__(self, make_reducer: Callable[[Asked], Reducer]) -> None:
         self._make = make_reducer
-        self._reducer: Reducer | None = None
+        self._reducers: dict[Asked, Reducer] = {}
         self._factors: FactorReducer | None = None  # for low-rank codecs
         self.calls = 0
         self.report: Report | None = None
@@ -40,25 +41,26 @@ class Entry:
         self._lock = threading.Lock()
         self._making = threading.Lock()
 
-    @property
-    def reducer(self) -> Reducer:
+    def reducer(self, asked: Asked) -> Reducer:
         """The one for most codecs."""
         with self._making:
-            if self._reducer is None:
-                self._reducer = self._make()
-            return self._reducer
+            if asked not in self._reducers:
+                made = self._reducers[asked] = self._make(asked)
+                if asked is None:  # what was chosen serves who demands it
+                    self._reducers.setdefault(made.nodes is not None, made)
+            return self._reducers[asked]
 
     @property
     def factors(self) -> FactorReducer:
         """The one for low-rank codecs."""
         with self._making:
             if self._factors is None:
-                self._factors = FactorReducer(self._make(), self._make())
+                self._factors = FactorReducer(self._make(False), self._make(False))
             return self._factors
 
     def close(self) -> None:
         """Waits for what is in flight and gives the channels back."""
-        for reducer in (self._reducer, self._factors):
+        for reducer in (*self._reducers.values(), self._factors):
             if reducer is not None:
                 reducer.close()
 
@@ -77,44 +79,45 @@ class Entry:
 
 @final
 class _Call(Observer):
-    """Copies the result back where the tensor itself could not serve as the work buffer."""
+    """Copies the result back where the tensors themselves could not serve as the work buffer."""
 
-    def __init__(self, entry: Entry, tensor: torch.Tensor | None, work: torch.Tensor) -> None:
+    def __init__(self, entry: Entry, tensors: Sequence[torch.Tensor], work: torch.Tensor) -> None:
         self._entry = entry
-        self._tensor = tensor
+        self._tensors = tensors
         self._work = work
 
     def complete(self, report: Report) -> None:
-        if self._tensor is not None:
-            target, work = self._tensor, self._work
+        for target, piece in zip(self._tensors, _pieces(self._tensors, self._work), strict=True):
             if target.is_complex():
-                target.copy_(torch.view_as_complex(work.view(*target.shape, 2)))
+                target.copy_(torch.view_as_complex(piece.view(*target.shape, 2)))
             else:
-                target.copy_(work.view(target.shape))
-            self._entry.give(work)
+                target.copy_(piece.view(target.shape))
+        if self._tensors:
+            self._entry.give(self._work)
         self._entry.report = report
 
 
 def reduce_tensor(
-    tensor: torch.Tensor,
+    tensor: torch.Tensor | Sequence[torch.Tensor],
     codec: Any,
     entry_of: Callable[[], Entry],
     *,
     op: str,
     key: Key | None,
     async_op: bool,
+    hierarchical: Any,
 ) -> Any:
     """Reduces `tensor` in place; arguments, result and errors are those of `all_reduce`. `entry_of` is asked for the group's entry once the arguments are known to be good."""
     if isinstance(codec, str):
         from commpress.codecs import codec as parse
 
         codec = parse(codec)
-    if tensor.layout != torch.strided:
-        raise TensorError(f"expected a dense tensor, got layout {tensor.layout}")
-    if tensor.device.type != "cpu":
-        raise TensorError(f"tensors must be on the CPU, got {tensor.device}: the CUDA kernels come later")
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        raise TensorError(f"expected a floating-point or complex tensor, got {tensor.dtype}")
+    asked = asked_of(hierarchical)
+    if asked and isinstance(codec, LowRankCodec):
+        raise SpecError(f"{codec} knows no hierarchical all-reduce: leave hierarchical out, or set it to False")
+    several = not isinstance(tensor, torch.Tensor)
+    tensors: Sequence[torch.Tensor] = tensor if several else [tensor]
+    _check(tensors)
     if op not in ("mean", "sum"):
         raise TensorError(f"op must be 'mean' or 'sum', got {op!r}")
     entry = entry_of()
@@ -123,36 +126,70 @@ def reduce_tensor(
 
         key = Key(seed=0, step=entry.calls % (1 << 32))
         entry.calls += 1
-    plain = tensor.detach()
-    numel = plain.numel() * (2 if plain.is_complex() else 1)
-    direct = (
-        plain.is_contiguous()
-        and plain.dtype in (torch.float32, torch.complex64)
-        and not plain.is_conj()
-        and not plain.is_neg()
-    )
-    if direct:
-        flat = (torch.view_as_real(plain) if plain.is_complex() else plain).view(-1)
-        call = _Call(entry, None, flat)
+    plain = [one.detach() for one in tensors]
+    numel = sum(map(_numel, plain))
+    if len(plain) == 1 and _is_flat_fp32(plain[0]):
+        flat = (torch.view_as_real(plain[0]) if plain[0].is_complex() else plain[0]).view(-1)
+        call = _Call(entry, [], flat)
     else:
-        wide = plain.dtype in (torch.float64, torch.complex128) and codec.lossless
+        wide = codec.lossless and any(one.dtype in (torch.float64, torch.complex128) for one in plain)
         flat = entry.take(numel, torch.float64 if wide else torch.float32)
-        source = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
-        flat.view(source.shape).copy_(source)
+        for one, piece in zip(plain, _pieces(plain, flat), strict=True):
+            source = torch.view_as_real(one.resolve_conj()) if one.is_complex() else one
+            piece.view(source.shape).copy_(source)
         call = _Call(entry, plain, flat)
     if isinstance(codec, LowRankCodec):
-        shapes = _matrix_of(plain, numel)
+        shapes = _matrices_of(plain)
         future = reduce_by_factors(entry.factors, flat, shapes, codec, key, op, call.complete, tensor)
         return future if async_op else future.wait()
-    reducer = entry.reducer
+    reducer = entry.reducer(asked)
     start = reducer.submit if async_op else reducer.run
     second = getattr(codec, "of_second_phase", codec)
-    return start(flat, codec, second, key, op=op, observer=call, result=tensor)
+    # Where one tensor ends and the next begins must be the same everywhere, and the total does not say.
+    plan = f"tensors of {', '.join(str(_numel(one)) for one in plain)} elements" if several else None
+    return start(flat, codec, second, key, op=op, observer=call, result=tensor, plan=plan)
 
 
-def _matrix_of(tensor: torch.Tensor, numel: int) -> list[MatrixShape]:
-    """The whole tensor as a matrix of its first dimension and the rest, where it has more than one."""
-    if tensor.dim() < 2 or numel == 0:
-        return []
-    strides = torch.empty(tensor.shape, device="meta").stride()  # of the work buffer: in order
-    return [matrix_shape(0, tensor.shape, strides, numel)]
+def _check(tensors: Sequence[torch.Tensor]) -> None:
+    """Raises TensorError."""
+    if not isinstance(tensors, (list, tuple)) or not tensors:
+        raise TensorError(f"expected a tensor, or a list or tuple of one or more tensors, got {tensors!r:.100}")
+    for one in tensors:
+        if not isinstance(one, torch.Tensor):
+            raise TensorError(f"expected tensors, got {type(one).__name__}")
+        if one.layout != torch.strided:
+            raise TensorError(f"expected a dense tensor, got layout {one.layout}")
+        if one.device.type != "cpu":
+            raise TensorError(f"tensors must be on the CPU, got {one.device}: the CUDA kernels come later")
+        if not (one.is_floating_point() or one.is_complex()):
+            raise TensorError(f"expected a floating-point or complex tensor, got {one.dtype}")
+
+
+def _numel(tensor: torch.Tensor) -> int:
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def _is_flat_fp32(tensor: torch.Tensor) -> bool:
+    return (
+        tensor.is_contiguous()
+        and tensor.dtype in (torch.float32, torch.complex64)
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
+
+
+def _pieces(tensors: Sequence[torch.Tensor], flat: torch.Tensor) -> list[torch.Tensor]:
+    """Where each tensor's values lie in the work buffer."""
+    return list(flat.split([_numel(one) for one in tensors])) if tensors else []
+
+
+def _matrices_of(tensors: Sequence[torch.Tensor]) -> list[MatrixShape]:
+    """Each tensor of more than one dimension as a matrix of its first dimension and the rest."""
+    found, start = [], 0
+    for one in tensors:
+        numel = _numel(one)
+        if one.dim() > 1 and numel:
+            strides = torch.empty(one.shape, device="meta").stride()  # of the work buffer: in order
+            found.append(matrix_shape(start, one.shape, strides, numel))
+        start += numel
+    return found

@@ -224,7 +224,7 @@ class AddingCodes(OwnShard):
             sums,
             layout.agreement.scales(start, stop),
             job.key.replace(phase=1, sender=0),
-            workers=job.report.world_size,
+            workers=job.senders,
             out=job.flat[start:stop],
             offset=start,
             gain=job.gain,
@@ -302,7 +302,7 @@ def way_of(job: Job) -> OwnShard:
         return _ADDING_CODES
     if getattr(job.codec1, "needs_side", False):
         return _WITH_SIDE
-    if job.codec1 == job.codec2 and passes_on(job.codec1, job.report.world_size):
+    if job.codec1 == job.codec2 and passes_on(job.codec1, job.senders):
         return _BOTH_CONTRIBUTIONS
     one_pass = job.codec1 == job.codec2 and hasattr(job.codec1, "reduce") and not job.observer.follows_reduction
     return _ONE_PASS if one_pass else _STEP_BY_STEP

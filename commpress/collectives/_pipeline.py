@@ -5,48 +5,63 @@ the hand-overs. Order and bytes on both channels are the same, so ranks may diff
 
 A failure on one rank alone (a codec or an observer raised) keeps the exchange in step: the rank goes on sending messages of the agreed sizes whose verdict prefix says that
 it failed, and every rank learns of it at the latest from the last phase-2 message. A broken or silent connection ends both channels at once, which tells the peers.
+
+With nodes there are two levels (`Levels`, `InNode`): each chunk is added up inside the node before phase 1 encodes it, exchanged with the ranks of the same local rank on the other
+nodes, and given back inside the node when phase 2 is through with it; the chunks behind it are on the wire meanwhile. Both levels share the two channels.
 """
 
 from __future__ import annotations
 
-import functools
 import queue
 import threading
 import time
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 
 from commpress.collectives._agreement import Agreement
 from commpress.collectives._framing import FramingMeter
-from commpress.collectives._greeting import AgreedError, Greeting
+from commpress.collectives._greeting import AgreedError
 from commpress.collectives._job import Job
-from commpress.collectives._layout import BLOCK, LayoutPool, chunk_count
+from commpress.collectives._layout import Layout, Pool
+from commpress.collectives._levels import Levels
 from commpress.collectives._line import Line
-from commpress.collectives._link import LinkMeter, chunk_nbytes
+from commpress.collectives._link import LinkMeter
 from commpress.collectives._message import Message
 from commpress.collectives._own_shard import OwnShard, way_of
 from commpress.collectives.communicator import Communicator, Handle
 from commpress.errors import CommpressError, PeerError, StateError
+
+if TYPE_CHECKING:
+    from commpress.collectives.nodes import NodeMap
 
 _AHEAD = 2  # chunks encoded and sent before the first one back is waited for
 
 
 @final
 class Pipeline:
-    """State and threads of one Reducer."""
+    """State and threads of one Reducer.
 
-    def __init__(self, comm1: Communicator, comm2: Communicator, timeout: float, chunk: int | None) -> None:
-        self.rank = comm1.rank
-        self.size = comm1.size
+    Attributes:
+        levels: whom this rank exchanges what with; name, world, rank, size: see there.
+    """
+
+    def __init__(
+        self,
+        comm1: Communicator,
+        comm2: Communicator,
+        timeout: float,
+        chunk: int | None,
+        nodes: NodeMap | None,
+    ) -> None:
+        self.levels = levels = Levels(comm1, comm2, timeout, nodes)
+        self.name, self.world, self.rank, self.size = levels.name, levels.world, levels.rank, levels.size
+        self._line1, self._line2, self._greeting = levels.line1, levels.line2, levels.greeting
         self.error: Exception | None = None
         self._chunk = chunk
-        self._line1 = Line(comm1, 1, timeout)
-        self._line2 = Line(comm2, 2, timeout)
-        self._greeting = Greeting(self._line1)
         self._meter = LinkMeter()
-        self._framing = FramingMeter()
-        self._layouts = LayoutPool()
+        self._framing = FramingMeter(loopback=nodes is None)
+        self._layouts: Pool[Layout] = Pool()
         self._broken = False
         self._phases_ahead = 0  # that the threads have been given and have not ended
         self._lock = threading.Lock()
@@ -66,7 +81,7 @@ class Pipeline:
 
     def run(self, job: Job) -> None:
         """Like `submit`, but may do the work itself; the caller lets nobody else submit meanwhile."""
-        job.here = self._phases_ahead == 0 and self._chunks(job) == 1
+        job.here = self._phases_ahead == 0 and self.levels.chunks(job, self._chunk) == 1
         if not job.here:
             self._hand_over(job, self._jobs1)
             return
@@ -77,7 +92,7 @@ class Pipeline:
                     self._step(job, self._phase2)
             except BaseException:  # Ctrl-C in the middle of an exchange: nobody knows what arrived
                 self._break()
-                self._fail(job, StateError(f"interrupted: {job.where(self.rank)}"))
+                self._fail(job, StateError(f"interrupted: {job.where(self.name)}"))
                 raise
 
     def _hand_over(self, job: Job, jobs: queue.SimpleQueue[Job | None]) -> None:
@@ -98,8 +113,7 @@ class Pipeline:
             for thread in self._threads:
                 if thread is not current:
                     thread.join(10.0)
-        self._line1.comm.close()
-        self._line2.comm.close()
+        self.levels.close()
 
     def _work(self, jobs: queue.SimpleQueue[Job | None], phase: Any) -> None:
         with torch.no_grad():
@@ -133,7 +147,7 @@ class Pipeline:
     def _fail(self, job: Job, problem: Exception) -> None:
         """Ends `job` with an error, and the reducer with it."""
         if not isinstance(problem, CommpressError):
-            wrapped = StateError(f"{type(problem).__name__}: {problem}: {job.where(self.rank)}")
+            wrapped = StateError(f"{type(problem).__name__}: {problem}: {job.where(self.name)}")
             wrapped.__cause__ = problem
             problem = wrapped
         with self._lock:
@@ -153,21 +167,13 @@ class Pipeline:
         with self._lock:
             broken, self._broken = self._broken, True
         if not broken:
-            self._line1.comm.abort()
-            self._line2.comm.abort()
+            self.levels.abort()
 
     def _farewell(self) -> None:
-        if not self._broken and self.size > 1:
-            self._greeting.farewell(str(self.error))
+        if not self._broken:
+            self.levels.farewell(str(self.error))
 
     # ---- phase 1
-
-    def _chunks(self, job: Job) -> int:
-        numel = job.flat.numel()
-        if numel == 0 or self.size == 1:
-            return 1
-        block = _block_nbytes(job.codec1, job.codec2, numel, job.flat.dtype)
-        return chunk_count(numel, self.size, block, self._chunk or chunk_nbytes(self._greeting.link))
 
     def _phase1(self, job: Job) -> None:
         if self.error is not None:
@@ -175,10 +181,10 @@ class Pipeline:
             raise AgreedError(StateError(f"an earlier submission failed: {self.error}"))
         clock = time.perf_counter
         report, line = job.report, self._line1
-        report.world_size = self.size
         start = clock()
         report.seconds_queue = start - job.submitted
-        if self.size == 1:
+        self.levels.begin(job)
+        if self.world == 1:
             job.observer.prepare(job.flat)
             self._next(job)
             return
@@ -189,22 +195,26 @@ class Pipeline:
         except Exception as problem:
             job.note(problem)
         report.seconds_prepare = clock() - before
-        chunks = report.chunks = self._chunks(job)
-        layout = self._layouts.take(
-            job.flat.numel(), job.flat.dtype, job.codec1, job.codec2, self.rank, self.size, chunks
-        )
-        job.layout = layout
-        if job.row is None:
-            job.gain = 1.0 / self.size if job.op == "mean" else 1.0
+        chunks = report.chunks = self.levels.chunks(job, self._chunk)
+        if self.levels.node is not None:
+            self._note_earlier(job)
+            self.levels.node.open(job, chunks)
+        if self.size == 1:
+            self._only_node(job)
+            return
+        key = self._layout_key(job, chunks)
+        layout = job.layout = self._layouts.take(key, lambda: Layout(*key))
         way = way_of(job)
         if layout.agreement is None:
             self._encode1(job, 0, way)
         else:
+            for c in range(chunks):
+                self.levels.arrive(job, c)
             self._own_scales(job, layout.agreement)
         before = clock()
-        self._greeting.match(job)
+        self.levels.match(job)
         job.link_start = clock()
-        report.seconds_header = job.link_start - before
+        report.seconds_header += job.link_start - before
 
         if layout.agreement is not None:
             layout.agreement.exchange(job, line)
@@ -225,6 +235,16 @@ class Pipeline:
         if not job.here:  # else nothing is gained by waiting before the own shard is on its way
             report.seconds_wait1 += self._wait_all(job, line, job.sent1)
 
+    def _only_node(self, job: Job) -> None:
+        """Phase 1 where all ranks are on one node: nothing is encoded."""
+        self.levels.arrive(job, 0)
+        if job.op == "mean":
+            job.flat[slice(*job.part)].mul_(job.gain)
+        self._next(job)
+
+    def _layout_key(self, job: Job, chunks: int) -> tuple[Any, ...]:
+        return *job.part, job.flat.dtype, job.codec1, job.codec2, self.rank, self.size, chunks
+
     def _next(self, job: Job) -> None:
         if not job.here:
             self._hand_over(job, self._jobs2)
@@ -233,12 +253,14 @@ class Pipeline:
         before = time.perf_counter()
         try:
             if job.error is None:
-                job.codec1.own_scales(job.flat, agreement.own)
+                job.codec1.own_scales(job.flat[agreement.start : agreement.stop], agreement.own)
         except Exception as problem:
             job.note(problem)
         job.report.seconds_encode1 += time.perf_counter() - before
 
     def _encode1(self, job: Job, c: int, way: OwnShard) -> None:
+        if job.layout is not None and job.layout.agreement is None:
+            self.levels.arrive(job, c)
         before = time.perf_counter()
         self._note_earlier(job)
         way.encode(job, c, self.rank)
@@ -248,7 +270,7 @@ class Pipeline:
         assert job.layout is not None
         for message, peer in zip(job.layout.send1[c], job.layout.targets, strict=True):
             if message is not None:
-                job.write_verdict(message, self.rank)
+                job.write_verdict(message, self.name)
                 job.sent1.append((peer, self._line1.isend(job, message.data, peer)))
                 job.report.bytes_payload1 += message.nbytes_payload
                 self._count(job, message)
@@ -277,7 +299,11 @@ class Pipeline:
         if self.size == 1:
             if job.row is not None:
                 torch.mul(job.flat, job.gain, out=job.row)
-            report.nonfinite = not bool(torch.isfinite(job.flat).all())
+            job.nonfinite = not bool(torch.isfinite(job.flat[slice(*job.part)]).all())
+            if self.world > 1:
+                self.levels.leave(job, 0)
+                self._end_levels(job)
+            report.nonfinite = job.nonfinite
             self._finish(job)
             return
         assert layout is not None
@@ -294,7 +320,7 @@ class Pipeline:
                 # Earlier jobs are through phase 2: once one has failed, every later one fails, on all ranks.
                 self._note_earlier(job)
                 way.publish(job, c, message, self.rank)
-                job.write_verdict(message, self.rank)
+                job.write_verdict(message, self.name)
                 report.seconds_encode2 += clock() - after
                 for peer in layout.targets:
                     sends.append((peer, self._line2.isend(job, message.data, peer)))
@@ -302,12 +328,15 @@ class Pipeline:
                     self._count(job, message)
             if c >= _AHEAD - 1:
                 self._collect(job, c - _AHEAD + 1, way)
+                self.levels.leave(job, c - _AHEAD + 1)
         for c in range(max(0, layout.chunks - _AHEAD + 1), layout.chunks):
             self._collect(job, c, way)
+            self.levels.leave(job, c)
         if job.here:
             report.seconds_wait1 += self._wait_all(job, self._line1, job.sent1)
         report.seconds_wait2 += self._wait_all(job, self._line2, sends)
         now = clock()
+        self._end_levels(job)
         report.nonfinite = job.nonfinite
         report.mss = self._framing.record(report.bytes_sent, report.messages + report.messages_received)
         # On one thread nothing happened while it waited; on two, compute and wire overlap, and the whole time is the best bound.
@@ -316,6 +345,11 @@ class Pipeline:
             max(report.bytes_sent, report.bytes_received), seconds, overlapped=not job.here
         )
         self._finish(job)
+
+    def _end_levels(self, job: Job) -> None:
+        if self.levels.node is not None:
+            self._note_earlier(job)
+            self.levels.finish(job)
 
     def _collect(self, job: Job, c: int, way: OwnShard) -> None:
         """Decodes chunk c of the other ranks' shards."""
@@ -337,13 +371,11 @@ class Pipeline:
         report = job.report
         if job.error is None and job.peer_error is not None:
             origin, reason = job.peer_error
-            self._fail(job, PeerError(f"rank {origin} failed: {reason}: {job.where(self.rank)}"))
+            self._fail(job, PeerError(f"rank {origin} failed: {reason}: {job.where(self.name)}"))
             return
         if job.error is None:
             if job.layout is not None:
-                self._layouts.give(
-                    report.numel, job.flat.dtype, job.codec1, job.codec2, self.rank, self.size, job.layout
-                )
+                self._layouts.give(self._layout_key(job, job.layout.chunks), job.layout)
             report.seconds_total = time.perf_counter() - job.submitted - report.seconds_queue
             try:
                 job.observer.complete(report)
@@ -365,10 +397,3 @@ class Pipeline:
     def _count(self, job: Job, message: Message) -> None:
         job.report.bytes_header += message.data.numel() - message.nbytes_payload
         job.report.messages += 1
-
-
-@functools.lru_cache(maxsize=256)
-def _block_nbytes(codec1: Any, codec2: Any, numel: int, dtype: torch.dtype) -> int:
-    """Mean payload of 4096 coordinates, under the larger of the two codecs."""
-    codecs = [codec for codec in (codec1, codec2) if codec is not None]
-    return max(codec.payload_nbytes(numel, dtype=dtype) for codec in codecs) * BLOCK // numel or 1

@@ -78,7 +78,8 @@ def reduce_scatter(
         raise TensorError(f"op must be 'mean' or 'sum', got {op!r}")
     _check(output, input)
     entry = group_entry(group)
-    size = entry.reducer.world_size
+    reducer = entry.reducer(False)
+    size = reducer.world_size
     if output.numel() * size != input.numel():
         raise TensorError(
             f"{size} ranks reduce {input.numel()} elements to {input.numel() / size:g} each, and output has {output.numel()}"
@@ -99,7 +100,7 @@ def reduce_scatter(
         if own_flat:
             entry.give(flat)
 
-    future = entry.reducer.reduce_scatter(
+    future = reducer.reduce_scatter(
         row,
         flat,
         rows_codec(codec, row.numel(), size),
@@ -137,7 +138,8 @@ def all_gather(
     codec = _parsed(codec)
     _check(output, input)
     entry = group_entry(group)
-    size, rank = entry.reducer.world_size, entry.reducer.rank
+    reducer = entry.reducer(False)
+    size, rank = reducer.world_size, reducer.rank
     if input.numel() * size != output.numel():
         raise TensorError(
             f"{size} ranks gather {size * input.numel()} elements, and output has {output.numel()}: give it room for all"
@@ -153,7 +155,7 @@ def all_gather(
             target.copy_(flat.view(target.shape))
             entry.give(flat)
 
-    future = entry.reducer.all_gather(
+    future = reducer.all_gather(
         flat,
         rows_codec(codec, source.numel(), size),
         _key(entry, key),

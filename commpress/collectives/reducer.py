@@ -11,8 +11,10 @@ import torch
 
 from commpress.codecs import LinearCodec, LowRankCodec
 from commpress.collectives._job import Job
+from commpress.collectives._layout import split
 from commpress.collectives._pipeline import Pipeline
 from commpress.collectives.communicator import Communicator
+from commpress.collectives.nodes import Asked, NodeMap, agree_on_nodes
 from commpress.collectives.observer import Observer
 from commpress.errors import SpecError, StateError, TensorError
 
@@ -31,9 +33,14 @@ class Reducer:
         timeout: seconds that any single wait for a peer may take.
         plan: text that must be equal on all ranks, such as a fingerprint of the parameters; shown in the error if it is not.
         chunk_nbytes: payload bytes per message; must be equal on all ranks. By default it follows the speed of the link.
+        nodes: which ranks share a node, equal on all ranks, for an exchange in two levels: exact sums inside each node, compressed between nodes. None: all ranks exchange
+            compressed values.
+
+    Attributes:
+        rank, world_size: this rank's place. nodes: as given. senders: how many contributions meet, and are quantised: the ranks, or with `nodes` the nodes.
 
     Raises:
-        StateError: the channels do not belong together.
+        StateError: the channels, or they and the nodes, do not belong together.
     """
 
     def __init__(
@@ -44,20 +51,35 @@ class Reducer:
         timeout: float,
         plan: str = "",
         chunk_nbytes: int | None = None,
+        nodes: NodeMap | None = None,
     ) -> None:
         if (comm1.rank, comm1.size) != (comm2.rank, comm2.size):
             raise StateError("the two channels have different ranks or sizes")
+        if nodes is not None and nodes.size != comm1.size:
+            raise StateError(f"nodes of {nodes.size} ranks in all do not suit channels between {comm1.size}")
         self.rank = comm1.rank
         self.world_size = comm1.size
+        self.nodes = nodes
+        self.senders = comm1.size if nodes is None else len(nodes.nodes)
         self.timeout = float(timeout)
         self._plan = plan
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._sequence = 0
         self._closed = False
-        self._pipeline = Pipeline(comm1, comm2, self.timeout, chunk_nbytes)
+        self._pipeline = Pipeline(comm1, comm2, self.timeout, chunk_nbytes, nodes)
         # The threads know the pipeline only, so a forgotten Reducer is collected; also called at exit, while threads still run.
         self._finalizer = weakref.finalize(self, _shutdown, self._pipeline, self._pid)
+
+    def part(self, numel: int, codec: Any) -> tuple[int, int]:
+        """Limits of what this rank exchanges in compressed form of a tensor: with nodes the part that its node's sum ends up in here, else all."""
+        return self._pipeline.levels.part(numel, codec)
+
+    def shard(self, numel: int, codec: Any) -> tuple[int, int]:
+        """Limits of what this rank owns: what is reduced here, and not quantised in phase 1."""
+        place = self._pipeline.rank
+        start, stop = split(codec, *self.part(numel, codec), self.senders)[place : place + 2]
+        return start, stop
 
     @property
     def error(self) -> Exception | None:
@@ -153,7 +175,7 @@ class Reducer:
         Raises:
             TensorError, SpecError, StateError: as :meth:`submit`.
         """
-        _check_plain(codec, "a reduce-scatter")
+        self._check_half(codec, "a reduce-scatter")
         if op not in ("mean", "sum") or (op == "mean" and gain is not None):
             raise TensorError(f"op must be 'mean', or 'sum' with or without gain, got {op!r}")
         if flat.numel() != self.world_size * row.numel() or row.dtype != flat.dtype or not row.is_contiguous():
@@ -195,13 +217,19 @@ class Reducer:
         Raises:
             TensorError, SpecError, StateError: as :meth:`submit`.
         """
-        _check_plain(codec, "an all-gather")
+        self._check_half(codec, "an all-gather")
         if flat.numel() % self.world_size:
             raise TensorError(f"{flat.numel()} coordinates are no {self.world_size} rows of equal length")
         with self._lock:
             job = self._job(flat, None, codec, key, "all-gather", observer, plan, result)
             (self._pipeline.run if wait else self._pipeline.submit)(job)
         return job.future
+
+    def _check_half(self, codec: Any, what: str) -> None:
+        if self.nodes is not None:
+            raise SpecError(f"{what} is flat: it needs a Reducer without nodes")
+        if isinstance(codec, (LinearCodec, LowRankCodec)) or getattr(codec, "needs_side", False):
+            raise SpecError(f"{codec} is for an all-reduce, not for {what}: use a codec such as 'hadamard+lloyd:4'")
 
     def _check_all_reduce(self, op: str, codec1: Any, codec2: Any) -> None:
         if op not in ("mean", "sum"):
@@ -211,7 +239,8 @@ class Reducer:
                 raise SpecError(
                     f"{codec1} and {codec2} cannot share an all-reduce: a codec that adds codes serves both phases"
                 )
-            codec1.check_workers(self.world_size)
+            if self.senders > 1 or self.nodes is None:
+                codec1.check_workers(self.senders)
         if getattr(codec2, "needs_side", False):
             raise SpecError(
                 f"{codec2} cannot serve phase 2, where all ranks must decode the same: use its of_second_phase"
@@ -255,12 +284,21 @@ class Reducer:
             self._pipeline.shutdown(2 * self.timeout)
 
 
-def _check_plain(codec: Any, what: str) -> None:
-    """Raises SpecError for codecs that only an all-reduce can use."""
-    if isinstance(codec, (LinearCodec, LowRankCodec)) or getattr(codec, "needs_side", False):
-        raise SpecError(f"{codec} is for an all-reduce, not for {what}: use a codec such as 'hadamard+lloyd:4'")
-
-
 def _shutdown(pipeline: Pipeline, pid: int) -> None:
     if pid == os.getpid():
         pipeline.shutdown(_EXIT_GRACE)
+
+
+def on_nodes(comm1: Communicator, comm2: Communicator, asked: Asked, timeout: float, **options: Any) -> Reducer:
+    """A Reducer on two channels, hierarchical as asked for and as the ranks' nodes allow. Collective; `options` are the Reducer's.
+
+    Raises:
+        MismatchError, TopologyError, PeerError: see `agree_on_nodes`. The channels are closed then.
+    """
+    try:
+        nodes = agree_on_nodes(comm1, asked, timeout)
+    except Exception:
+        comm1.close()
+        comm2.close()
+        raise
+    return Reducer(comm1, comm2, timeout=timeout, nodes=nodes, **options)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from commpress.collectives import Hierarchical
 from commpress.errors import SpecError, StateError
 from commpress.hooks._state import HookState
 from commpress.telemetry import Sink
@@ -64,6 +65,7 @@ def register(
     telemetry_every: int = 100,
     check_every: int = 0,
     timeout: float | None = None,
+    hierarchical: Hierarchical = None,
     all_gather: Any = None,
     replicate: Any = None,
 ) -> Any:
@@ -75,7 +77,7 @@ def register(
     Args:
         model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric; or a module that fully_shard was applied to, or to parts of it.
         codec, bits, objective, plan, plan_every, plan_floor, gamma, optimizer, predict, shaping, feedback, seed, telemetry, telemetry_every, check_every,
-            timeout: see :class:`HookState`. (predict: None means True for DDP.)
+            timeout, hierarchical: see :class:`HookState`. (predict: None means True for DDP.)
         all_gather: FSDP2 only: codec of the weights, of at least 8 bits, such as "uniform:8"; None: they travel as they are.
         replicate: FSDP2 only: DeviceMesh of one dimension, or process group, of the ranks that hold the same shard of a model with several replicas; their all-reduce is
             compressed with `codec`, too.
@@ -90,6 +92,7 @@ def register(
             the difference.
         PeerError: a rank did not take part within the timeout.
         SpecError: the codec's spec or an option is malformed, or the option is not for this kind of model.
+        TopologyError: `hierarchical` demands what the nodes do not allow.
     """
     given = {"predict": predict, "shaping": shaping, "check_every": check_every}
     sharded = _sharded(model)
@@ -136,6 +139,7 @@ def register(
         telemetry_every=telemetry_every,
         check_every=check_every,
         timeout=timeout,
+        hierarchical=hierarchical,
     )
     ignored = set(ddp.parameters_to_ignore)
     named = {n: p for n, p in ddp.module.named_parameters() if p.requires_grad and n not in ignored}

@@ -14,14 +14,14 @@ import torch.distributed as dist
 
 from commpress.allocation import Plan
 from commpress.codecs import Key, LayeredCodec
-from commpress.collectives import Communicator, FakeGroup, Reducer, group_timeout, shard_bounds, wire_nbytes
+from commpress.collectives import Asked, Communicator, FakeGroup, NodeMap, Reducer, group_timeout, wire_nbytes
 from commpress.errors import CommpressError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks._information import information_record
 from commpress.hooks._notes import Notes
 from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs
 from commpress.hooks._prediction import Predictor, prediction_record
-from commpress.hooks._reduction import Reduction, agree, due, make_pair
+from commpress.hooks._reduction import Reduction, agree, due, make_pair, nodes_of
 from commpress.hooks._replicas import name_difference, replica_hash
 from commpress.hooks._shaping import Shaper
 from commpress.hooks._statistics import NBYTES_PER_LAYER, LayerStatistics, Statistics
@@ -49,9 +49,11 @@ class Exchange(Reduction):
         shaping: exponent of noise shaping; 0 for none.
         caller: who reduces what, for messages.
         information: whether sampled steps measure it: it takes steps that all buckets take part in.
+        hierarchical: what a caller asks for, as `commpress.collectives.asked_of` gives it.
 
     Raises:
         MismatchError: the ranks differ.
+        TopologyError: the nodes do not allow what is asked for.
         PeerError: a rank did not take part within the timeout.
     """
 
@@ -71,6 +73,7 @@ class Exchange(Reduction):
         shaping: float = 0.0,
         caller: str = "ddp hook",
         information: bool = True,
+        hierarchical: Asked = None,
     ) -> None:
         timeout = timeout or group_timeout(group)
         dims = layers_of(parameters)
@@ -80,7 +83,10 @@ class Exchange(Reduction):
         (comm1, comm2), wanted = agree(
             group, identity, telemetry_every if telemetry is not None and information else 0, timeout
         )
+        nodes = nodes_of((comm1, comm2), hierarchical, timeout)
         super().__init__(parameters, group, telemetry)
+        senders = self.world_size if nodes is None else len(nodes.nodes)
+        self._near = 0 if nodes is None else nodes.per_node - 1
         self._channels: list[Communicator] = []
         self._codec = codec
         self._timeout = timeout
@@ -88,9 +94,9 @@ class Exchange(Reduction):
         self._notes: Notes | None = None
         # One rank that wants telemetry makes all of them gather statistics, on the same steps.
         self._information_every = min((every for every in wanted if every), default=0)
-        if self.world_size == 1 or codec.lossless:
+        if senders == 1 or codec.lossless:
             self._information_every = 0
-        statistics = bool(self._information_every or (self._planner is not None and self.world_size > 1))
+        statistics = bool(self._information_every or (self._planner is not None and senders > 1))
         if (feedback and not codec.lossless) or check_every or statistics:
             comm3, self._control = make_pair(group, timeout)
             self._channels = [comm3, self._control]
@@ -100,22 +106,32 @@ class Exchange(Reduction):
             notes = Notes(self._control, NBYTES_PER_LAYER * len(dims), timeout)
             sent = codec if self._planner is None else LayeredCodec([])  # as every plan's
             self._statistics = Statistics(
-                dims, notes, unbiased=codec.unbiased, passed_on=sent.passes_on(self.world_size)
+                dims, notes, unbiased=codec.unbiased, passed_on=sent.passes_on(senders), senders=senders
             )
-        self._predictor = Predictor(dims) if plan is not None and plan.predict and self.world_size > 1 else None
-        self._shaper = Shaper(dims, shaping, codec.bits) if shaping and self.world_size > 1 else None
+        self._predictor = Predictor(dims) if plan is not None and plan.predict and senders > 1 else None
+        self._shaper = Shaper(dims, shaping, codec.bits) if shaping and senders > 1 else None
         self._looked = False
         self._held: tuple[dict[str, Any], tuple[float, float, float]] | None = None
         self._codecs: list[Any] = []
-        self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=f"{caller}, feedback {'on' if feedback else 'off'}")
+        plan_text = f"{caller}, feedback {'on' if feedback else 'off'}"
+        self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=plan_text, nodes=nodes)
         self._work: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self._telemetry_every = telemetry_every
         self._check_every = check_every
         if feedback:
-            self.feedback = ErrorFeedback(codec, rank=self.rank, world_size=self.world_size, shard=self._own)
+            self.feedback = ErrorFeedback(
+                codec,
+                rank=self.rank,
+                world_size=self.world_size,
+                shard=self._reducer.shard,
+                part=self._reducer.part,
+                senders=senders,
+            )
 
-    def _own(self, numel: int, codec: Any) -> tuple[int, int]:
-        return shard_bounds(numel, self.world_size, self.rank, codec)
+    @property
+    def nodes(self) -> NodeMap | None:
+        """The nodes of an exchange in two levels, or None for a flat one."""
+        return self._reducer.nodes
 
     def open_step(self, number: int, layouts: Sequence[Layout], members: Sequence[int] | None = None) -> Step:
         self.settle()
@@ -150,9 +166,10 @@ class Exchange(Reduction):
             layout,
             flat,
             target,
-            rank=self.rank,
-            world_size=self.world_size,
-            own=self._own(layout.numel, codec),
+            senders=self._reducer.senders,
+            part=self._reducer.part(layout.numel, codec),
+            own=self._reducer.shard(layout.numel, codec),
+            near=self._near,
             codec=codec,
             feedback=feedback,
             notes=self._notes,
@@ -196,9 +213,13 @@ class Exchange(Reduction):
         gathers = self._statistics is not None and self._gathers(step.number)
         if step.record is not None and self.sink is not None:
             if gathers and self._statistics is not None:
-                nbytes, messages = self._statistics.nbytes, self.world_size - 1
-                wire = wire_nbytes(nbytes, messages, nbytes, messages)
-                step.record.add_overhead(nbytes, wire, messages)
+                near = self._near
+                far = self.world_size - 1 - near
+                each = self._statistics.nbytes // (near + far)
+                counts = [
+                    (each * peers, wire_nbytes(each * peers, peers, each * peers, peers)) for peers in (far, near)
+                ]
+                step.record.add_overhead(*counts[0], far, *counts[1])
             record = step.record.as_dict(feedback=outcome, dropped=self.sink.dropped)
             if gathers and due(self._information_every, step.number):
                 self._held = record, step.sent.rates()  # until the others' statistics are here

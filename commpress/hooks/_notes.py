@@ -21,14 +21,14 @@ class Notes:
 
     def __init__(self, comm: Communicator, nbytes: int, timeout: float) -> None:
         self._comm = comm
-        self._nbytes = nbytes
+        self.nbytes = nbytes
         self._timeout = timeout
         self._peers = [r for r in range(comm.size) if r != comm.rank]
 
     @property
     def bytes_each(self) -> int:
         """Bytes that a note costs the sender."""
-        return self._nbytes * len(self._peers)
+        return self.nbytes * len(self._peers)
 
     @property
     def messages_each(self) -> int:
@@ -38,7 +38,7 @@ class Notes:
     def post(self, note: bytes) -> Pending:
         """Sends the note; does not wait. Raises ChannelError."""
         mine = torch.frombuffer(bytearray(note), dtype=torch.uint8)
-        received = {r: torch.zeros(self._nbytes, dtype=torch.uint8) for r in self._peers}
+        received = {r: torch.zeros(self.nbytes, dtype=torch.uint8) for r in self._peers}
         handles = [self._comm.irecv(into, r) for r, into in received.items()]
         handles += [self._comm.isend(mine, r) for r in self._peers]
         return Pending({**received, self._comm.rank: mine}, handles, self._timeout)

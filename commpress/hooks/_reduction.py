@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from commpress.allocation import Plan
-from commpress.collectives import Communicator, FakeGroup, make_channels
+from commpress.collectives import Asked, Communicator, FakeGroup, NodeMap, agree_on_nodes, make_channels
 from commpress.errors import CommpressError, PeerError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks import _handshake
@@ -89,6 +89,11 @@ class Reduction(abc.ABC):
         """Ends threads, process groups and the telemetry that came as a path."""
 
     @property
+    def nodes(self) -> NodeMap | None:
+        """The nodes of an exchange in two levels, or None for a flat one."""
+        return None
+
+    @property
     def plan(self) -> Plan | None:
         """How the bit budget is shared out, or None without one."""
         return None
@@ -157,6 +162,16 @@ def agree(
             channel.close()
         raise
     return pair, [one["wanted"] for one in said]
+
+
+def nodes_of(pair: tuple[Communicator, Communicator], asked: Asked, timeout: float) -> NodeMap | None:
+    """The nodes of a reduction in two levels, or None. Collective on the pair, which is closed where there is an error: see `agree_on_nodes`."""
+    try:
+        return agree_on_nodes(pair[0], asked, timeout)
+    except Exception:
+        for channel in pair:
+            channel.close()
+        raise
 
 
 def make_pair(group: dist.ProcessGroup | FakeGroup, timeout: float) -> tuple[Communicator, Communicator]:

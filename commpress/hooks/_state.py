@@ -11,6 +11,7 @@ import torch.distributed as dist
 from commpress.allocation import Plan
 from commpress.codecs import LowRankCodec
 from commpress.codecs import codec as make_codec
+from commpress.collectives import Hierarchical, NodeMap, asked_of
 from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
 from commpress.hooks._checkpoint import PARTS, build_state, check_state
@@ -60,6 +61,9 @@ class HookState:
         telemetry_every: distortion by layer is measured every so many steps (0: never); every step has its record.
         check_every: parameters are compared between the ranks every so many steps (0: never): costs a checksum.
         timeout: seconds that a wait for a peer may take; None means the process group's own timeout.
+        hierarchical: None (default): exact sums inside each node, compressed between nodes, where the launcher started at least two
+            nodes of two ranks or more, equally many on each; else flat, as always with "lowrank". False, True, or the ranks of each
+            node: see :func:`commpress.all_reduce` and docs/topology.md.
 
     Memory for N coordinates, beside the exchange's: with feedback 8 (N + N / ranks) bytes; 4 N if not fp32; 4 N with
     `predict`; up to 8 N with `shaping`; as much as the gradients in the few steps that are repacked (`counts`).
@@ -88,6 +92,7 @@ class HookState:
         telemetry_every: int = 100,
         check_every: int = 0,
         timeout: float | None = None,
+        hierarchical: Hierarchical = None,
     ) -> None:
         self._plan_settings = plan_settings(
             codec, bits, objective, plan_every, plan, plan_floor, predict, gamma, optimizer
@@ -104,6 +109,9 @@ class HookState:
                 raise SpecError(f"{name} must be an integer >= 0, got {value!r}")
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise SpecError(f"seed must be an integer in [0, 2^64), got {seed!r}")
+        self._hierarchical = asked_of(hierarchical)
+        if self._hierarchical and isinstance(codec, LowRankCodec):
+            raise SpecError(f"{codec} knows no hierarchical exchange: leave hierarchical out, or set it to False")
         with_feedback = not codec.unbiased and not codec.lossless if feedback is None else bool(feedback)
         self._codec = codec.for_feedback() if with_feedback else codec
         self._with_feedback = with_feedback
@@ -144,6 +152,11 @@ class HookState:
     def plan(self) -> Plan | None:
         """The plan in use: every layer's bits; None without a bit budget, or before binding."""
         return None if self._exchange is None else self._exchange.plan
+
+    @property
+    def nodes(self) -> NodeMap | None:
+        """The nodes of an exchange in two levels; None if it is flat, or before binding."""
+        return None if self._exchange is None else self._exchange.nodes
 
     @property
     def feedback(self) -> bool:
@@ -211,6 +224,7 @@ class HookState:
             "shaping": self._shaping,
             "seed": self._seed,
             "check_every": self._check_every,
+            "hierarchical": str(self._hierarchical),
             "world size": group.size(),
             "parameters": [
                 [repr(name), str(list(p.shape)), str(p.dtype).removeprefix("torch.")] for name, p in parameters.items()
@@ -231,7 +245,11 @@ class HookState:
                 options |= {"budget": self._plan_settings}
                 self._exchange = LowRankReduction(self._codec, parameters, group, identity, **options)
             else:
-                options |= {"plan": self._plan_settings, "shaping": self._shaping}
+                options |= {
+                    "plan": self._plan_settings,
+                    "shaping": self._shaping,
+                    "hierarchical": self._hierarchical,
+                }
                 self._exchange = Exchange(self._codec, parameters, group, identity, **options)
         except Exception as error:
             self._error = error
@@ -407,6 +425,7 @@ class HookState:
             "telemetry_every": self._telemetry_every,
             "check_every": self._check_every,
             "timeout": self._timeout,
+            "hierarchical": self._hierarchical,
         }
         return {"config": config, "state": self.state_dict()}
 

@@ -29,7 +29,7 @@ class LayerStatistics:
         captured1, captured2: G of phase 1 and 2; NaN where nothing was measured.
         encoded: mean square of a coordinate of what was encoded in phase 1 (prediction and feedback make it another than the gradient's).
         variances: s, variance of a coordinate between the ranks' gradients; at least 0; NaN with one rank.
-        world_size: ranks.
+        world_size: senders: ranks, or nodes whose ranks add up before phase 1; then the vectors that all figures are about are the means of the nodes.
         passed_on: whether phase 2 brings contributions, as with two ranks, and not the mean.
     """
 
@@ -61,9 +61,16 @@ def _shares(n: int, passed_on: bool) -> tuple[float, float]:
 
 
 def statistics_of(
-    step: int, tables: Sequence[np.ndarray], dims: np.ndarray, *, unbiased: bool, passed_on: bool = False
+    step: int,
+    tables: Sequence[np.ndarray],
+    dims: np.ndarray,
+    *,
+    unbiased: bool,
+    passed_on: bool = False,
+    senders: int | None = None,
 ) -> LayerStatistics:
     """Args: tables: of each rank, in rank order. dims: coordinates of each layer. unbiased: whether the decodes were. passed_on: see :class:`LayerStatistics`.
+        senders: how many contributions were encoded, if not one of each rank: the sums of nodes with equally many ranks.
 
     The mean that the ranks know carries the noise of both quantisations. The error of an unbiased decode has ``1/G - 1`` times the energy of what was encoded, and nothing
     to do with the rest, so its expectation comes off:
@@ -95,7 +102,27 @@ def statistics_of(
             encoded = total[:, Column.ENERGY1] / ((n - 1) * dims)
         else:
             variances, encoded = np.full(len(dims), np.nan), local / dims
-        return LayerStatistics(step, total, g1, g2, encoded, variances, n, passed_on)
+        if senders is None or senders == n:
+            return LayerStatistics(step, total, g1, g2, encoded, variances, n, passed_on)
+        total, variances = _of_nodes(total, variances * dims, senders, n // senders, passed_on), variances * senders / n
+        encoded = total[:, Column.ENERGY1] / ((senders - 1) * dims)
+        return LayerStatistics(step, total, g1, g2, encoded, variances, senders, passed_on)
+
+
+def _of_nodes(total: np.ndarray, spread: np.ndarray, nodes: int, each: int, passed_on: bool) -> np.ndarray:
+    """The table as it were if each node had one rank, with the mean of its `each` ranks for a gradient.
+
+    Sums of squares of the ranks' gradients were measured, those of the nodes' means follow: with ``|theta|^2 + spread`` for a rank's it is ``|theta|^2 + spread / each`` for a mean,
+    as different ranks' samples are independent. What was encoded are the nodes' sums.
+    """
+    table = total.copy()
+    local = total[:, Column.LOCAL] / each - nodes * spread * (1 - 1 / each)
+    table[:, Column.LOCAL] = np.maximum(local, 0.0)
+    for column in (Column.MEAN, Column.CROSS, Column.PREVIOUS):
+        table[:, column] /= each
+    last = Column.DECODED2 if passed_on else Column.DECODED1
+    table[:, Column.DOT1 : last + 1] /= each**2
+    return table
 
 
 @final
@@ -105,10 +132,19 @@ class Statistics:
     Args:
         dims: coordinates of each layer by name; their order is that of the tables.
         notes: a channel for notes of ``NBYTES_PER_LAYER * len(dims)`` bytes that nothing else uses meanwhile.
-        unbiased: whether the codec is. passed_on: see :class:`LayerStatistics`.
+        unbiased: whether the codec is. passed_on, senders: see :func:`statistics_of`.
     """
 
-    def __init__(self, dims: dict[str, int], notes: Notes, *, unbiased: bool, passed_on: bool = False) -> None:
+    def __init__(
+        self,
+        dims: dict[str, int],
+        notes: Notes,
+        *,
+        unbiased: bool,
+        passed_on: bool = False,
+        senders: int | None = None,
+    ) -> None:
+        self._senders = senders
         self.names = list(dims)
         self.dims = np.array([float(n) for n in dims.values()])
         self.nbytes = notes.bytes_each
@@ -154,4 +190,11 @@ class Statistics:
         except ChannelError as error:
             raise PeerError(f"a rank did not send the statistics of step {step}: {error}") from error
         tables = [np.frombuffer(note).reshape(len(self.names), len(Column)) for note in notes]
-        return statistics_of(step, tables, self.dims, unbiased=self._unbiased, passed_on=self._passed_on)
+        return statistics_of(
+            step,
+            tables,
+            self.dims,
+            unbiased=self._unbiased,
+            passed_on=self._passed_on,
+            senders=self._senders,
+        )

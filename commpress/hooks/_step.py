@@ -103,8 +103,9 @@ class BucketObserver(Observer):
         layout: of the flat work buffer.
         flat: that work buffer, fp32 or fp64.
         target: where the result is copied if it is not `flat` itself (a narrower dtype), or None.
-        rank, world_size: this process's place.
-        own: the shard ``(start, stop)`` that this rank owns.
+        senders: how many contributions the exchange adds up: ranks, or nodes.
+        part, own: what this rank exchanges in compressed form, and the shard of it that it owns, both ``(start, stop)``.
+        near: how many other ranks share the node, in an exchange of two levels.
         codec: of both phases.
         feedback: the bucket's residuals, or None.
         notes: what the ranks tell each other, needed with feedback or with `check`.
@@ -125,9 +126,10 @@ class BucketObserver(Observer):
         flat: torch.Tensor,
         target: torch.Tensor | None,
         *,
-        rank: int,
-        world_size: int,
+        senders: int,
+        part: tuple[int, int],
         own: tuple[int, int],
+        near: int,
         codec: Any,
         feedback: BucketFeedback | None,
         notes: Notes | None,
@@ -146,9 +148,10 @@ class BucketObserver(Observer):
         self._layout = layout
         self._flat = flat
         self._target = target
-        self._rank = rank
-        self._world_size = world_size
+        self._senders = senders
+        self._part = part
         self._own = own
+        self._near = near
         self._codec = codec
         self._feedback = feedback
         self._sums = sums
@@ -266,7 +269,7 @@ class BucketObserver(Observer):
         with self._step._lock:
             self._step.finite = self._step.finite and finite
             self._step.held += len(self._hold)
-            if not self._codec.lossless and self._world_size > 1:
+            if not self._codec.lossless and self._senders > 1:
                 self._step.compressed_numel += self._layout.numel
         self._step.bucket_done()
 
@@ -280,17 +283,20 @@ class BucketObserver(Observer):
         return [ranges[i : i + per_bit] for i in range(0, len(ranges), per_bit)] if ranges else []
 
     def _add_to_record(self, record: StepRecord, report: Any, finite: bool) -> None:
-        own, numel = self._own[1] - self._own[0], self._layout.numel
-        others = self._world_size - 1
+        own, numel = self._own[1] - self._own[0], self._part[1] - self._part[0]
+        others = self._senders - 1
         sent = (numel - own + own * others) if others else 0
-        note, notes = 0, 0
+        note, notes, near, near_notes = 0, 0, 0, 0
         if self._notes is not None:
-            note, notes = self._notes.bytes_each, self._notes.messages_each
+            near, near_notes = self._notes.nbytes * self._near, self._near
+            note, notes = self._notes.bytes_each - near, self._notes.messages_each - near_notes
         counts = {
             "payload_bytes": report.bytes_payload1 + report.bytes_payload2,
             "header_bytes": report.bytes_header + note,
             "wire_bytes": report.wire_bytes + wire_nbytes(note, notes, note, notes, mss=report.mss),
             "messages": report.messages + notes,
+            "node_bytes": report.bytes_node + near,
+            "node_wire_bytes": report.wire_bytes_node + wire_nbytes(near, near_notes, near, near_notes, mss=report.mss),
             "compressed_numel": 0 if self._codec.lossless else sent,
         }
         prefix = "seconds_"

@@ -21,6 +21,8 @@ class StepRecord:
       per coordinate sent, over both phases
     * ``payload_bytes``, ``header_bytes``, ``wire_bytes`` (with the transport's framing), ``messages``;
       ``compressed_numel``: coordinates that went through a lossy codec
+    * ``node_bytes``, ``node_wire_bytes``: of a hierarchical exchange, what stayed inside the node, all together and with framing;
+      the fields before have what went to other nodes
     * ``layers``: a list of ``{"name", "numel", "payload_bytes"}``, and ``"nmse"`` on sampled steps: squared error over
       energy of what this rank sent in phase 1. A payload spans layers; its bytes are shared out by coordinates (with
       low-rank factors: by the numbers that each layer sends)
@@ -44,6 +46,7 @@ class StepRecord:
         self._buckets: list[dict[str, Any]] = []
         self._times: dict[str, float] = {}
         self._sums = {"payload_bytes": 0, "header_bytes": 0, "wire_bytes": 0, "messages": 0, "compressed_numel": 0}
+        self._sums |= {"node_bytes": 0, "node_wire_bytes": 0}
         self._numel = 0
         self._sent_numel = 0
         self._finite = True
@@ -66,7 +69,7 @@ class StepRecord:
             bucket: its index.
             layers: name and number of coordinates of each layer, in order.
             sent_numel: coordinates that the sent payloads held (each copy counts).
-            counts: ``payload_bytes``, ``header_bytes``, ``wire_bytes``, ``messages``, ``compressed_numel``.
+            counts: ``payload_bytes``, ``header_bytes``, ``wire_bytes``, ``messages``, ``compressed_numel``, ``node_bytes``, ``node_wire_bytes``; none is 0.
             times: seconds of each phase.
             finite: whether the result was.
             nmse: for each layer, on sampled steps.
@@ -99,9 +102,17 @@ class StepRecord:
         """So far: ``payload_bytes``, ``header_bytes``, ``wire_bytes``, ``messages``, ``compressed_numel``."""
         return dict(self._sums)
 
-    def add_overhead(self, header_bytes: int, wire_bytes: int, messages: int) -> None:
+    def add_overhead(
+        self, header_bytes: int, wire_bytes: int, messages: int, node_bytes: int = 0, node_wire_bytes: int = 0
+    ) -> None:
         """Adds what a step sent beside its buckets."""
-        for name, value in (("header_bytes", header_bytes), ("wire_bytes", wire_bytes), ("messages", messages)):
+        for name, value in (
+            ("header_bytes", header_bytes),
+            ("wire_bytes", wire_bytes),
+            ("messages", messages),
+            ("node_bytes", node_bytes),
+            ("node_wire_bytes", node_wire_bytes),
+        ):
             self._sums[name] += value
 
     def as_dict(self, *, feedback: str, dropped: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mpi4py import MPI
 import commpress
 from commpress import Key, collectives
 from commpress.collectives import MpiCommunicator, Reducer
-from commpress.errors import MismatchError, PeerError, StateError, TensorError
+from commpress.errors import MismatchError, PeerError, StateError, TensorError, TopologyError
 
 WORLD = MPI.COMM_WORLD
 CODECS = (
@@ -74,10 +74,39 @@ def results(store: str) -> None:
             assert comm == MPI.COMM_NULL
             raised(StateError, lambda comm=comm: commpress.mpi.all_reduce(np.ones(3), "none", comm))
     assert checked >= 80 if WORLD.rank < 2 else checked >= 40
+    on_nodes()
     dist.barrier()  # MPI's would keep the cores of the others busy
     dist.destroy_process_group()
     collectives.close()  # those over gloo
     finalize()
+
+
+def on_nodes() -> None:
+    """Two levels and lists, over MPI and over gloo: the same bits. Through shared memory, and through MPI's own messages."""
+    nodes = [[0, 2], [1, 3]]
+    for numel in (0, 4097, 300_001):
+        for spec in ("uniform:4", "homomorphic:4", "none"):
+            over_gloo, over_mpi = values(numel), values(numel).numpy()
+            key = Key(step=numel)
+            commpress.all_reduce(over_gloo, spec, key=key, hierarchical=nodes)
+            commpress.mpi.all_reduce(over_mpi, spec, key=key, hierarchical=nodes)
+            assert np.array_equal(over_gloo.numpy(), over_mpi) and commpress.mpi.last_report().nodes == 2
+            assert commpress.mpi.last_report().bytes_node > 0
+    channels = [MpiCommunicator(WORLD, timeout=30) for _ in range(2)]
+    reducer = Reducer(*channels, timeout=30, nodes=collectives.NodeMap(((0, 2), (1, 3))))
+    got = reducer.run(values(300_001), *[commpress.codec("none")] * 2, Key(step=300_001))
+    assert np.array_equal(got.numpy(), over_mpi)
+    reducer.close()
+    arrays = [values(10).numpy(), values(5000).numpy().reshape(50, 100)[:, ::-1], values(7).double().numpy()]
+    whole = torch.cat([torch.from_numpy(np.ascontiguousarray(a)).float().view(-1) for a in arrays])
+    commpress.all_reduce(whole, "uniform:4", key=Key())
+    assert commpress.mpi.all_reduce(arrays, "uniform:4", key=Key()) is arrays
+    assert np.array_equal(whole.numpy(), np.concatenate([a.reshape(-1).astype(np.float32) for a in arrays]))
+    try:
+        commpress.mpi.all_reduce(np.ones(3), "none", hierarchical=[[0, 1], [2]])
+    except TopologyError:
+        return
+    raise AssertionError("no TopologyError")
 
 
 def finalize() -> None:
