@@ -8,7 +8,20 @@ import sys
 from collections.abc import Sequence
 
 from commpress._version import __version__
-from commpress.cli import _bench, _bounds, _cluster, _demo, _experiment, _info, _pack, _report, _train, _unpack, _watch
+from commpress.cli import (
+    _bench,
+    _bounds,
+    _cluster,
+    _demo,
+    _experiment,
+    _info,
+    _pack,
+    _plan,
+    _report,
+    _train,
+    _unpack,
+    _watch,
+)
 from commpress.errors import CommpressError
 
 EXIT_ERROR = 2
@@ -35,7 +48,20 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"commpress {__version__}")
     commands = top.add_subparsers(dest="command", metavar="command", required=True)
-    for module in (_demo, _train, _pack, _unpack, _info, _experiment, _report, _watch, _bounds, _bench, _cluster):
+    for module in (
+        _demo,
+        _train,
+        _pack,
+        _unpack,
+        _info,
+        _experiment,
+        _report,
+        _watch,
+        _bounds,
+        _bench,
+        _cluster,
+        _plan,
+    ):
         module.add_to(commands)
     return top
 

@@ -53,12 +53,14 @@ from commpress.collectives._factor_plan import (
 )
 from commpress.collectives._fake import FakeCommunicator, FakeWorld
 from commpress.collectives._framing import Sent, mss_of, mtu_of, read_counters
+from commpress.collectives._gamma import check_codec, codec_cost
 from commpress.collectives._layout import shard_bounds
 from commpress.collectives._mpi import MpiCommunicator
 from commpress.collectives._mpi_call import all_reduce as mpi_all_reduce
 from commpress.collectives._mpi_call import close as mpi_close
 from commpress.collectives._mpi_call import last_report as mpi_last_report
 from commpress.collectives._passage import Passage, PassageObserver
+from commpress.collectives._probe import message_nbytes, probe
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
 from commpress.collectives.factor_reducer import FactorReducer
@@ -83,18 +85,22 @@ __all__ = [
     "Sent",
     "TorchCommunicator",
     "all_reduce",
+    "check_codec",
     "close",
+    "codec_cost",
     "factor_nbytes",
     "group_timeout",
     "last_report",
     "make_channels",
     "matrix_shape",
+    "message_nbytes",
     "most_dimensions",
     "mpi_all_reduce",
     "mpi_close",
     "mpi_last_report",
     "mss_of",
     "mtu_of",
+    "probe",
     "read_counters",
     "shard_bounds",
     "wire_nbytes",

@@ -1,0 +1,18 @@
+"""Calibrations made up for tests: links and codecs of any speed."""
+
+from commpress.cluster import Calibration, CodecCost
+
+
+def calibration(
+    ranks: int = 2,
+    *,
+    link: float = 125e6,
+    codec_seconds: float = 1e-9,
+    codecs: tuple[tuple[str, float], ...] = (("uniform:4", 4.0), ("hadamard+lloyd:4", 4.0), ("hadamard+lloyd:2", 2.0)),
+    latency: float = 0.0,
+) -> Calibration:
+    """torch's all-reduces at the wire's speed, and codecs (spec, bits) that all take `codec_seconds` a coordinate."""
+    share = 2 * (ranks - 1) / ranks
+    lines = dict.fromkeys(("fp32", "bf16"), ((0.0, latency), (1000000.0, latency + share * 1000000.0 / link)))
+    costs = {spec: CodecCost(spec, bits, codec_seconds, codec_seconds, codec_seconds, ranks) for spec, bits in codecs}
+    return Calibration(ranks, ranks, ranks, latency, 0.0, link, 0.0, 8 << 20, lines, costs)
