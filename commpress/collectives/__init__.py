@@ -63,6 +63,7 @@ from commpress.collectives._passage import Passage, PassageObserver
 from commpress.collectives._probe import message_nbytes, probe
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
+from commpress.collectives.exact_reducer import ExactReducer
 from commpress.collectives.factor_reducer import FactorReducer
 from commpress.collectives.observer import Observer
 from commpress.collectives.reducer import Reducer
@@ -70,6 +71,7 @@ from commpress.collectives.reducer import Reducer
 __all__ = [
     "ChannelError",
     "Communicator",
+    "ExactReducer",
     "FactorPlan",
     "FactorReducer",
     "FakeCommunicator",

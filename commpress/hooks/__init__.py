@@ -6,9 +6,19 @@ state = commpress.HookState(codec="hadamard+lloyd:2")                  # the exp
 ddp_model.register_comm_hook(state, commpress.ddp_hook)
 """
 
+from commpress.hooks._auto import AutoPlan, BucketChoice
 from commpress.hooks._checkpoint import merge_states
 from commpress.hooks._ddp import ModelError, ddp_hook, register
 from commpress.hooks._planner import default_family
 from commpress.hooks._state import HookState
 
-__all__ = ["HookState", "ModelError", "ddp_hook", "default_family", "merge_states", "register"]
+__all__ = [
+    "AutoPlan",
+    "BucketChoice",
+    "HookState",
+    "ModelError",
+    "ddp_hook",
+    "default_family",
+    "merge_states",
+    "register",
+]

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from commpress.cluster import Calibration
 from commpress.errors import StateError
 from commpress.hooks._state import HookState
 from commpress.telemetry import Sink
@@ -63,13 +64,15 @@ def register(
     telemetry_every: int = 100,
     check_every: int = 0,
     timeout: float | None = None,
+    calibration: Calibration | None = None,
+    trials: bool = True,
 ) -> HookState:
     """Compresses the gradient communication of a DDP model. Collective: all ranks of the model's group call it alike.
 
     Args:
         model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric.
         codec, bits, objective, plan, plan_every, plan_floor, gamma, optimizer, predict, shaping, feedback, seed, telemetry, telemetry_every, check_every,
-            timeout: see :class:`HookState`.
+            timeout, calibration, trials: see :class:`HookState`.
 
     Returns:
         The state: counters, checkpoints (`state_dict`, `load_state_dict`) and `close`.
@@ -101,6 +104,8 @@ def register(
         telemetry_every=telemetry_every,
         check_every=check_every,
         timeout=timeout,
+        calibration=calibration,
+        trials=trials,
     )
     ignored = set(ddp.parameters_to_ignore)
     named = {n: p for n, p in ddp.module.named_parameters() if p.requires_grad and n not in ignored}
