@@ -20,7 +20,20 @@ from commpress.cli._progress import ProgressBar
 from commpress.errors import SpecError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COMMANDS = ("demo", "train", "experiment", "bounds", "bench", "report", "watch", "cluster", "pack", "unpack", "info")
+COMMANDS = (
+    "demo",
+    "train",
+    "experiment",
+    "bounds",
+    "bench",
+    "report",
+    "watch",
+    "cluster",
+    "plan",
+    "pack",
+    "unpack",
+    "info",
+)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -36,7 +36,7 @@ def codec_cost(
     ranks: int,
     *,
     busy: float = 1.0,
-    seconds: float = 0.003,
+    seconds: float = 0.012,
     numels: tuple[int, int] = _NUMELS,
     barrier: Callable[[], None] | None = None,
 ) -> CodecCost:
@@ -47,7 +47,8 @@ def codec_cost(
     Args:
         codec: or its spec. ranks: of the all-reduce, at least 2.
         busy: ranks of this machine over its cores.
-        seconds: least time of each measurement. numels: the two sizes in coordinates, ascending.
+        seconds: least time of each measurement at the larger size: long enough that all ranks are at it together, for two threads of one core slow each other down.
+        numels: the two sizes in coordinates, ascending.
         barrier: called before each measurement.
 
     Raises:
@@ -57,11 +58,14 @@ def codec_cost(
     if ranks < 2:
         raise SpecError(f"an exchange needs at least 2 ranks, got {ranks}")
     times = []
-    for numel in numels:
-        if barrier is not None:
-            barrier()
+    for numel, least in zip(numels, (seconds / 4, seconds), strict=True):
         works, prepare = _operations(codec, ranks, numel)
-        times.append([_seconds_of(work, prepare, seconds, busy) for work in works])
+        found = []
+        for work in works:
+            if barrier is not None:
+                barrier()
+            found.append(_seconds_of(work, prepare, least, busy))
+        times.append(found)
     few, many = numels
     slopes = [max(0.0, (b - a) / (many - few)) for a, b in zip(*times, strict=True)]
     calls = [max(0.0, b - slope * many) for b, slope in zip(times[1], slopes, strict=True)]

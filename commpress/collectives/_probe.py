@@ -28,7 +28,7 @@ from commpress.collectives.reducer import Reducer
 from commpress.errors import PeerError, SpecError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ROUNDS = 8  # of small messages
+_ROUNDS = 12  # of small messages
 _TINY = 128
 _MOST_NBYTES = 4 << 20  # of one message
 _MOST_TORCH_NBYTES = 16 << 20
@@ -257,10 +257,11 @@ def _torch_line(
     for nbytes in sizes:
         tensor = torch.zeros(nbytes // dtype.itemsize, dtype=dtype)
         work = functools.partial(dist.all_reduce, tensor, group=group)
-        slow = nbytes * 2 / link > _LEAST_SECONDS
-        if not slow:
+        if nbytes != sizes[-1]:
             work()
-        points.append((float(nbytes), peers.time(work, 2 if slow else 5)))
+        points.append(
+            (float(nbytes), peers.time(work, 9 if nbytes != sizes[-1] else 3 if spend < _MOST_SECONDS else 2))
+        )
     return tuple(points)
 
 

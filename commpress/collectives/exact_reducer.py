@@ -202,8 +202,10 @@ class _Lane:
 
     def _fail(self, job: _Job, problem: Exception) -> None:
         if not isinstance(problem, CommpressError):
-            text = f"{_first_line(problem)}: all-reduce of {job.flat.numel()} coordinates, seen by rank {self._rank}"
-            wrapped = PeerError(text) if isinstance(problem, RuntimeError) else StateError(text)
+            where = f"exact all-reduce of {job.flat.numel()} coordinates, seen by rank {self._rank}"
+            lost = f"a rank is gone, or was silent for {self._timeout:g} s ({_first_line(problem)}): {where}"
+            broken = isinstance(problem, RuntimeError)  # gloo's only type of error
+            wrapped = PeerError(lost) if broken else StateError(f"{type(problem).__name__}: {problem}: {where}")
             wrapped.__cause__ = problem
             problem = wrapped
         if self.error is None:

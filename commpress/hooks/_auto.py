@@ -96,6 +96,7 @@ class Chooser:
         self.calibration = calibration
         self._trials = trials and world_size > 1
         self._plans: list[str] = []  # on trial
+        self._start: int | None = None  # the first step of this process
         self._first = FIRST_TRIAL
         self._samples: dict[str, list[float]] = {}
         self._chosen: str | None = None
@@ -144,6 +145,10 @@ class Chooser:
         """The plan of step number `step`, whose buckets are `layouts`."""
         if self._chosen is not None:
             return self._chosen
+        if self._start is None:
+            self._start = step
+            if not self._plans:  # DDP rebuilds the buckets of a process that goes on without a saved choice, too
+                self._first = step + FIRST_TRIAL
         if not self._trials or step < self._first:
             return BY_BUCKET
         if not self._plans:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, final
 
+import torch
+
 from commpress.codecs import Codec
 from commpress.codecs import codec as make_codec
 from commpress.errors import SpecError
 from commpress.hooks._auto_lane import AutoSettings, auto_settings
 from commpress.hooks._dimensions import DimensionSettings
+from commpress.hooks._handshake import library_version
 from commpress.hooks._planner import PlanSettings, plan_settings
 from commpress.hooks._shaping import exponent_of
 
@@ -76,3 +79,21 @@ def check_numbers(timeout: Any, telemetry_every: Any, check_every: Any, seed: An
             raise SpecError(f"{name} must be an integer >= 0, got {value!r}")
     if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
         raise SpecError(f"seed must be an integer in [0, 2^64), got {seed!r}")
+
+
+def identity_of(
+    chosen: Coding, seed: int, check_every: int, world_size: int, parameters: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    """What must be equal on all ranks, whatever the codec."""
+    return {
+        "commpress version": library_version(),
+        "codec": chosen.name,
+        "error feedback": chosen.feedback,
+        "shaping": chosen.shaping,
+        "seed": seed,
+        "check_every": check_every,
+        "world size": world_size,
+        "parameters": [
+            [repr(name), str(list(p.shape)), str(p.dtype).removeprefix("torch.")] for name, p in parameters.items()
+        ],
+    }

@@ -17,10 +17,9 @@ from commpress.hooks._auto import AutoPlan
 from commpress.hooks._checkpoint import PARTS, build_state, check_state
 from commpress.hooks._exchange import Exchange
 from commpress.hooks._futures import raise_in_backward, settle
-from commpress.hooks._handshake import library_version
 from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of
 from commpress.hooks._low_rank import LowRankReduction
-from commpress.hooks._options import check_numbers, coding
+from commpress.hooks._options import check_numbers, coding, identity_of
 from commpress.hooks._planner import PlanSettings
 from commpress.hooks._reduction import COUNTS, Reduction
 from commpress.hooks._step import Step
@@ -215,18 +214,7 @@ class HookState:
             raise StateError("torch.distributed is not initialised: call init_process_group before")
         group = group or self._process_group or dist.group.WORLD
         assert group is not None
-        identity = {
-            "commpress version": library_version(),
-            "codec": self._coding.name,
-            "error feedback": self._coding.feedback,
-            "shaping": self._coding.shaping,
-            "seed": self._seed,
-            "check_every": self._check_every,
-            "world size": group.size(),
-            "parameters": [
-                [repr(name), str(list(p.shape)), str(p.dtype).removeprefix("torch.")] for name, p in parameters.items()
-            ],
-        }
+        identity = identity_of(self._coding, self._seed, self._check_every, group.size(), parameters)
         self._parameters = parameters
         self._names = {id(p): name for name, p in parameters.items()}
         try:

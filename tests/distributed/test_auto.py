@@ -22,13 +22,14 @@ import commpress
 from commpress import collectives
 from commpress.cluster import Cluster, Topology
 from commpress.hooks._auto import FIRST_TRIAL, TRIAL_STEPS
+from commpress.telemetry import MemorySink
 
 scenarios = Scenarios(__file__, three=("fast", "slow"))
 run_all = scenarios.run_all
 two, three, ranks = scenarios.fixtures()
 
 CODEC_NAMES = ("hadamard+lloyd:4", "uniform:4", "hadamard+lloyd:2")
-FAST = {"link": 1e13, "codec_seconds": 1e-6}  # codecs lose
+FAST = {"link": 1e13, "codec_seconds": 1e-6, "latency": 1e-3}  # codecs lose
 SLOW = {"link": 1e5, "codec_seconds": 1e-10}  # and win
 
 
@@ -148,27 +149,13 @@ def test_compression_is_on_where_it_wins(ranks):
 
 def mixed_calibration(world_size):
     """A call of a codec costs so much that the small bucket is better off without."""
-    known = calibration(world_size, link=1e7, codec_seconds=1e-10)
+    known = calibration(world_size, link=1e7, codec_seconds=1e-10, latency=1e-3)
     return dataclasses.replace(known, call=2e-3)
 
 
 @scenarios.add
 def mixed(rank, world_size, folder):
-    class Sink(commpress.telemetry.Sink):
-        def __init__(self):
-            self.records = []
-
-        @property
-        def dropped(self):
-            return 0
-
-        def emit(self, record):
-            self.records.append(record)
-
-        def close(self):
-            pass
-
-    runs, sink = {}, Sink()
+    runs, sink = {}, MemorySink()
     known = mixed_calibration(world_size)
     run = Run(rank, calibration=known, trials=False, telemetry=sink, telemetry_every=1).step(9)
     runs["auto"] = run.outcome()
@@ -313,7 +300,7 @@ def test_ranks_that_differ(case, error, text):
 
 def dies(rank, world_size):
     run = Run(rank, calibration=calibration(world_size, **FAST), trials=False, timeout=20.0).step(6)
-    assert set(run.state.auto.buckets[0].way) == set("fp32")
+    assert run.state.auto.buckets[0].way == "fp32"
     if rank == 1:
         os._exit(17)
     run.step()
@@ -322,7 +309,7 @@ def dies(rank, world_size):
 def test_a_rank_that_dies_is_an_error_on_the_other():
     first, second = launch(__file__, "dies", 2, timeout=90, destroy=False)
     assert second.returncode == 17
-    assert "gone" in first.failed("PeerError").message or "rank" in first.message
+    assert "a rank is gone" in first.failed("PeerError").message
 
 
 def hook_fails(rank, world_size):
