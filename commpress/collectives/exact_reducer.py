@@ -12,10 +12,10 @@ from typing import Any, final
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from commpress.collectives._accounting import Report
 from commpress.collectives._framing import FramingMeter
+from commpress.collectives._torch import make_backend
 from commpress.collectives.observer import Observer
 from commpress.errors import CommpressError, PeerError, SpecError, StateError
 
@@ -50,20 +50,17 @@ class ExactReducer:
     Args:
         group: a ProcessGroup, whose ranks take part; its store is used, not its connections. Making an ExactReducer is collective.
         timeout: seconds that any wait for the peers may take.
-        number: tells ExactReducers of one group apart; equal on all ranks.
 
     Raises:
         PeerError: a rank could not be reached within the timeout.
     """
 
-    def __init__(self, group: Any, *, timeout: float, number: int = 0) -> None:
+    def __init__(self, group: Any, *, timeout: float) -> None:
         self.rank, self.world_size = group.rank(), group.size()
         self.timeout = float(timeout)
         self._pid = os.getpid()
-        store = distributed_c10d._get_process_group_store(group)
-        prefix = dist.PrefixStore(f"commpress/{group.group_name}/exact/{number}", store)
         try:
-            made = dist.ProcessGroupGloo(prefix, self.rank, self.world_size, datetime.timedelta(seconds=timeout))
+            made = make_backend(group, timeout)
         except RuntimeError as problem:
             raise PeerError(
                 f"rank {self.rank} could not reach all {self.world_size} ranks within {timeout:g} s: {_first_line(problem)}"
