@@ -10,9 +10,10 @@ def calibration(
     codec_seconds: float = 1e-9,
     codecs: tuple[tuple[str, float], ...] = (("uniform:4", 4.0), ("hadamard+lloyd:4", 4.0), ("hadamard+lloyd:2", 2.0)),
     latency: float = 0.0,
+    torch_latency: float | None = None,
 ) -> Calibration:
-    """torch's all-reduces at the wire's speed, and codecs (spec, bits) that all take `codec_seconds` a coordinate."""
+    """torch's all-reduces at the wire's speed after a latency, and codecs (spec, bits) that all take `codec_seconds` a coordinate."""
     share = 2 * (ranks - 1) / ranks
     lines = dict.fromkeys(("fp32", "bf16"), ((0.0, latency), (1000000.0, latency + share * 1000000.0 / link)))
     costs = {spec: CodecCost(spec, bits, codec_seconds, codec_seconds, codec_seconds, ranks) for spec, bits in codecs}
-    return Calibration(ranks, ranks, ranks, latency, 0.0, link, 0.0, 8 << 20, lines, costs)
+    return Calibration(ranks, ranks, ranks, latency, 0.0, link, 0.0, 8 << 20, {"fp32": line, "bf16": line}, costs)

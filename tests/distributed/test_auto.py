@@ -30,7 +30,7 @@ two, three, ranks = scenarios.fixtures()
 
 CODEC_NAMES = ("hadamard+lloyd:4", "uniform:4", "hadamard+lloyd:2")
 FAST = {"link": 1e13, "codec_seconds": 1e-6, "latency": 1e-3}  # codecs lose
-SLOW = {"link": 1e5, "codec_seconds": 1e-10}  # and win
+SLOW = {"link": 1e5, "codec_seconds": 1e-10, "torch_latency": 1.0}  # and win, even in a bucket of a few bytes
 
 
 class Net(torch.nn.Module):
@@ -224,7 +224,7 @@ def test_timed_steps_decide_and_the_choice_stays(two):
     assert set(first["decided"][FIRST_TRIAL:end]) == {"trial"}
     assert set(first["decided"][end:]) == {"measured"}
     tried = [ways[0] for ways in first["ways"][FIRST_TRIAL:end]]
-    assert all(tried.count(plan) == TRIAL_STEPS for plan in plans if plan != "by bucket")
+    assert all(tried.count(plan) >= TRIAL_STEPS for plan in plans if plan != "by bucket")
     chosen, times = first["saved"]["chosen"], first["saved"]["times"]
     assert set(times) == set(plans) and times[chosen] <= 1.03 * min(times.values())
     assert len({tuple(ways) for ways in first["ways"][end:]}) == 1
