@@ -14,6 +14,7 @@ def calibration(
 ) -> Calibration:
     """torch's all-reduces at the wire's speed after a latency, and codecs (spec, bits) that all take `codec_seconds` a coordinate."""
     share = 2 * (ranks - 1) / ranks
-    lines = dict.fromkeys(("fp32", "bf16"), ((0.0, latency), (1000000.0, latency + share * 1000000.0 / link)))
+    first = latency if torch_latency is None else torch_latency
+    line = ((0.0, first), (1e6, first + share * 1e6 / link))
     costs = {spec: CodecCost(spec, bits, codec_seconds, codec_seconds, codec_seconds, ranks) for spec, bits in codecs}
     return Calibration(ranks, ranks, ranks, latency, 0.0, link, 0.0, 8 << 20, {"fp32": line, "bf16": line}, costs)
