@@ -1,4 +1,4 @@
-"""The probe: what a process group, its links and this machine can do, in about a second."""
+"""The probe: what a process group, its links and this machine can do, in a second or a few."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def probe(
 ) -> Calibration:
     """Measures latency, link, sockets, codecs and torch's own all-reduces. Collective: every rank of the group calls it with the same arguments, with nothing else under way on the group.
 
-    It makes two subgroups and closes them. Sizes follow the speed that it meets: about half a second on fast links, up to three at 10 Mbit/s.
+    It makes two subgroups and closes them. Sizes follow the speed that it meets. Every codec and dtype adds its part: with eight codecs and two dtypes 2 to 4 s were seen on 2 and 4 ranks of
+    2 cores, from 10 Mbit/s to loopback.
 
     Args:
         codecs: codecs or specs to be measured.
