@@ -119,6 +119,13 @@ class BucketFeedback:
         for start, stop in ((self._start, self._stop), (0, low), (high, sent.numel())):
             sent[start:stop].zero_()
 
+    def send_exactly(self, tensor: torch.Tensor) -> None:
+        """For a bucket whose sum arrives without loss: ``tensor`` gets all that this rank owes, and nothing is left out."""
+        tensor.add_(self._sent[0])
+        tensor[self._start : self._stop].add_(self._mean[0], alpha=self.weight)
+        self._sent[1].zero_()
+        self._mean[1].zero_()
+
     def record_sent(self, tensor: torch.Tensor, payload: torch.Tensor, key: Any, start: int, stop: int) -> None:
         """Phase 1, after the encode of ``tensor[start:stop] / world_size`` to `payload` under `key`."""
         left = self._sent[1][start:stop]

@@ -31,6 +31,7 @@ COMMANDS = (
     "cluster",
     "run",
     "doctor",
+    "plan",
     "pack",
     "unpack",
     "info",

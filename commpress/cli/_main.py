@@ -17,6 +17,7 @@ from commpress.cli import (
     _experiment,
     _info,
     _pack,
+    _plan,
     _report,
     _run,
     _train,
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         _cluster,
         _run,
         _doctor,
+        _plan,
     ):
         module.add_to(commands)
     return top

@@ -59,6 +59,7 @@ from commpress.collectives._factor_plan import (
 )
 from commpress.collectives._fake import FakeCommunicator, FakeGroup, FakeWorld
 from commpress.collectives._framing import Sent, mss_of, mtu_of, read_counters
+from commpress.collectives._gamma import check_codec, codec_cost
 from commpress.collectives._gather import gather
 from commpress.collectives._layout import shard_bounds
 from commpress.collectives._mpi import MpiCommunicator
@@ -66,9 +67,11 @@ from commpress.collectives._mpi_call import all_reduce as mpi_all_reduce
 from commpress.collectives._mpi_call import close as mpi_close
 from commpress.collectives._mpi_call import last_report as mpi_last_report
 from commpress.collectives._passage import Passage, PassageObserver
+from commpress.collectives._probe import message_nbytes, probe
 from commpress.collectives._rows_call import all_gather, reduce_scatter, rows_codec
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
+from commpress.collectives.exact_reducer import ExactReducer
 from commpress.collectives.factor_reducer import FactorReducer
 from commpress.collectives.nodes import Asked, Hierarchical, NodeMap, agree_on_nodes, asked_of
 from commpress.collectives.observer import Observer
@@ -78,6 +81,7 @@ __all__ = [
     "Asked",
     "ChannelError",
     "Communicator",
+    "ExactReducer",
     "FactorPlan",
     "FactorReducer",
     "FakeCommunicator",
@@ -99,19 +103,23 @@ __all__ = [
     "agree_on_nodes",
     "all_reduce",
     "asked_of",
+    "check_codec",
     "close",
+    "codec_cost",
     "factor_nbytes",
     "gather",
     "group_timeout",
     "last_report",
     "make_channels",
     "matrix_shape",
+    "message_nbytes",
     "most_dimensions",
     "mpi_all_reduce",
     "mpi_close",
     "mpi_last_report",
     "mss_of",
     "mtu_of",
+    "probe",
     "read_counters",
     "reduce_scatter",
     "rows_codec",

@@ -100,7 +100,7 @@ class TorchCommunicator(Communicator):
         self._group = None
 
 
-# How many pairs of channels this process has made for a group. Equal on all its ranks, since making them is collective.
+# How many pairs of channels, or single backends, this process has made for a group. Equal on all its ranks, since making them is collective.
 _pairs_made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 _pairs_lock = threading.Lock()
 
@@ -111,12 +111,23 @@ def make_channels(group: Any, timeout: float) -> tuple[TorchCommunicator, TorchC
     They are made from the group's store, not by `new_group`, which all ranks of the job would have to call, or which (with local synchronisation) makes up different
     names on ranks that belong to different numbers of groups.
     """
+    number = _next_number(group)
+    first, second = (TorchCommunicator(_backend(group, f"{number}/{phase}", timeout)) for phase in (1, 2))
+    return first, second
+
+
+def make_backend(group: Any, timeout: float) -> Any:
+    """One gloo backend with the ranks of `group`, made like the channels, for collectives that nothing else may get between. Collective."""
+    return _backend(group, f"{_next_number(group)}/whole", timeout)
+
+
+def _next_number(group: Any) -> int:
     with _pairs_lock:
         number = _pairs_made[group] = _pairs_made.get(group, 0) + 1
+    return number
+
+
+def _backend(group: Any, name: str, timeout: float) -> Any:
     store = distributed_c10d._get_process_group_store(group)
-    channels = []
-    for phase in (1, 2):
-        prefix = dist.PrefixStore(f"commpress/{group.group_name}/{number}/{phase}", store)
-        made = dist.ProcessGroupGloo(prefix, group.rank(), group.size(), datetime.timedelta(seconds=timeout))
-        channels.append(TorchCommunicator(made))
-    return channels[0], channels[1]
+    prefix = dist.PrefixStore(f"commpress/{group.group_name}/{name}", store)
+    return dist.ProcessGroupGloo(prefix, group.rank(), group.size(), datetime.timedelta(seconds=timeout))

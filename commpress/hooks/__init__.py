@@ -8,6 +8,7 @@ ddp_model.register_comm_hook(state, commpress.ddp_hook)
 local = commpress.LocalSGD(model, codec="hadamard+lloyd:4", every=8)       # local steps, and a round of averaging every 8
 """
 
+from commpress.hooks._auto import AutoPlan, BucketChoice
 from commpress.hooks._checkpoint import merge_states
 from commpress.hooks._ddp import ModelError, ddp_hook, register
 from commpress.hooks._fsdp_state import FSDPHookState
@@ -16,6 +17,8 @@ from commpress.hooks._planner import default_family
 from commpress.hooks._state import HookState
 
 __all__ = [
+    "AutoPlan",
+    "BucketChoice",
     "FSDPHookState",
     "HookState",
     "LocalSGD",

@@ -15,7 +15,7 @@ from commpress.hooks._handshake import library_version
 from commpress.hooks._reduction import Reduction
 
 _FORMAT = 4
-PARTS = ("residuals", "allocator", "shaping", "bases")
+PARTS = ("residuals", "allocator", "shaping", "bases", "auto")
 """What a reduction may save."""
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from commpress.cluster import Calibration
 from commpress.collectives import Hierarchical
 from commpress.errors import SpecError, StateError
 from commpress.hooks._state import HookState
@@ -65,6 +66,8 @@ def register(
     telemetry_every: int = 100,
     check_every: int = 0,
     timeout: float | None = None,
+    calibration: Calibration | None = None,
+    trials: bool = True,
     hierarchical: Hierarchical = None,
     all_gather: Any = None,
     replicate: Any = None,
@@ -72,12 +75,12 @@ def register(
     """Compresses the gradient communication of a DDP or FSDP2 model. Collective: all ranks of the model's group call it alike.
 
     A DDP model gets the hook :func:`ddp_hook`, with all of :class:`HookState`. In a model that holds `fully_shard` modules each of them gets a compressed reduce-scatter and, where they are
-    asked for, an all-gather of weights and an all-reduce between replicas (docs/fsdp2.md); predict, shaping and check_every are for DDP alone, and lowrank codecs too.
+    asked for, an all-gather of weights and an all-reduce between replicas (docs/fsdp2.md); predict, shaping, check_every, hierarchical and "auto" are for DDP alone, and lowrank codecs too.
 
     Args:
         model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric; or a module that fully_shard was applied to, or to parts of it.
         codec, bits, objective, plan, plan_every, plan_floor, gamma, optimizer, predict, shaping, feedback, seed, telemetry, telemetry_every, check_every,
-            timeout, hierarchical: see :class:`HookState`. (predict: None means True for DDP.)
+            timeout, hierarchical, calibration, trials: see :class:`HookState`. (predict: None means True for DDP.)
         all_gather: FSDP2 only: codec of the weights, of at least 8 bits, such as "uniform:8"; None: they travel as they are.
         replicate: FSDP2 only: DeviceMesh of one dimension, or process group, of the ranks that hold the same shard of a model with several replicas; their all-reduce is
             compressed with `codec`, too.
@@ -140,6 +143,8 @@ def register(
         check_every=check_every,
         timeout=timeout,
         hierarchical=hierarchical,
+        calibration=calibration,
+        trials=trials,
     )
     ignored = set(ddp.parameters_to_ignore)
     named = {n: p for n, p in ddp.module.named_parameters() if p.requires_grad and n not in ignored}

@@ -14,9 +14,12 @@ import torch.distributed as dist
 
 from commpress.allocation import Plan
 from commpress.codecs import Key, LayeredCodec
+from commpress.codecs import codec as make_codec
 from commpress.collectives import Asked, Communicator, FakeGroup, NodeMap, Reducer, group_timeout, wire_nbytes
 from commpress.errors import CommpressError
 from commpress.feedback import ErrorFeedback, Layout
+from commpress.hooks._auto import AutoPlan
+from commpress.hooks._auto_lane import AutoLane, AutoSettings
 from commpress.hooks._information import information_record
 from commpress.hooks._notes import Notes
 from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs
@@ -30,6 +33,7 @@ from commpress.hooks._sums import LayerSums
 from commpress.telemetry import Sink, StepRecord, json_values
 
 _log = logging.getLogger("commpress.hooks")
+_SENT_EXACTLY = {torch.float32: make_codec("none"), torch.bfloat16: make_codec("cast:bf16")}
 
 
 @final
@@ -50,6 +54,7 @@ class Exchange(Reduction):
         caller: who reduces what, for messages.
         information: whether sampled steps measure it: it takes steps that all buckets take part in.
         hierarchical: what a caller asks for, as `commpress.collectives.asked_of` gives it.
+        auto: what to choose between for each bucket, or None.
 
     Raises:
         MismatchError: the ranks differ.
@@ -74,12 +79,15 @@ class Exchange(Reduction):
         caller: str = "ddp hook",
         information: bool = True,
         hierarchical: Asked = None,
+        auto: AutoSettings | None = None,
     ) -> None:
         timeout = timeout or group_timeout(group)
         dims = layers_of(parameters)
         self._planner = None if plan is None else Planner(dims, plan, feedback=feedback)
         if self._planner is not None:
             identity = identity | self._planner.identity()
+        if auto is not None:
+            identity = identity | auto.identity()
         (comm1, comm2), wanted = agree(
             group, identity, telemetry_every if telemetry is not None and information else 0, timeout
         )
@@ -89,6 +97,7 @@ class Exchange(Reduction):
         self._near = 0 if nodes is None else nodes.per_node - 1
         self._channels: list[Communicator] = []
         self._codec = codec
+        self._auto = None if auto is None else AutoLane(auto, group, timeout, self.sink, budget=plan is not None)
         self._timeout = timeout
         self._control: Communicator | None = None
         self._notes: Notes | None = None
@@ -113,8 +122,10 @@ class Exchange(Reduction):
         self._looked = False
         self._held: tuple[dict[str, Any], tuple[float, float, float]] | None = None
         self._codecs: list[Any] = []
-        plan_text = f"{caller}, feedback {'on' if feedback else 'off'}"
-        self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=plan_text, nodes=nodes)
+        text = f"{caller}, feedback {'on' if feedback else 'off'}"
+        if self._auto is not None:
+            text += f", auto {self._auto.chooser.digest}"
+        self._reducer = Reducer(comm1, comm2, timeout=timeout, plan=text, nodes=nodes)
         self._work: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self._telemetry_every = telemetry_every
         self._check_every = check_every
@@ -136,6 +147,9 @@ class Exchange(Reduction):
     def open_step(self, number: int, layouts: Sequence[Layout], members: Sequence[int] | None = None) -> Step:
         self.settle()
         self._codecs = plan_codecs(self._planner, self._codec, layouts)
+        if self._auto is not None:
+            self._auto.open_step(number, layouts)
+            self._codecs = [self._auto.codec(index, codec) for index, codec in enumerate(self._codecs)]
         if self.feedback is not None:
             self.feedback.arrange(layouts, self._codecs)
         record = None
@@ -144,8 +158,8 @@ class Exchange(Reduction):
                 step=number,
                 rank=self.rank,
                 world_size=self.world_size,
-                codec=str(self._codec),
-                requested_rate=self._codec.bits,
+                codec=str(self._codec) if self._auto is None else "auto",
+                requested_rate=self._codec.bits if self._auto is None or self._planner is not None else None,
             )
         return Step(number, len(layouts if members is None else members), record, self._end_step, members)
 
@@ -159,6 +173,7 @@ class Exchange(Reduction):
             flat.copy_(buffer)
         codec = self._codecs[index]
         gather = self._statistics is not None and self._gathers(step.number)
+        dtype = None if self._auto is None else self._auto.dtype(index)
         sample = gather or (step.record is not None and due(self._telemetry_every, step.number))
         observer = BucketObserver(
             step,
@@ -170,9 +185,9 @@ class Exchange(Reduction):
             part=self._reducer.part(layout.numel, codec),
             own=self._reducer.shard(layout.numel, codec),
             near=self._near,
-            codec=codec,
+            codec=codec if dtype is None else _SENT_EXACTLY.get(dtype, codec),
             feedback=feedback,
-            notes=self._notes,
+            notes=self._notes if self._auto is None or dtype is None else self._auto.notes,
             sums=LayerSums(layout) if sample else None,
             statistics=self._statistics if gather else None,
             prediction=None if self._predictor is None else self._predictor.bucket(layout),
@@ -183,7 +198,11 @@ class Exchange(Reduction):
             check=replica_hash(layout, self.parameters) if due(self._check_every, step.number) else None,
             diverged=lambda: self._diverged(layout, index, step.number),
             failed=self.fail,
+            exactly=dtype,
+            passed_on=dtype is not None and codec.passes_on(self.world_size),
         )
+        if self._auto is not None and dtype is not None:
+            return self._auto.exact.submit(flat, self._auto.ways[index], observer=observer)
         key = Key(seed=seed, step=step.number & 0xFFFFFFFF, sender=0, tensor=index)
         return self._reducer.submit(flat, codec, codec, key, op="mean", observer=observer, plan=step.plan)
 
@@ -293,6 +312,8 @@ class Exchange(Reduction):
 
     def give_up(self, error: Exception) -> None:
         self.fail(error)
+        if self._auto is not None:
+            self._auto.exact.abort(error)
         with contextlib.suppress(CommpressError):  # the reducer failed before, and they know
             self._reducer.submit(
                 torch.zeros(0),
@@ -301,6 +322,10 @@ class Exchange(Reduction):
                 Key(),
                 plan=f"failed: {type(error).__name__}: {error}",
             )
+
+    @property
+    def auto(self) -> AutoPlan | None:
+        return None if self._auto is None else self._auto.plan
 
     @property
     def predictor(self) -> Predictor | None:
@@ -325,6 +350,7 @@ class Exchange(Reduction):
             "residuals": None if self.feedback is None else self.feedback.state_dict(),
             "allocator": allocator,
             "shaping": None if self._shaper is None else self._shaper.state_dict(),
+            "auto": None if self._auto is None else self._auto.state_dict(),
         }
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -336,11 +362,16 @@ class Exchange(Reduction):
         shaping = saved.get("shaping")
         if shaping is not None and self._shaper is not None:
             self._shaper.load_state_dict(shaping)
+        auto = saved.get("auto")
+        if auto is not None and self._auto is not None:
+            self._auto.load_state_dict(auto)
         self._load_residuals(saved.get("residuals"), None if self._planner is None else self._planner.codec)
 
     def close(self) -> None:
         with contextlib.suppress(CommpressError):  # a peer may be gone already: the record goes out without
             self.settle()
+        if self._auto is not None:
+            self._auto.close()
         self._reducer.close()
         for channel in self._channels:
             channel.close()

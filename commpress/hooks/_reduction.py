@@ -19,6 +19,7 @@ from commpress.collectives import Asked, Communicator, FakeGroup, NodeMap, agree
 from commpress.errors import CommpressError, PeerError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks import _handshake
+from commpress.hooks._auto import AutoPlan
 from commpress.hooks._step import Step
 from commpress.telemetry import FORMAT, JsonlSink, Sink, json_values
 
@@ -96,6 +97,11 @@ class Reduction(abc.ABC):
     @property
     def plan(self) -> Plan | None:
         """How the bit budget is shared out, or None without one."""
+        return None
+
+    @property
+    def auto(self) -> AutoPlan | None:
+        """What ``codec="auto"`` chose, or None without it, or before the first step."""
         return None
 
     def fail(self, error: Exception) -> None:

@@ -9,20 +9,20 @@ import torch
 import torch.distributed as dist
 
 from commpress.allocation import Plan
+from commpress.cluster import Calibration
 from commpress.codecs import LowRankCodec
-from commpress.codecs import codec as make_codec
-from commpress.collectives import Hierarchical, NodeMap, asked_of
-from commpress.errors import SpecError, StateError
+from commpress.collectives import Hierarchical, NodeMap
+from commpress.errors import StateError
 from commpress.feedback import Layout
+from commpress.hooks._auto import AutoPlan
 from commpress.hooks._checkpoint import PARTS, build_state, check_state
 from commpress.hooks._exchange import Exchange
 from commpress.hooks._futures import raise_in_backward, settle
-from commpress.hooks._handshake import library_version
 from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of
 from commpress.hooks._low_rank import LowRankReduction
-from commpress.hooks._planner import PlanSettings, plan_settings
+from commpress.hooks._options import check_numbers, coding, identity_of, levels
+from commpress.hooks._planner import PlanSettings
 from commpress.hooks._reduction import COUNTS, Reduction
-from commpress.hooks._shaping import exponent_of
 from commpress.hooks._step import Step
 from commpress.telemetry import Sink
 
@@ -38,7 +38,7 @@ class HookState:
         ddp.register_comm_hook(state, commpress.ddp_hook)
 
     Args:
-        codec: spec or codec, equal on all ranks; "hadamard+lloyd:2" if neither it nor `bits` is given. With `bits`: the
+        codec: spec or codec, or "auto", equal on all ranks; "hadamard+lloyd:2" if neither it nor `bits` is given. With `bits`: the
             family whose rates are chosen ("hadamard+lloyd", below 0.75 bits "hadamard+bitshift,length=8"), or "lowrank".
         bits: mean payload bits per coordinate and phase, to be shared out between the layers by the allocator, which
             looks at the gradients (`counts["plans"]` says how often it changed its mind, `plan` what it decided).
@@ -62,8 +62,13 @@ class HookState:
         check_every: parameters are compared between the ranks every so many steps (0: never): costs a checksum.
         timeout: seconds that a wait for a peer may take; None means the process group's own timeout.
         hierarchical: None (default): exact sums inside each node, compressed between nodes, where the launcher started at least two
-            nodes of two ranks or more, equally many on each; else flat, as always with "lowrank". False, True, or the ranks of each
+            nodes of two ranks or more, equally many on each; else flat, as always with "lowrank" and "auto". False, True, or the ranks of each
             node: see :func:`commpress.all_reduce` and docs/topology.md.
+        calibration, trials: of "auto": what `commpress.collectives.probe` found (None: it is probed at registration), and
+            whether the cost model's pick is confirmed by timed steps.
+
+    With ``codec="auto"`` each bucket travels compressed, or by torch's own all-reduce where compression would lose
+    (docs/cost-model.md); `auto` says which and why.
 
     Memory for N coordinates, beside the exchange's: with feedback 8 (N + N / ranks) bytes; 4 N if not fp32; 4 N with
     `predict`; up to 8 N with `shaping`; as much as the gradients in the few steps that are repacked (`counts`).
@@ -93,29 +98,27 @@ class HookState:
         check_every: int = 0,
         timeout: float | None = None,
         hierarchical: Hierarchical = None,
+        calibration: Calibration | None = None,
+        trials: bool = True,
     ) -> None:
-        self._plan_settings = plan_settings(
-            codec, bits, objective, plan_every, plan, plan_floor, predict, gamma, optimizer
+        check_numbers(timeout, telemetry_every, check_every, seed)
+        self._coding = coding(
+            codec,
+            feedback,
+            shaping,
+            calibration,
+            trials,
+            bits=bits,
+            objective=objective,
+            every=plan_every,
+            plan=plan,
+            floor=plan_floor,
+            predict=predict,
+            gamma=gamma,
+            optimizer=optimizer,
         )
-        codec = self._plan_settings.base() if self._plan_settings else make_codec(codec or "hadamard+lloyd:2")
-        if codec.needs_side:
-            raise SpecError(
-                f"{codec} is for commpress.all_reduce: a hook measures what its codec sends, and here only the receiver can decode it"
-            )
-        if timeout is not None and not timeout > 0:
-            raise SpecError(f"timeout must be positive, got {timeout!r}")
-        for name, value in (("telemetry_every", telemetry_every), ("check_every", check_every)):
-            if not isinstance(value, int) or value < 0:
-                raise SpecError(f"{name} must be an integer >= 0, got {value!r}")
-        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-            raise SpecError(f"seed must be an integer in [0, 2^64), got {seed!r}")
-        self._hierarchical = asked_of(hierarchical)
-        if self._hierarchical and isinstance(codec, LowRankCodec):
-            raise SpecError(f"{codec} knows no hierarchical exchange: leave hierarchical out, or set it to False")
-        with_feedback = not codec.unbiased and not codec.lossless if feedback is None else bool(feedback)
-        self._codec = codec.for_feedback() if with_feedback else codec
-        self._with_feedback = with_feedback
-        self._shaping = exponent_of(shaping, codec, with_feedback)
+        self._codec = self._coding.codec
+        self._hierarchical = levels(hierarchical, self._coding)
         self._seed = seed
         self._telemetry = telemetry
         self._telemetry_every = telemetry_every
@@ -159,14 +162,19 @@ class HookState:
         return None if self._exchange is None else self._exchange.nodes
 
     @property
+    def auto(self) -> AutoPlan | None:
+        """What ``codec="auto"`` chose for each bucket, and why; None without it, or before the first step."""
+        return None if self._exchange is None else self._exchange.auto
+
+    @property
     def feedback(self) -> bool:
         """Whether error feedback is on."""
-        return self._with_feedback
+        return self._coding.feedback
 
     @property
     def shaping(self) -> float:
         """Exponent of noise shaping; 0: none."""
-        return self._shaping
+        return self._coding.shaping
 
     @property
     def step(self) -> int:
@@ -217,39 +225,25 @@ class HookState:
             raise StateError("torch.distributed is not initialised: call init_process_group before")
         group = group or self._process_group or dist.group.WORLD
         assert group is not None
-        identity = {
-            "commpress version": library_version(),
-            "codec": str(self._codec),
-            "error feedback": self._with_feedback,
-            "shaping": self._shaping,
-            "seed": self._seed,
-            "check_every": self._check_every,
-            "hierarchical": str(self._hierarchical),
-            "world size": group.size(),
-            "parameters": [
-                [repr(name), str(list(p.shape)), str(p.dtype).removeprefix("torch.")] for name, p in parameters.items()
-            ],
-        }
+        identity = identity_of(self._coding, self._seed, self._check_every, group.size(), parameters)
+        identity["hierarchical"] = str(self._hierarchical)
         self._parameters = parameters
         self._names = {id(p): name for name, p in parameters.items()}
         try:
             options: dict[str, Any] = {
-                "feedback": self._with_feedback,
+                "feedback": self._coding.feedback,
                 "timeout": self._timeout,
                 "telemetry": self._telemetry,
                 "telemetry_every": self._telemetry_every,
                 "check_every": self._check_every,
             }
             if isinstance(self._codec, LowRankCodec):
-                assert not isinstance(self._plan_settings, PlanSettings)
-                options |= {"budget": self._plan_settings}
+                assert not isinstance(self._coding.plan, PlanSettings)
+                options |= {"budget": self._coding.plan}
                 self._exchange = LowRankReduction(self._codec, parameters, group, identity, **options)
             else:
-                options |= {
-                    "plan": self._plan_settings,
-                    "shaping": self._shaping,
-                    "hierarchical": self._hierarchical,
-                }
+                options |= {"plan": self._coding.plan, "shaping": self._coding.shaping, "auto": self._coding.auto}
+                options["hierarchical"] = self._hierarchical
                 self._exchange = Exchange(self._codec, parameters, group, identity, **options)
         except Exception as error:
             self._error = error
@@ -382,8 +376,8 @@ class HookState:
         if self._seen:
             raise StateError("a step is under way: save between backward passes")
         return build_state(
-            codec=self._codec,
-            with_feedback=self._with_feedback,
+            codec=self._coding.name,
+            with_feedback=self._coding.feedback,
             seed=self._seed,
             step=self._step,
             layouts=self._layouts.state(),
@@ -402,7 +396,7 @@ class HookState:
         self._check_usable()
         if self._seen:
             raise StateError("a step is under way: load between backward passes")
-        check_state(state, codec=self._codec, with_feedback=self._with_feedback)
+        check_state(state, codec=self._coding.name, with_feedback=self._coding.feedback)
         self._loaded = {name: state.get(name) for name in PARTS}
         self._load_into_exchange()
         self._seed, self._step = state["seed"], state["step"]
@@ -415,11 +409,8 @@ class HookState:
             self._exchange.load(loaded)
 
     def __getstate__(self) -> dict[str, Any]:
-        settings = self._plan_settings
         config = {
-            **({"codec": self._codec} if settings is None else settings.arguments()),
-            "feedback": self._with_feedback,
-            "shaping": self._shaping,
+            **self._coding.arguments(),
             "seed": self._seed,
             "telemetry": None if isinstance(self._telemetry, Sink) else self._telemetry,
             "telemetry_every": self._telemetry_every,
@@ -435,4 +426,4 @@ class HookState:
         self.load_state_dict(pickled["state"])
 
     def __repr__(self) -> str:
-        return f"HookState(codec={str(self._codec)!r}, feedback={self._with_feedback}, step={self._step})"
+        return f"HookState(codec={str(self._codec)!r}, feedback={self._coding.feedback}, step={self._step})"

@@ -116,6 +116,7 @@ class BucketObserver(Observer):
         check: hash of this rank's parameters in the bucket, 8 bytes, on steps that compare replicas; else None.
         diverged: called when the ranks' hashes differ; raises.
         failed: called with the error if the bucket could not be reduced.
+        exactly: dtype in which torch's own all-reduce sends the bucket, or None. passed_on: whether phase 2 of the statistics is about contributions.
     """
 
     def __init__(
@@ -142,7 +143,11 @@ class BucketObserver(Observer):
         check: bytes | None,
         diverged: Callable[[], None],
         failed: Callable[[Exception], None],
+        exactly: torch.dtype | None = None,
+        passed_on: bool = False,
     ) -> None:
+        self._exactly = exactly
+        self._passed_on = passed_on
         self._step = step
         self._index = index
         self._layout = layout
@@ -202,12 +207,30 @@ class BucketObserver(Observer):
             self._sums.add_squares(Column.LOCAL, flat)
             if self._prediction is not None:
                 self._prediction.measure(flat, self._sums)
+        if self._exactly is not None:
+            self._send_exactly(flat)
+            return
         if self._prediction is not None:
             self._prediction.subtract(flat)
         if self._shaping is not None:
             self._shaping.shape(flat)
         if self._feedback is not None:
             self._feedback.add_input(flat)
+
+    def _send_exactly(self, flat: torch.Tensor) -> None:
+        if self._feedback is not None:
+            self._feedback.send_exactly(flat)
+        start, stop = self._own
+        self._add_exact(1, 0, start)
+        self._add_exact(1, stop, flat.numel())
+        if self._passed_on:
+            self._add_exact(2, start, stop)
+
+    def _add_exact(self, phase: int, start: int, stop: int) -> None:
+        """To the sums: what a cast left out, nothing for fp32."""
+        if self._sums is not None and start < stop:
+            values = self._flat[start:stop]
+            self._sums.add_encoded(phase, start, stop, values, values - values.to(self._exactly).to(values.dtype))
 
     def encoded(self, phase: int, start: int, stop: int, payload: torch.Tensor, key: Any, gain: float) -> None:
         values = self._flat[start:stop]
@@ -244,10 +267,13 @@ class BucketObserver(Observer):
         if self._pending is not None:
             # No wait: a peer posts its note before it sends the payloads that have arrived by now.
             self._read(self._pending.collect())
-        if self._shaping is not None:
-            self._shaping.unshape(self._flat)
-        if self._prediction is not None:
-            self._prediction.add_back(self._flat)
+        if self._exactly is None:
+            if self._shaping is not None:
+                self._shaping.unshape(self._flat)
+            if self._prediction is not None:
+                self._prediction.add_back(self._flat)
+        elif not self._passed_on:
+            self._add_exact(2, *self._own)
         if self._feedback is not None:
             for start, stop in self._hold:
                 self._feedback.hold(start, stop)
