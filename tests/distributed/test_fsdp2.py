@@ -416,8 +416,8 @@ def budget(rank: int, size: int, replicas: int, folder: str, feedback: bool) -> 
         "losses": losses,
         "payloads": payloads,
         "digest": plan.digest(),
-        "rates": plan.rates.tolist(),
-        "rows": sum(plan.dims.tolist()),
+        "rates": list(plan.rates),
+        "rows": sum(plan.dims),
         "planned": plan.planned_bytes,
         "counts": state.counts,
     }
