@@ -23,6 +23,7 @@ class World:
         self, size: int, timeout: float = 20.0, plans: list[str] | None = None, chunk: int | None = None
     ) -> None:
         self.size = size
+        self._threads_before = set(threading.enumerate())
         self.worlds = FakeWorld(size), FakeWorld(size)
         self.reducers = [
             Reducer(
@@ -45,7 +46,8 @@ class World:
         for closer in closers:
             closer.join(30)
             assert not closer.is_alive()
-        assert not [t for t in threading.enumerate() if t.name.startswith("commpress-phase")]
+        left = set(threading.enumerate()) - self._threads_before
+        assert not [t for t in left if t.name.startswith("commpress-phase")]
 
 
 class Record(Observer):

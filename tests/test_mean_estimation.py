@@ -297,7 +297,7 @@ def test_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_command_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["experiment"]) == 0
-    assert re.match(r"mean-estimation +\w+", capsys.readouterr().out)
+    assert re.search(r"^mean-estimation +\w+", capsys.readouterr().out, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 
-import commpress
-from commpress.collectives import read_counters
+from commpress.collectives import close, read_counters
 from commpress.experiments._bucket_ways import bucket_way
 from commpress.experiments._job import MainJob, process_group
 from commpress.experiments._model import SHAPES, ByteGPT, loss_of
@@ -178,7 +177,7 @@ def main() -> int:
         writer = RunWriter(arguments["records"] if dist.get_rank() == 0 else None, append=True)
         {"bucket": bucket, "steps": steps}[arguments["part"]](arguments, writer)
         writer.close()
-        commpress.collectives.close()
+        close()
     return 0
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import commpress
+from commpress.codecs import codec as make_codec
+from commpress.collectives import all_reduce
 from commpress.errors import SpecError
 from commpress.experiments._ways import POWER_SGD
 
@@ -33,8 +34,8 @@ def bucket_way(name: str, numel: int) -> Callable[[torch.Tensor], Any]:
         return PowerIteration(numel, int(found[1]))
     if " " in name or name.startswith(("bits=", "auto", "skip")):
         raise SpecError(f"{name!r} needs layers to choose from: it is for training steps, not for one bucket")
-    codec = commpress.codec("sign" if name == "1bit-adam" else name)
-    return lambda tensor: commpress.all_reduce(tensor, codec)
+    codec = make_codec("sign" if name == "1bit-adam" else name)
+    return lambda tensor: all_reduce(tensor, codec)
 
 
 def _exact(tensor: torch.Tensor) -> None:
