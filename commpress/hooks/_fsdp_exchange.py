@@ -194,9 +194,16 @@ class ShardExchange:
         return layers, self._row_codec(Layout(*layers)), known
 
     def _row_codec(self, layout: Layout) -> Codec:
-        """The codec of one row; under a budget that of the plan, where it has the parameters."""
-        if self.planner is None or layout.parameters[0].startswith(WHOLE):
+        """The codec of one row; under a budget that of the plan, where it has the parameters.
+
+        A codec that spreads its error evenly is applied to each parameter by itself: over a whole row the matrices' error would drown the small gradients of norms and biases.
+        """
+        if layout.parameters[0].startswith(WHOLE):
             return self.codec
+        if self.planner is None:
+            if not self.codec.even_error:
+                return self.codec
+            return LayeredCodec([(size, self.codec) for size in layout.sizes])
         known = set(self.planner.plan.names)
         for name, size in zip(layout.parameters, layout.sizes, strict=True):
             if size and name not in known:
