@@ -31,19 +31,19 @@ from commpress.errors import ClusterError
 FIXED = ("fp32", "bf16", "fp16", "hadamard+lloyd:4", "uniform:4", "hadamard+lloyd:2")
 
 
-def worker(rank: int, size: int, ways: list[str], rounds: int, seconds: float) -> str:
+def worker(rank: int, size: int, ways: list[str], rounds: int, seconds: float, model: str) -> str:
     """Runs on every rank. JSON: seconds of every step by way, and what auto chose."""
     import torch
     import torch.distributed as dist
-    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
     import commpress
-    from commpress.experiments._model import ByteGPT, loss_of
+    from commpress.experiments._model import SHAPES, ByteGPT, loss_of
     from commpress.experiments._settings import Settings
     from commpress.experiments._text import standard_library
+    from commpress.experiments._ways import way as peer
 
     began = time.perf_counter()
-    settings, corpus = Settings(), standard_library(None)
+    settings, corpus = Settings(shape=SHAPES[model]), standard_library(None)
     torch.set_num_threads(1)
     models, optimizers, states, numbers = {}, {}, {}, dict.fromkeys(ways, 0)
     for way in ways:
@@ -51,7 +51,7 @@ def worker(rank: int, size: int, ways: list[str], rounds: int, seconds: float) -
         models[way] = torch.nn.parallel.DistributedDataParallel(ByteGPT(settings.shape))
         optimizers[way] = torch.optim.SGD(models[way].parameters(), lr=1e-3)
         if way in ("bf16", "fp16"):
-            models[way].register_comm_hook(None, getattr(default_hooks, f"{way}_compress_hook"))
+            peer(way).connect(models[way], seed=0, telemetry=None)
         elif way.startswith("auto"):
             bits = {"bits": float(way.split()[1])} if " " in way else {}
             states[way] = commpress.register(models[way], "auto", **bits)
@@ -132,12 +132,13 @@ def main() -> int:
     parser.add_argument("--ways", nargs="*", default=list(FIXED), help="fixed choices")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=70.0, help="no round begins after so many")
+    parser.add_argument("--model", choices=("base", "large"), default="large", help="2.5 or 10.8 million parameters")
     parser.add_argument("--quick", action="store_true", help="few: does it run?")
     args = parser.parse_args()
     if args.quick:
-        args.ranks, args.rounds, args.ways = 2, 2, ["fp32"]
+        args.ranks, args.rounds, args.ways, args.model = 2, 2, ["fp32"], "base"
     ways = ["auto", *(f"auto {bits:g}" for bits in args.bits), "alone", *args.ways]
-    arguments: dict[str, Any] = {"ways": ways, "rounds": args.rounds, "seconds": args.seconds}
+    arguments: dict[str, Any] = {"ways": ways, "rounds": args.rounds, "seconds": args.seconds, "model": args.model}
     if args.rate:
         try:
             with Cluster(Topology(args.ranks, args.rate)) as cluster:
