@@ -211,23 +211,23 @@ def trials(rank, world_size, folder):
         decided.append(run.state.auto.decided)
         ways.append(run.state._exchange._auto.ways)
     saved = run.state.state_dict()["auto"]
-    return {"decided": decided, "ways": ways, "saved": saved} | run.outcome()
+    return run.outcome() | {"decided": decided, "steps": ways, "saved": saved}
 
 
 def test_timed_steps_decide_and_the_choice_stays(two):
     first, second = of(two, "trials")
-    assert first["decided"] == second["decided"] and first["ways"] == second["ways"]
+    assert first["decided"] == second["decided"] and first["steps"] == second["steps"]
     plans = first["saved"]["plans"]
     assert 1 < len(plans) <= 4
     end = FIRST_TRIAL + TRIAL_STEPS * len(plans)
     assert set(first["decided"][:FIRST_TRIAL]) == {"model"}
     assert set(first["decided"][FIRST_TRIAL:end]) == {"trial"}
     assert set(first["decided"][end:]) == {"measured"}
-    tried = [ways[0] for ways in first["ways"][FIRST_TRIAL:end]]
+    tried = [ways[0] for ways in first["steps"][FIRST_TRIAL:end]]
     assert all(tried.count(plan) >= TRIAL_STEPS for plan in plans if plan != "by bucket")
     chosen, times = first["saved"]["chosen"], first["saved"]["times"]
     assert set(times) == set(plans) and times[chosen] <= 1.03 * min(times.values())
-    assert len({tuple(ways) for ways in first["ways"][end:]}) == 1
+    assert len({tuple(ways) for ways in first["steps"][end:]}) == 1
     assert same([first, second], "parameters")
 
 
