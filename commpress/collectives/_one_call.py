@@ -89,7 +89,8 @@ class _Call(Observer):
     def complete(self, report: Report) -> None:
         for target, piece in zip(self._tensors, _pieces(self._tensors, self._work), strict=True):
             if target.is_complex():
-                target.copy_(torch.view_as_complex(piece.view(*target.shape, 2)))
+                pairs = piece.view(*target.shape, 2)  # maybe at an odd place, where no complex view may begin
+                target.copy_(torch.complex(pairs[..., 0], pairs[..., 1]))
             else:
                 target.copy_(piece.view(target.shape))
         if self._tensors:
