@@ -97,8 +97,11 @@ def hooks(rank: int, size: int) -> dict[str, Any]:
             ddp(weights).backward()
         found[name] = torch.stack([p.grad for p in model.parameters()])
         bucket = torch.stack(weights).flatten()
-        bucket_way(name, bucket.numel())(bucket)
-        found["bucket " + name] = bucket
+        reduce = bucket_way(name, bucket.numel())
+        for _ in range(4):  # PowerSGD goes on from its last directions
+            work = bucket.clone()
+            reduce(work)
+        found["bucket " + name] = work
     return found
 
 
@@ -131,7 +134,7 @@ def test_hooks_of_the_peers(size: int) -> None:
             worst = float((found[name] - exact).abs().max() / exact.abs().max())
             assert worst < error, name
             assert name == "fp32" or worst > error / 1e3, name  # it was narrowed
-            assert torch.allclose(found["bucket " + name], found[name].flatten(), atol=error), name
+            assert torch.allclose(found["bucket " + name], found[name].flatten(), rtol=error, atol=error), name
         # Every coordinate has mean 1: one of two directions is worth having.
         nmse = float((found["powersgd:2"] - exact).square().sum() / exact.square().sum())
         assert 1e-3 < nmse < 0.5
