@@ -144,12 +144,14 @@ def test_hooks_of_the_peers(size: int) -> None:
             assert value.equal(ranks[0][name]), name
 
 
-def test_experiment_on_a_cluster(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("parts", ["bucket,steps", pytest.param("bucket,steps,loss", marks=pytest.mark.nightly)])
+def test_experiment_on_a_cluster(parts: str, tmp_path: pathlib.Path) -> None:
     need_cluster()
     from commpress.cli._main import main
 
     words = "--ways fp32,fp16,hadamard+lloyd:2 --rates 200mbit --ranks 2 --job-ranks 2 --mib 2 --model base --steps 6 --budget 0.4"
-    assert main(["experiment", "bandwidth", *words.split(), "--target", "1.5", "--out", str(tmp_path)]) == 0
+    words += f" --parts {parts} --target 1.5 --out {tmp_path}"
+    assert main(["experiment", "bandwidth", *words.split()]) == 0
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert records[0]["kind"] == "sweep" and records[0]["rates"] == ["200mbit"]
     bucket = {r["way"]: r for r in records if r["kind"] == "bucket"}
@@ -168,10 +170,7 @@ def test_experiment_on_a_cluster(tmp_path: pathlib.Path) -> None:
     assert steps["fp32"]["median_seconds"] > 0.38
     assert 1.0 < steps["fp32"]["interface_bytes_per_rank"] / (4 * steps["fp32"]["numel"]) < 1.1
     text = (tmp_path / "table.txt").read_text()
-    assert (
-        "One bucket of 2 MiB, 2 ranks" in text
-        and "A training step, 2.5 M parameters" in text
-        and "The main job" in text
-    )
+    assert "One bucket of 2 MiB, 2 ranks" in text and "A training step, 2.5 M parameters" in text
+    assert ("The main job" in text) == ("loss" in parts)
     for name in ("fp32", "fp16", "hadamard+lloyd_2"):
-        assert (tmp_path / f"{name}.jsonl").exists()
+        assert (tmp_path / f"{name}.jsonl").exists() == ("loss" in parts)
