@@ -126,7 +126,10 @@ def test_tables_of_one_part() -> None:
 
 def test_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    for i, found in enumerate((results(), Results(Sweep(), results().bucket, [], {}), Results(Sweep(), [], [], RUNS))):
+    alone = [r for r in STEPS if r["way"] in ("skip", "bits=1")]  # nothing to compare with
+    assert "nan" not in tables(Results(Sweep(), [], alone, {}))
+    all_of_it = (results(), Results(Sweep(), results().bucket, [], {}), Results(Sweep(), [], [], RUNS))
+    for i, found in enumerate((*all_of_it, Results(Sweep(), [], alone, {}))):
         plot_results(found, tmp_path / f"{i}.png")
         assert (tmp_path / f"{i}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

@@ -74,6 +74,14 @@ def _speed_panel(axes: Any, records: list[dict[str, Any]], styles: dict[str, Any
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     seconds = medians(records)
+    if not any(speed_ups(seconds, name) for name in seconds):
+        axes.text(0.5, 0.5, "no fp32 or 16-bit way\nto compare with", ha="center", transform=axes.transAxes)
+        axes.set_xscale("log")
+        for name, times in seconds.items():  # so that the legend names them
+            axes.plot(
+                [bits_per_second(rate) for rate in times], [math.nan] * len(times), label=name, **styles.get(name, {})
+            )
+        return
     for name in seconds:
         ratios = speed_ups(seconds, name)
         if name == SKIP:

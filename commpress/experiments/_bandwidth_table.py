@@ -116,7 +116,7 @@ def _times(records: list[dict[str, Any]], factor: float, *, with_nmse: bool) -> 
         row += [f"{mine[0]['nmse']:.2g}"] if with_nmse else []
         for rate in rates:
             value = seconds[name].get(rate, math.nan)
-            row += [f"{factor * value:,.4g}", f"{best(seconds, EXACT, rate) / value:.2f}x"]
+            row += [f"{factor * value:,.4g}", _ratio(best(seconds, EXACT, rate) / value)]
         row.append("" if name in EXACT or name == SKIP else _gain(break_even(speed_ups(seconds, name))))
         rows.append(row)
     return _align(rows)
@@ -150,7 +150,7 @@ def _losses(results: Results) -> str:
             row.append("-" if math.isnan(value) else f"{value:,.1f}")
             for peers in (("fp32",), SIXTEEN, powers):
                 ratio = best(times, peers, rate) / value
-                row.append("" if math.isnan(ratio) else f"{ratio:.2f}x")
+                row.append(_ratio(ratio))
         rows.append(row)
     return f"{title}\n{_align(rows)}"
 
@@ -178,6 +178,10 @@ def _legend(results: Results) -> str:
 def _is_about(term: str, names: set[str]) -> bool:
     stems = {"powersgd:R": "powersgd", "bits=B": "bits=", "fp16, bf16": "fp16", "1bit-adam": "1bit", "skip": "skip"}
     return term not in stems or any(stems[term] in name for name in names)
+
+
+def _ratio(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}x"
 
 
 def rate_text(bits: float) -> str:

@@ -73,7 +73,7 @@ class Way(abc.ABC):
     def clips(self) -> bool:
         return True
 
-    warm_up = 2
+    warm_up: int = 2
     """Steps before one is like all that follow: DDP rebuilds its buckets after the first."""
 
     def sync(self, ddp: DistributedDataParallel) -> contextlib.AbstractContextManager[Any]:
@@ -105,10 +105,10 @@ class Way(abc.ABC):
 class Compressed(Way):
     """A codec, or a bit budget that the allocator shares out."""
 
-    warm_up = 6  # the first steps repack buckets, make the first plan, and measure the link
-
     def __init__(self, name: str, codec: str | None, bits: float | None) -> None:
         super().__init__(name)
+        # The first steps repack buckets, make the first plan, and measure the link; "auto" tries up to four plans.
+        self.warm_up = 32 if codec == AUTO else 6
         self._codec, self._bits = codec, bits
 
     def connect(self, ddp: DistributedDataParallel, *, seed: int, telemetry: Sink | None) -> None:
