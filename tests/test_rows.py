@@ -61,6 +61,7 @@ def test_each_row_is_what_was_encoded_for_it(spec, chunk):
     made = rows_codec(codec(spec), numel, size)
     with World(size, chunk=chunk) as world:
         rows = scatter(world, data, spec, records)
+    assert not any(record.report.nonfinite for record in records)  # though rows were poisoned before
     for rank, row in enumerate(rows):
         base = rank * numel
         want = data[rank][base : base + numel] * (1 / size)
@@ -106,14 +107,15 @@ def test_a_gain_scales_every_contribution(size):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("sender", [0, 2])
-def test_a_nonfinite_value_arrives_where_it_belongs(value, sender):
-    """In rank 2's row, whoever has it; all ranks know, and the rows of the others are as ever."""
-    size, numel, place = 3, 9001, 5000
+@pytest.mark.parametrize(("chunk", "place"), [(None, 5000), (200, 100), (200, 9000)])
+def test_a_nonfinite_value_arrives_where_it_belongs(value, sender, chunk, place):
+    """In rank 2's row, whoever has it and in whichever chunk; all ranks know, and the rows of the others are as ever."""
+    size, numel = 3, 9001
     data = inputs(size, size * numel)
     clean = [x.clone() for x in data]
     data[sender][2 * numel + place] = value
     records = [Record() for _ in range(size)]
-    with World(size) as world:
+    with World(size, chunk=chunk) as world:
         rows = scatter(world, data, "uniform:4", records)
         again = scatter(world, clean, "uniform:4", [Record() for _ in range(size)])
     assert not torch.isfinite(rows[2][place])

@@ -74,7 +74,7 @@ class StepByStep(OwnShard):
                 job.codec2.encode(part, key, out=payload, offset=start)
                 job.observer.encoded(2, start, stop, payload, key, 1.0)
                 job.codec2.decode(payload, key, out=part, offset=start)
-                if not job.nonfinite and not _is_finite(part):
+                if not job.nonfinite and not is_finite(part):
                     job.nonfinite = True
         except Exception as problem:
             job.note(problem)
@@ -252,8 +252,9 @@ class Scattering(OwnShard):
             job.note(problem)
 
     def publish(self, job: Job, chunk: int, message: Message, rank: int) -> None:
+        # Called once, for the verdict that follows the last chunk: the whole row is there.
         assert job.row is not None
-        job.nonfinite = job.nonfinite or not _is_finite(job.row)
+        job.nonfinite = job.nonfinite or not is_finite(job.row)
 
     def read(self, job: Job, chunk: int, message: Message, src: int) -> None:
         pass
@@ -278,7 +279,7 @@ class Gathering(OwnShard):
                 part = job.flat[start:stop]
                 job.codec2.encode(part, key, out=payload, offset=start)
                 job.codec2.decode(payload, key, out=part, offset=start)
-                job.nonfinite = job.nonfinite or not _is_finite(part)
+                job.nonfinite = job.nonfinite or not is_finite(part)
         except Exception as problem:
             job.note(problem)
 
@@ -313,6 +314,6 @@ def passes_on(codec: Any, world_size: int) -> bool:
     return hasattr(codec, "passes_on") and bool(codec.passes_on(world_size))
 
 
-def _is_finite(part: torch.Tensor) -> bool:
+def is_finite(part: torch.Tensor) -> bool:
     """Whether all are finite. The sum is not finite if one is not; it may overflow otherwise, and then every value is looked at."""
     return bool(torch.isfinite(part.sum())) or bool(torch.isfinite(part).all())

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from commpress.collectives._accounting import Report
 from commpress.collectives._framing import FramingMeter
+from commpress.collectives._own_shard import is_finite
 from commpress.collectives._torch import make_backend
 from commpress.collectives.observer import Observer
 from commpress.errors import CommpressError, PeerError, SpecError, StateError
@@ -185,7 +186,7 @@ class _Lane:
         report.seconds_wait1 = clock() - before
         if job.buffer is not job.flat:
             job.flat.copy_(job.buffer)
-        report.nonfinite = job.flat.numel() > 0 and not _is_finite(job.flat)
+        report.nonfinite = job.flat.numel() > 0 and not is_finite(job.flat)
         if self._size > 1:
             nbytes = job.buffer.numel() * job.buffer.element_size()
             half = nbytes * (self._size - 1) // self._size
@@ -244,11 +245,6 @@ class _Lane:
 def _shutdown(lane: _Lane, pid: int) -> None:
     if pid == os.getpid():
         lane.shutdown(_EXIT_GRACE)
-
-
-def _is_finite(flat: torch.Tensor) -> bool:
-    """A finite sum says it at once; it may overflow, and then every value is looked at."""
-    return bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all())
 
 
 def _first_line(problem: BaseException) -> str:
