@@ -295,3 +295,16 @@ def test_rows_of_a_plan_do_not_run_into_each_other():
     assert torch.equal(y.view(3, row)[:, :700], x.view(3, row)[:, :700])
     assert torch.equal(y.view(3, row)[:, -33:], x.view(3, row)[:, -33:])
     assert LayeredCodec(layers, rows=1) == LayeredCodec(layers) != made
+
+
+def test_the_error_is_the_codecs_own():
+    """Two of three contributions are coded: neither less error than `uniform:4` makes (exact, or rounded to nearest: half of it) nor more (zeros, a wrong sign)."""
+    size, numel = 3, 40_000
+    data = [torch.randn(size * numel, generator=torch.Generator().manual_seed(50 + r)) for r in range(size)]
+    exact = torch.stack(data).double().mean(0).view(size, numel)
+    with World(size) as world:
+        rows = scatter(world, data, "uniform:4")
+    for rank, row in enumerate(rows):
+        others = sum(float(data[r].view(size, numel)[rank].double().square().sum()) for r in range(size) if r != rank)
+        error = float((row.double() - exact[rank]).square().sum()) * size**2 / others
+        assert 0.8 < error / 0.0365 < 1.2
