@@ -197,13 +197,15 @@ def test_nonfinite_reaches_every_rank_and_the_next_call_is_clean(bad):
 
 
 def test_a_forgotten_reducer_ends_its_threads():
+    before = set(threading.enumerate())
     world = FakeWorld(1), FakeWorld(1)
     reducer = Reducer(world[0].communicator(0), world[1].communicator(0), timeout=5)
     reducer.submit(torch.ones(4), Grid(), Grid(), Key()).wait()
-    assert len([t for t in threading.enumerate() if t.name.startswith("commpress-phase")]) == 2
+    own = {t for t in threading.enumerate() if t.name.startswith("commpress-phase")} - before
+    assert len(own) == 2
     del reducer
     deadline = time.monotonic() + 10
-    while [t for t in threading.enumerate() if t.name.startswith("commpress-phase")]:
+    while any(t.is_alive() for t in own):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -40,13 +40,12 @@ def script(folder: pathlib.Path, source: str) -> str:
     return str(path)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def own_excepthook(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's own: a process group of an earlier test leaves torch's, which puts the rank before each line."""
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
 
 
-@pytest.mark.usefixtures("own_excepthook")
 @pytest.mark.parametrize("start", [main, lambda words: commpress(["run", *words])])
 def test_the_script_gets_its_own_arguments_and_is_main(start, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -97,7 +96,6 @@ def test_an_exception_is_shown_as_the_scripts_own(start, raised, tmp_path, capsy
     )
 
 
-@pytest.mark.usefixtures("own_excepthook")
 def test_a_syntax_error_is_shown_as_the_scripts_own(tmp_path, capsys) -> None:
     path = script(tmp_path, "def f(:\n")
     assert main([path]) == 1
