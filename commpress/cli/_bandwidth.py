@@ -49,7 +49,7 @@ def add_to(experiments: Any) -> None:
     )
     parser.add_argument("--mib", type=float, metavar="M", help="size of the one bucket in MiB of fp32 (default 25)")
     parser.add_argument("--model", choices=("base", "large"), help="2.5 or 10.8 million parameters (default large)")
-    parser.add_argument("--steps", type=int, metavar="N", help="of the runs for the loss (default 250)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the runs for the loss (default 160)")
     parser.add_argument("--budget", type=float, metavar="S", help="seconds of timing for each way and rate (default 6)")
     parser.add_argument("--target", type=float, metavar="F", help="loss to reach, over fp32's last (default 1.02)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything (default 0)")

@@ -47,8 +47,9 @@ STEP_WAYS = (
     "hadamard+lloyd:2",
     "bits=1",
     "bits=0.25",
+    "auto",
 )
-LOSS_WAYS = STEP_WAYS[1:3] + STEP_WAYS[4:]
+LOSS_WAYS = ("fp32", "fp16", "powersgd:1", "powersgd:4", "1bit-adam", "hadamard+lloyd:2", "bits=1", "bits=0.25")
 _TIMEOUT_SECONDS = 3600.0
 
 Tell = Callable[[float, str], None]
@@ -86,7 +87,7 @@ class Sweep:
     loss_ways: tuple[str, ...] = LOSS_WAYS
     model: str = "large"
     windows_per_rank: int = 8
-    steps: int = 250
+    steps: int = 160
     budget: float = 6.0
     most: int = 15
     target: float = 1.02
