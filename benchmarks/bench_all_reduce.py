@@ -27,7 +27,7 @@ from commpress.cluster import Cluster, Topology, bits_per_second
 from commpress.errors import ClusterError
 
 
-def worker(rank: int, size: int, numel: int, codec: str, rounds: int, chunk: int | None) -> dict[str, Any]:
+def worker(rank: int, size: int, numel: int, codec: str, rounds: int) -> dict[str, Any]:
     """Runs on every rank; returns times in seconds."""
     import torch
     import torch.distributed as dist
@@ -43,10 +43,6 @@ def worker(rank: int, size: int, numel: int, codec: str, rounds: int, chunk: int
     x = torch.randn(numel, generator=torch.Generator().manual_seed(rank))
     work = x.clone()
     parsed = commpress.codec(codec)
-    if chunk:
-        from commpress.collectives import _all_reduce
-
-        _all_reduce._reducer_of(_all_reduce._entry(dist.group.WORLD), dist.group.WORLD)._pipeline._chunk = chunk
     plain, ours, counted, reports = [], [], [], []
     for turn in range(rounds + 4):
         work.copy_(x)
@@ -88,7 +84,7 @@ def worker(rank: int, size: int, numel: int, codec: str, rounds: int, chunk: int
 def measure(size: int, args: argparse.Namespace, codec: str) -> None:
     """One line of the table."""
     numel = int(args.mib * (1 << 18))
-    worker_args = {"numel": numel, "codec": codec, "rounds": args.rounds, "chunk": args.chunk}
+    worker_args = {"numel": numel, "codec": codec, "rounds": args.rounds}
     if args.rate:
         with Cluster(Topology(size, args.rate, burst=args.burst, offload=not args.no_offload)) as cluster:
             results = launch(__file__, "worker", size, args=worker_args, timeout=300, cluster=cluster)
@@ -131,7 +127,6 @@ def main() -> int:
     parser.add_argument("--rate", help="shape links to this rate, such as 1gbit")
     parser.add_argument("--burst", help="bytes that may pass a link at once (default: what its rate needs)")
     parser.add_argument("--no-offload", action="store_true", help="hand frames to the interface one by one")
-    parser.add_argument("--chunk", type=int, help="payload bytes per message instead of what the link's speed suggests")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--quick", action="store_true", help="small and few: does it run?")
     args = parser.parse_args()

@@ -29,6 +29,7 @@ from commpress.collectives._line import Line
 from commpress.collectives._link import LinkMeter
 from commpress.collectives._message import Message
 from commpress.collectives._own_shard import OwnShard, way_of
+from commpress.collectives._threads import join
 from commpress.collectives.communicator import Communicator, Handle
 from commpress.errors import CommpressError, PeerError, StateError
 
@@ -103,16 +104,7 @@ class Pipeline:
     def shutdown(self, grace: float) -> None:
         """Lets what is in flight finish for `grace` seconds, then breaks the channels, and joins the threads. May be called again."""
         self._jobs1.put(None)
-        deadline = time.monotonic() + grace
-        current = threading.current_thread()
-        for thread in self._threads:
-            if thread is not current:
-                thread.join(max(0.0, deadline - time.monotonic()))
-        if any(thread.is_alive() and thread is not current for thread in self._threads):
-            self._break()
-            for thread in self._threads:
-                if thread is not current:
-                    thread.join(10.0)
+        join(self._threads, grace, self._break)
         self.levels.close()
 
     def _work(self, jobs: queue.SimpleQueue[Job | None], phase: Any) -> None:

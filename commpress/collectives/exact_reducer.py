@@ -16,6 +16,7 @@ import torch.distributed as dist
 from commpress.collectives._accounting import Report
 from commpress.collectives._framing import FramingMeter
 from commpress.collectives._own_shard import is_finite
+from commpress.collectives._threads import join
 from commpress.collectives._torch import make_backend
 from commpress.collectives.observer import Observer
 from commpress.errors import CommpressError, PeerError, SpecError, StateError
@@ -229,16 +230,7 @@ class _Lane:
     def shutdown(self, grace: float) -> None:
         """Lets what is in flight finish for `grace` seconds, then breaks the connections, and joins the threads."""
         self.jobs.put(None)
-        deadline = time.monotonic() + grace
-        current = threading.current_thread()
-        for thread in self._threads:
-            if thread is not current:
-                thread.join(max(0.0, deadline - time.monotonic()))
-        if any(thread.is_alive() and thread is not current for thread in self._threads):
-            self.abort(StateError("closed while an all-reduce was under way"))
-            for thread in self._threads:
-                if thread is not current:
-                    thread.join(10.0)
+        join(self._threads, grace, lambda: self.abort(StateError("closed while an all-reduce was under way")))
         self._group = None
 
 

@@ -17,6 +17,7 @@ from commpress.hooks._fsdp_exchange import ShardExchange
 from commpress.hooks._fsdp_state import FSDPHookState
 from commpress.hooks._fsdp_torch import GatherComm, ScatterComm, find_units, operation
 from commpress.hooks._handshake import library_version
+from commpress.hooks._options import check_numbers
 from commpress.hooks._planner import PlanSettings, plan_settings
 from commpress.telemetry import Sink
 
@@ -59,12 +60,7 @@ def register_fsdp(
             raise SpecError(
                 f"all_gather={str(gather)!r}: weights need at least {_LEAST_GATHER_BITS} bits, such as 'uniform:8'"
             )
-    if timeout is not None and not timeout > 0:
-        raise SpecError(f"timeout must be positive, got {timeout!r}")
-    if not isinstance(telemetry_every, int) or telemetry_every < 0:
-        raise SpecError(f"telemetry_every must be an integer >= 0, got {telemetry_every!r}")
-    if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-        raise SpecError(f"seed must be an integer in [0, 2^64), got {seed!r}")
+    check_numbers(timeout, seed, telemetry_every=telemetry_every)
     with_feedback = not chosen.unbiased and not chosen.lossless if feedback is None else bool(feedback)
     group = replicate.get_group() if hasattr(replicate, "get_group") else replicate
     if group is not None and not isinstance(group, dist.ProcessGroup):

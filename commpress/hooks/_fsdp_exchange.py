@@ -95,8 +95,7 @@ class ShardExchange:
             identity = identity | self.planner.identity()
         self._reducer = self._make_reducer(shard, identity)
         self._replicas = None if replicate is None else self._make_reducer(replicate, identity)
-        self._channels: list[Communicator] = []
-        self._control: list[Communicator] = []
+        self._channels, self._control = list[Communicator](), list[Communicator]()
         self._statistics: ShardStatistics | None = None
         if self.planner is not None and self.world_size > 1:
             self._statistics = ShardStatistics(sizes, self.world_size, self.replicas, unbiased=codec.unbiased)
@@ -170,10 +169,8 @@ class ShardExchange:
             nmse = nmse_of(table)
             if statistics is not None:
                 scale = gain * n if gain is not None else 1.0 if name == "mean" else float(n)
-                parts = row.split(list(layers[1]))
-                table[:, Column.MEAN] = [
-                    (float(torch.linalg.vector_norm(part, dtype=torch.float64)) / scale) ** 2 for part in parts
-                ]
+                norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in row.split(list(layers[1]))]
+                table[:, Column.MEAN] = (torch.stack(norms) / scale).square().numpy()
                 statistics.add(layers[0], table)
         self.ledger.add_rows(step.record, unit, layers, report, lossless=codec.lossless, nmse=nmse)
 
@@ -378,7 +375,7 @@ class ShardExchange:
             _log.error("rank %d of %d: %s: %s", self.rank, self.world_size, type(error).__name__, error)
 
     def _tell(self, error: Exception) -> None:
-        """What peers meet instead of this rank's next exchange is a header that says why there is none: what failed first, if it was told of that by others."""
+        """Peers meet, instead of this rank's next exchange, a header that says why: what failed first, if others told it."""
         _, told, reason = str(error).rpartition("failed: ")
         plan = f"failed: {reason if told else f'{type(error).__name__}: {error}'}"
         for reducer in (self._reducer, self._replicas):

@@ -1,9 +1,7 @@
 """Which bucket layout a step is coded in.
 
-Codes depend on the layout (blocks and their randomness follow the flat bucket), and DDP changes its layout: a new
-process
-begins with one and rebuilds its buckets after the first or (static graph) second step. For a restart to be bitwise
-equal to
+Codes depend on the layout (blocks and their randomness follow the flat bucket), and DDP changes its layout: a new process
+begins with one and rebuilds its buckets after the first or (static graph) second step. For a restart to be bitwise equal to
 the uninterrupted run, the layout in use must follow from the step alone, not from the age of the process:
 
 * Steps before `SETTLED` use the layout that DDP presented in the run's first step.
@@ -29,6 +27,28 @@ SETTLED = 5
 _YOUNG = 3  # steps in which a restarted process may still present the layout from before DDP's rebuild
 
 Layouts = tuple[Layout, ...]
+
+
+def names_of(
+    bucket: dist.GradBucket, names: dict[int, str], parameters: dict[str, torch.Tensor], *, bound: bool
+) -> list[str]:
+    """Of a bucket's parameters. As long as the hook is not bound, unknown ones get names by their place, in `names` (by id) and `parameters`.
+
+    Raises:
+        StateError: it is bound, and a parameter is unknown.
+    """
+    found = []
+    for i, p in enumerate(bucket.parameters()):
+        if id(p) not in names:
+            if bound:
+                raise StateError(
+                    f"this HookState is already bound to another model: bucket {bucket.index()} holds a parameter "
+                    f"of shape {list(p.shape)} that the bound model has not"
+                )
+            names[id(p)] = f"bucket {bucket.index()} parameter {i}"
+            parameters[names[id(p)]] = p
+        found.append(names[id(p)])
+    return found
 
 
 def layout_of(bucket: dist.GradBucket, buffer: torch.Tensor, names: Sequence[str]) -> Layout:

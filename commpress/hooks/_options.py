@@ -81,11 +81,11 @@ def levels(hierarchical: Hierarchical, chosen: Coding) -> Asked:
     return asked if chosen.auto is None else False
 
 
-def check_numbers(timeout: Any, telemetry_every: Any, check_every: Any, seed: Any) -> None:
-    """Raises SpecError if one is out of its range."""
+def check_numbers(timeout: Any, seed: Any, **intervals: Any) -> None:
+    """Raises SpecError if one is out of its range; `intervals`: numbers of steps, by their names."""
     if timeout is not None and not timeout > 0:
         raise SpecError(f"timeout must be positive, got {timeout!r}")
-    for name, value in (("telemetry_every", telemetry_every), ("check_every", check_every)):
+    for name, value in intervals.items():
         if not isinstance(value, int) or value < 0:
             raise SpecError(f"{name} must be an integer >= 0, got {value!r}")
     if not isinstance(seed, int) or not 0 <= seed < 1 << 64:

@@ -10,18 +10,15 @@ import torch.distributed as dist
 
 from commpress.allocation import Plan
 from commpress.cluster import Calibration
-from commpress.codecs import LowRankCodec
 from commpress.collectives import Hierarchical, NodeMap
 from commpress.errors import StateError
 from commpress.feedback import Layout
 from commpress.hooks._auto import AutoPlan
 from commpress.hooks._checkpoint import PARTS, build_state, check_state
-from commpress.hooks._exchange import Exchange
+from commpress.hooks._exchanges import make_reduction
 from commpress.hooks._futures import raise_in_backward, settle
-from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of
-from commpress.hooks._low_rank import LowRankReduction
+from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of, names_of
 from commpress.hooks._options import check_numbers, coding, identity_of, levels
-from commpress.hooks._planner import PlanSettings
 from commpress.hooks._reduction import COUNTS, Reduction
 from commpress.hooks._step import Step
 from commpress.telemetry import Sink
@@ -101,22 +98,11 @@ class HookState:
         calibration: Calibration | None = None,
         trials: bool = True,
     ) -> None:
-        check_numbers(timeout, telemetry_every, check_every, seed)
+        check_numbers(timeout, seed, telemetry_every=telemetry_every, check_every=check_every)
         self._coding = coding(
-            codec,
-            feedback,
-            shaping,
-            calibration,
-            trials,
-            bits=bits,
-            objective=objective,
-            every=plan_every,
-            plan=plan,
-            floor=plan_floor,
-            predict=predict,
-            gamma=gamma,
-            optimizer=optimizer,
-        )
+            codec, feedback, shaping, calibration, trials, bits=bits, objective=objective, every=plan_every, plan=plan,
+            floor=plan_floor, predict=predict, gamma=gamma, optimizer=optimizer,
+        )  # fmt: skip
         self._codec = self._coding.codec
         self._hierarchical = levels(hierarchical, self._coding)
         self._seed = seed
@@ -201,8 +187,7 @@ class HookState:
     @property
     def dropped_records(self) -> int:
         """Telemetry records lost."""
-        sink = self._exchange.sink if self._exchange is not None else None
-        return sink.dropped if sink is not None else 0
+        return 0 if self._exchange is None or self._exchange.sink is None else self._exchange.sink.dropped
 
     # -- binding
 
@@ -230,21 +215,17 @@ class HookState:
         self._parameters = parameters
         self._names = {id(p): name for name, p in parameters.items()}
         try:
-            options: dict[str, Any] = {
-                "feedback": self._coding.feedback,
-                "timeout": self._timeout,
-                "telemetry": self._telemetry,
-                "telemetry_every": self._telemetry_every,
-                "check_every": self._check_every,
-            }
-            if isinstance(self._codec, LowRankCodec):
-                assert not isinstance(self._coding.plan, PlanSettings)
-                options |= {"budget": self._coding.plan}
-                self._exchange = LowRankReduction(self._codec, parameters, group, identity, **options)
-            else:
-                options |= {"plan": self._coding.plan, "shaping": self._coding.shaping, "auto": self._coding.auto}
-                options["hierarchical"] = self._hierarchical
-                self._exchange = Exchange(self._codec, parameters, group, identity, **options)
+            self._exchange = make_reduction(
+                self._coding,
+                parameters,
+                group,
+                identity,
+                hierarchical=self._hierarchical,
+                timeout=self._timeout,
+                telemetry=self._telemetry,
+                telemetry_every=self._telemetry_every,
+                check_every=self._check_every,
+            )
         except Exception as error:
             self._error = error
             raise
@@ -276,7 +257,7 @@ class HookState:
                 "did an earlier backward pass fail, or is the state shared by two models?"
             )
         buffer = bucket.buffer()
-        names = self._names_of(bucket)
+        names = names_of(bucket, self._names, self._parameters, bound=self._exchange is not None)
         self._seen.append((layout_of(bucket, buffer, names), buffer))
         if index == 0:
             self._submitted, self._waiting, self._current = [], [], None
@@ -291,26 +272,10 @@ class HookState:
         # C++ does not see an exception set by Python: value() in a callback raises it again.
         return future.then(lambda done: (done.value(), buffer)[1])
 
-    def _names_of(self, bucket: dist.GradBucket) -> list[str]:
-        """Of the bucket's parameters; before binding they get names by their place."""
-        names = []
-        for i, p in enumerate(bucket.parameters()):
-            name = self._names.get(id(p))
-            if name is None:
-                if self._exchange is not None:
-                    raise StateError(
-                        f"this HookState is already bound to another model: bucket {bucket.index()} holds a parameter "
-                        f"of shape {list(p.shape)} that the bound model has not"
-                    )
-                name = self._names[id(p)] = f"bucket {bucket.index()} parameter {i}"
-                self._parameters[name] = p
-            names.append(name)
-        return names
-
     def _submit_at_once(self, index: int, buffer: torch.Tensor) -> torch.futures.Future[Any] | None:
         """Submits a bucket whose layout is the one in use; None if it must wait for the others."""
-        layouts = self._layouts.current
-        if self._current is None or not layouts or len(self._submitted) != index or index >= len(layouts):
+        layouts = self._layouts.current or ()
+        if self._current is None or len(self._submitted) != index or index >= len(layouts):
             return None
         return self._submit(index, buffer) if self._seen[index][0] == layouts[index] else None
 
@@ -340,15 +305,14 @@ class HookState:
 
     def _submit_rest(self, layouts: Layouts, presented: Layouts) -> None:
         """Submits what had to wait, repacked into the layout in use if that differs."""
-        first = len(self._submitted)
+        first, unpack = len(self._submitted), None
         buffers = [buffer for _, buffer in self._seen[first:]]
-        repacking: Repacking | None = None
         if layouts[first:] != presented[first:]:
             repacking = Repacking(layouts[first:], presented[first:], buffers)
-            buffers = repacking.flats
+            buffers, unpack = repacking.flats, repacking.unpack
             self._repacked += 1
         futures = [self._submit(first + i, buffer) for i, buffer in enumerate(buffers)]
-        settle(self._waiting, futures, repacking.unpack if repacking is not None else None)
+        settle(self._waiting, futures, unpack)
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -356,6 +320,10 @@ class HookState:
         error = self.error
         if error is not None:
             raise StateError(f"this HookState failed earlier and refuses further use: {error}") from error
+
+    def _check_between(self, what: str) -> None:
+        if self._seen:
+            raise StateError(f"a step is under way: {what} between backward passes")
 
     # -- end and checkpoints
 
@@ -373,8 +341,7 @@ class HookState:
         """
         if self.error is not None:
             raise StateError(f"this HookState failed earlier: {self.error}") from self.error
-        if self._seen:
-            raise StateError("a step is under way: save between backward passes")
+        self._check_between("save")
         return build_state(
             codec=self._coding.name,
             with_feedback=self._coding.feedback,
@@ -394,8 +361,7 @@ class HookState:
             StateError: the state is of another codec, feedback setting, format or rank; or a step is under way.
         """
         self._check_usable()
-        if self._seen:
-            raise StateError("a step is under way: load between backward passes")
+        self._check_between("load")
         check_state(state, codec=self._coding.name, with_feedback=self._coding.feedback)
         self._loaded = {name: state.get(name) for name in PARTS}
         self._load_into_exchange()
@@ -405,8 +371,8 @@ class HookState:
     def _load_into_exchange(self) -> None:
         """What was loaded waits here until the hook is bound."""
         if self._exchange is not None:
-            loaded, self._loaded = self._loaded, {}
-            self._exchange.load(loaded)
+            self._exchange.load(self._loaded)
+            self._loaded = {}
 
     def __getstate__(self) -> dict[str, Any]:
         config = {
