@@ -16,7 +16,7 @@ BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 SOURCES  := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/*)
 
-.PHONY: all demo test bench lint format cpptest cudatest gpu clean
+.PHONY: all demo test bench docs lint format cpptest cudatest gpu clean
 .DELETE_ON_ERROR:
 
 all: $(VENV)/.built
@@ -36,6 +36,11 @@ endif
 
 bench: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+# The pages of docs/ and the API as a site in build/docs.
+docs: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
 
 lint: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -53,6 +53,7 @@ STAND_INS = {
     "make cpptest": "make --dry-run cpptest",
     "make cudatest": "make --dry-run cudatest",
     "make gpu": "make --dry-run gpu",
+    "make docs": "make --dry-run docs",
     "make bench": f"{sys.executable} -m benchmarks --quick",
     "bash .ci/run": "bash -n .ci/run",
     "commpress experiment bandwidth": f"{sys.executable} -m commpress experiment bandwidth --help",

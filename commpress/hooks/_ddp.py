@@ -79,8 +79,7 @@ def register(
 
     Args:
         model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric; or a module that fully_shard was applied to, or to parts of it.
-        codec, bits, objective, plan, plan_every, plan_floor, gamma, optimizer, predict, shaping, feedback, seed, telemetry, telemetry_every, check_every,
-            timeout, hierarchical, calibration, trials: see :class:`HookState`. (predict: None means True for DDP.)
+        codec: see :class:`HookState`, as for all arguments that are not named here. (predict: None means True for DDP.)
         all_gather: FSDP2 only: codec of the weights, of at least 8 bits, such as "uniform:8"; None: they travel as they are.
         replicate: FSDP2 only: DeviceMesh of one dimension, or process group, of the ranks that hold the same shard of a model with several replicas; their all-reduce is
             compressed with `codec`, too.
@@ -90,9 +89,7 @@ def register(
 
     Raises:
         ModelError: neither a DDP model nor one with fully_shard modules; or one that has a hook, DDP's Python reducer, or a module that cannot be served, which is named.
-        MismatchError: the ranks differ in commpress version, codec, options or parameters: raised on every rank, and
-        naming
-            the difference.
+        MismatchError: the ranks differ in commpress version, codec, options or parameters: raised on every rank, and naming the difference.
         PeerError: a rank did not take part within the timeout.
         SpecError: the codec's spec or an option is malformed, or the option is not for this kind of model.
         TopologyError: `hierarchical` demands what the nodes do not allow.

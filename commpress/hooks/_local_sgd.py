@@ -22,7 +22,7 @@ from commpress.telemetry import Sink
 
 @final
 class LocalSGD:
-    """Every rank trains alone for `every` steps; then the ranks average what they have moved, compressed.
+    """Every rank trains alone for `every` steps; then the ranks average what they have moved, compressed::
 
         local = commpress.LocalSGD(model, codec="hadamard+lloyd:4", every=8)    # collective, before checkpoints are loaded
         for batch in data:
