@@ -223,7 +223,7 @@ def raised_in_the_hook(rank, world_size, where):
             raise RuntimeError("a fault on purpose")
 
         if where == "hook":
-            state._names_of = fault
+            state._submit_at_once = fault
         elif where == "feedback":
             state._exchange.feedback.bucket(1).record_mean = fault
         else:

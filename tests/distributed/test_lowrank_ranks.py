@@ -1,12 +1,9 @@
 """Low-rank factors on real gloo ranks: replicas equal to the bit, nothing lost, nothing counted twice, any number of buckets in flight."""
 
-import time
-import traceback
-
 import pytest
 import torch
 import torch.distributed as dist
-from _launch import launch
+from _lowrank_models import SHAPES, Shaped, backward, gradients_of, matrix, mean_of, wrapped
 from _scenarios import STEPS, Scenarios, flat, net, of, same, train
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -24,49 +21,6 @@ run_all = scenarios.run_all
 two, three, ranks = scenarios.fixtures()
 
 SPECS = ["lowrank:2", "lowrank:2,factors=none", "lowrank:2,factors=hadamard+lloyd:8", "lowrank:3,iterations=0,reset=0"]
-SHAPES = [(60, 50), (300,), (40, 5, 20), (5, 3), (), (120, 70), (64, 64)]
-
-
-class Shaped(torch.nn.Module):
-    """Its gradients are the inputs; those whose input is None are unused."""
-
-    def __init__(self, shapes=SHAPES, dtype=torch.float32):
-        super().__init__()
-        self.weights = torch.nn.ParameterList(torch.zeros(s, dtype=dtype) for s in shapes)
-
-    def forward(self, gradients):
-        parts = [(w * g).sum() for w, g in zip(self.weights, gradients, strict=True) if g is not None]
-        return sum(part.real if part.is_complex() else part for part in parts)
-
-
-def gradients_of(rank, step, shapes=SHAPES, dtype=torch.float32):
-    """A common part of rank 2 that stays, a part of each rank's own, and noise."""
-    common, own = torch.Generator().manual_seed(5), torch.Generator().manual_seed(1000 * step + rank + 1)
-    found = []
-    for shape in shapes:
-        x = torch.randn(shape, generator=own) * 0.1
-        if len(shape) > 1:
-            n = x.numel() // shape[0]
-            base = torch.randn(shape[0], 2, generator=common) @ torch.randn(2, n, generator=common)
-            x += base.view(shape)
-        found.append(x.to(dtype))
-    return found
-
-
-def mean_of(step, world_size, **options):
-    every = [gradients_of(r, step, **options) for r in range(world_size)]
-    return [sum(g.double() for g in gradients) / world_size for gradients in zip(*every, strict=True)]
-
-
-def wrapped(spec, shapes=SHAPES, dtype=torch.float32, cap=0.01, **options):
-    ddp = DDP(Shaped(shapes, dtype), bucket_cap_mb=cap, find_unused_parameters=options.pop("unused", False))
-    return ddp, commpress.register(ddp, spec, **{"timeout": 30, **options})
-
-
-def backward(ddp, gradients):
-    for w in ddp.module.weights:
-        w.grad = None
-    ddp(gradients).backward()
 
 
 # ---- training
@@ -354,13 +308,6 @@ def test_a_restart_is_bitwise_equal_to_the_run_that_was_never_interrupted(ranks)
 # ---- plain tensors
 
 
-def matrix(rank, m=60, n=90):
-    base = torch.randn(m, 3, generator=torch.Generator().manual_seed(5)) @ torch.randn(
-        3, n, generator=torch.Generator().manual_seed(6)
-    )
-    return base + 0.01 * torch.randn(m, n, generator=torch.Generator().manual_seed(rank))
-
-
 @scenarios.add
 def plain(rank, world_size, folder):
     want = sum(matrix(r) for r in range(world_size)) / world_size
@@ -502,172 +449,3 @@ def test_distortion_and_fidelity_are_recorded(two):
             assert all(0 < nmse[name] < 0.9 and 0.1 < fidelity[name] <= 1 for name in fidelity), (spec, nmse, fidelity)
             assert all(nmse[name] == 0 for name in set(nmse) - set(fidelity))
             assert "nmse" not in result[spec][7]["layers"][0]
-
-
-# ---- faults
-
-
-TIMEOUT = 15.0
-
-
-def caught(call):
-    start = time.monotonic()
-    try:
-        call()
-    except Exception as problem:
-        typed = isinstance(problem, errors.CommpressError)
-        return [type(problem).__name__ if typed else traceback.format_exc(), str(problem), time.monotonic() - start]
-    return ["none", "", time.monotonic() - start]
-
-
-def fails(rank, world_size, where):
-    """Rank 1 alone fails in step 6: in the hook, in what fills a factor, or at a passage's end."""
-    ddp, state = wrapped("lowrank:2", timeout=TIMEOUT)
-    for step in range(6):
-        backward(ddp, gradients_of(rank, step))
-    fired = []
-
-    def fault(*args, **kwargs):
-        fired.append(where)
-        raise RuntimeError("a fault on purpose")
-
-    if rank == 1:
-        if where == "hook":
-            state._names_of = fault
-        else:
-            from commpress.collectives._passage import Passage
-
-            setattr(Passage, where, fault)
-    error = caught(lambda: backward(ddp, gradients_of(rank, 6)))
-    saving, again = caught(state.state_dict), caught(lambda: backward(ddp, gradients_of(rank, 7)))
-    state.close()
-    return {"error": error, "saving": saving, "again": again, "fired": len(fired)}
-
-
-@pytest.mark.parametrize("where", ["hook", "fill_left", "fill_right", "finish", "update_trackers"])
-def test_a_failure_on_one_rank_is_an_error_on_every_rank(where):
-    results = [r.ok().value for r in launch(__file__, "fails", 3, args={"where": where}, timeout=100)]
-    for rank, r in enumerate(results):
-        kind, message, seconds = r["error"] if r["error"][0] != "none" else r["again"]
-        assert (r["fired"] > 0) == (rank == 1)
-        assert seconds < 2 * TIMEOUT
-        assert "a fault on purpose" in message or "rank 1" in message, (rank, message)
-        if rank != 1:
-            assert kind in ("PeerError", "MismatchError", "StateError"), (kind, message)
-        if where != "update_trackers":
-            assert r["error"][0] != "none" and r["saving"][0] == "StateError"
-        assert r["again"][0] != "none"
-
-
-def dies(rank, world_size, how):
-    import os
-
-    ddp, state = wrapped("lowrank:2", timeout=4.0)
-    for step in range(6):
-        backward(ddp, gradients_of(rank, step))
-    if rank == 1:
-        if how == "crash":
-            os._exit(7)
-        time.sleep(12)
-        return {}
-    return {"error": caught(lambda: backward(ddp, gradients_of(rank, 6))), "again": caught(state.state_dict)}
-
-
-@pytest.mark.parametrize("how", ["crash", "hang"])
-def test_survivors_of_a_dead_or_hung_rank_name_rank_and_step(how):
-    results = launch(__file__, "dies", 3, args={"how": how}, timeout=60, destroy=False)
-    named = 0
-    for r in (results[0], results[2]):
-        kind, message, seconds = r.ok().value["error"]
-        assert kind == "PeerError" and "step 6" in message, message
-        named += "rank 1" in message
-        assert seconds < 11
-        assert r.value["again"][0] == "StateError"
-    assert named >= 1
-
-
-def differs(rank, world_size):
-    odd = rank == world_size - 1
-    out = {}
-    ddp = DDP(Shaped())
-    out["codec"] = caught(lambda: commpress.register(ddp, "lowrank:3" if odd else "lowrank:2", timeout=TIMEOUT))
-    out["family"] = caught(lambda: commpress.register(ddp, "uniform:3" if odd else "lowrank:2", timeout=TIMEOUT))
-    ddp, state = wrapped("lowrank:2", timeout=TIMEOUT)
-    backward(ddp, gradients_of(rank, 0))
-    saved = state.state_dict()
-    state.close()
-    ddp, state = wrapped("lowrank:2", timeout=TIMEOUT)
-    if odd:
-        state.load_state_dict(saved)
-    out["checkpoint"] = caught(lambda: backward(ddp, gradients_of(rank, 0)))
-    state.close()
-    ddp, state = wrapped("lowrank:2", timeout=TIMEOUT, check_every=4)
-    for step in range(6):
-        out["drift"] = caught(lambda step=step: backward(ddp, gradients_of(rank, step)))
-        if out["drift"][0] != "none":
-            break
-        if rank == 0 and step == 2:
-            with torch.no_grad():
-                ddp.module.weights[5][3, 4] += 1e-6
-    out["drift step"] = step
-    state.close()
-    return out
-
-
-def test_ranks_that_differ_are_told_what_differs():
-    for r in (r.ok().value for r in launch(__file__, "differs", 2, timeout=100)):
-        for name, text in {
-            "codec": "lowrank:3",
-            "family": "uniform:3",
-            "checkpoint": "step",
-            "drift": "'weights.5'",
-        }.items():
-            assert r[name][0] == "MismatchError" and text in r[name][1], (name, r[name])
-        assert r["drift step"] == 4
-
-
-def one_rank(rank, world_size):
-    sink = MemorySink()
-    ddp, state = wrapped("lowrank:2", telemetry=sink, telemetry_every=1)
-    for step in range(3):
-        backward(ddp, gradients_of(rank, step))
-    exact = all(torch.equal(w.grad, g) for w, g in zip(ddp.module.weights, gradients_of(rank, 2), strict=True))
-    owed = max(float(x.abs().max()) for x in state._exchange.feedback.owed().values())
-    x = matrix(0)
-    commpress.all_reduce(x, "lowrank:2")
-    state.close()
-    return {
-        "exact": exact,
-        "owed": owed,
-        "plain": torch.equal(x, matrix(0)),
-        "payload": sink.records[-1]["payload_bytes"],
-    }
-
-
-def test_one_rank_keeps_its_gradient():
-    result = launch(__file__, "one_rank", 1, timeout=60)[0].ok().value
-    assert result == {"exact": True, "owed": 0.0, "plain": True, "payload": 0}
-
-
-# ---- the main job
-
-
-def main_job(rank, world_size):
-    from commpress.experiments import QUICK, MainJob, RunWriter, Settings
-
-    found = {}
-    for codec in ("fp32", "lowrank:4"):
-        job = MainJob(Settings(**{**QUICK, "codec": codec, "probes": 2, "steps": 80}), writer=RunWriter(None))
-        try:
-            found[codec] = job.run()
-        finally:
-            job.close()
-    return found
-
-
-def test_the_main_job_trains():
-    for found in (r.ok().value for r in launch(__file__, "main_job", 2, timeout=150)):
-        fp32, ours = found["fp32"], found["lowrank:4"]
-        assert ours["held_out_loss"] < ours["unigram_loss"]
-        assert ours["held_out_loss"] < fp32["held_out_loss"] + 0.05
-        assert 0 < 8 * ours["payload_bytes_per_step"] < fp32["claimed_bytes_per_step_per_rank"]
