@@ -17,7 +17,7 @@ SUMMARY = (
 _EXAMPLES = """\
 examples:
   commpress experiment bandwidth --quick                      less than five minutes
-  commpress experiment bandwidth --out reports/bandwidth      everything: less than an hour, 12 GB of memory
+  commpress experiment bandwidth --out reports/bandwidth      everything: about an hour, 15 GB of memory
   commpress experiment bandwidth --parts bucket --rates 50mbit,200mbit --ways fp32,fp16,uniform:4
   commpress experiment bandwidth --parts steps,loss --rates 100mbit --ways "fp32;fp16;bits=1;topk:0.01,values=4"
 """
@@ -49,8 +49,8 @@ def add_to(experiments: Any) -> None:
     )
     parser.add_argument("--mib", type=float, metavar="M", help="size of the one bucket in MiB of fp32 (default 25)")
     parser.add_argument("--model", choices=("base", "large"), help="2.5 or 10.8 million parameters (default large)")
-    parser.add_argument("--steps", type=int, metavar="N", help="of the runs for the loss (default 160)")
-    parser.add_argument("--budget", type=float, metavar="S", help="seconds of timing for each way and rate (default 6)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the runs for the loss (default 120)")
+    parser.add_argument("--budget", type=float, metavar="S", help="seconds of timing for each way and rate (default 4)")
     parser.add_argument("--target", type=float, metavar="F", help="loss to reach, over fp32's last (default 1.02)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything (default 0)")
     parser.set_defaults(run=run)

@@ -87,8 +87,8 @@ class Sweep:
     loss_ways: tuple[str, ...] = LOSS_WAYS
     model: str = "large"
     windows_per_rank: int = 8
-    steps: int = 160
-    budget: float = 6.0
+    steps: int = 120
+    budget: float = 4.0
     most: int = 15
     target: float = 1.02
     seed: int = 0

@@ -137,6 +137,7 @@ class LocalRounds(Way):
 class Ring(Way):
     """DDP's own all-reduce, exact or in 16 bits."""
 
+    warm_up = 1  # the second step has the rebuilt buckets already, and at 10 Mbit/s each takes a minute
     _HOOKS = {"fp16": default_hooks.fp16_compress_hook, "bf16": bfloat16_hook}
 
     def connect(self, ddp: DistributedDataParallel, *, seed: int, telemetry: Sink | None) -> None:
