@@ -8,9 +8,12 @@ TORCH    ?= torch==2.13.0
 PIP_ARGS ?=
 DEMO_DIR ?= reports/demo
 DEMO_ARGS ?=
-# Only these, one after the other. By default all: first what needs no other process, file by file in two of pytest's, then real ranks and emulated clusters, one at a time.
+# Only these, one after the other. By default all: first file by file in two of pytest's, then one at a time what counts bytes at an interface, makes links, or takes the whole machine.
 TESTS    ?=
-TESTS_WITH_RANKS := tests/distributed tests/test_cluster.py tests/test_docs.py
+TESTS_ALONE := tests/test_cluster.py tests/distributed/test_auto.py tests/distributed/test_cluster_kills.py tests/distributed/test_cluster_links.py \
+    tests/distributed/test_cluster_run.py tests/distributed/test_doctor_ranks.py tests/distributed/test_fsdp2_bars.py tests/distributed/test_hierarchical_ranks.py \
+    tests/distributed/test_integrations.py tests/distributed/test_launch.py tests/distributed/test_main_job.py tests/distributed/test_stress.py tests/distributed/test_ways.py \
+    tests/distributed/test_wire_bytes.py
 PYTEST_ARGS ?=
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
@@ -29,8 +32,8 @@ ifneq ($(TESTS),)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS) $(TESTS)
 else
 	@status=0; \
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS) --numprocesses 2 --dist loadfile tests $(TESTS_WITH_RANKS:%=--ignore=%) || status=1; \
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS) $(TESTS_WITH_RANKS) || status=1; \
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS) --numprocesses 2 --dist loadfile tests $(TESTS_ALONE:%=--ignore=%) || status=1; \
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS) $(TESTS_ALONE) || status=1; \
 	exit $$status
 endif
 

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from _runs import run_records
@@ -123,12 +124,16 @@ for _ in range(3):
     run_python(after + step + "assert state.state_dict()", tmp_path)
 
 
-def commands() -> list[str]:
+NIGHTLY = {"make bench"}  # minutes, even where it is quick
+
+
+def commands() -> list[Any]:
     found = []
     for page in PAGES:
         for block in blocks(page.read_text(), "sh"):
             found += [line.split("#")[0].strip() for line in block.splitlines()]
-    return sorted({line for line in found if line})
+    marks = {command: (pytest.mark.nightly,) for command in NIGHTLY}
+    return [pytest.param(command, marks=marks.get(command, ())) for command in sorted({line for line in found if line})]
 
 
 @pytest.mark.parametrize("command", commands())

@@ -50,7 +50,15 @@ def fails(rank, world_size, where):
     return {"error": error, "saving": saving, "again": again, "fired": len(fired)}
 
 
-@pytest.mark.parametrize("where", ["hook", "fill_left", "fill_right", "finish", "update_trackers"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "hook",
+        "fill_right",
+        "update_trackers",
+        *(pytest.param(w, marks=pytest.mark.nightly) for w in ("fill_left", "finish")),
+    ],
+)
 def test_a_failure_on_one_rank_is_an_error_on_every_rank(where):
     results = [r.ok().value for r in launch(__file__, "fails", 3, args={"where": where}, timeout=100)]
     for rank, r in enumerate(results):
