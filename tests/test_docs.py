@@ -132,7 +132,7 @@ def commands() -> list[Any]:
     for page in PAGES:
         for block in blocks(page.read_text(), "sh"):
             found += [line.split("#")[0].strip() for line in block.splitlines()]
-    marks = {command: (pytest.mark.nightly,) for command in NIGHTLY}
+    marks = dict.fromkeys(NIGHTLY, (pytest.mark.nightly,))
     return [pytest.param(command, marks=marks.get(command, ())) for command in sorted({line for line in found if line})]
 
 
