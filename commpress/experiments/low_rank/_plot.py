@@ -23,89 +23,59 @@ def plot(found: Findings, path: Path) -> None:
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1, 1.25)})
         _tracking(left, found)
         _layers(right, late, found)
+        figure.legend(
+            *right.get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=9.5, frameon=False
+        )
 
 
 def _tracking(axes: Any, found: Findings) -> None:
-    ours = found.traces[-2]
-    power = found.traces[-1]
+    ours, power = found.traces[-2:]
     for trace, colour, name in (
         (power, _POWER, "PowerSGD's iteration"),
-        (ours, _OURS, f"commpress {ours.way},\nstarts anew after the jump"),
+        (ours, _OURS, f"commpress {ours.way}: starts anew\nin the step after the jump"),
     ):
         steps = range(1, len(trace.mean))
         axes.plot(steps, trace.mean[1:], color=colour, linewidth=2, marker="o", markersize=3.5, label=name)
     jump = ours.jump
     axes.axhline(1.0, color="black", linewidth=1.6)
-    axes.annotate("best that rank 4 can do", (1, 1.0), xytext=(0, 4), textcoords="offset points", fontsize=9.5)
+    axes.annotate("best that rank 4 can do", (0.02, 1.0), xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points", fontsize=9.5)  # fmt: skip
     axes.axvline(jump, color="grey", linestyle=":", linewidth=1.2)
-    bottom = min(ours.mean[jump], power.mean[jump])
-    axes.annotate(
-        "all directions\nreplaced by others",
-        (jump, bottom),
-        xytext=(-8, 4),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9.5,
-        color="0.3",
-    )
-    after = power.mean[jump + 1]
-    axes.annotate(
-        f"one step later:\nPowerSGD {after:.2f}, commpress {ours.mean[jump + 1]:.3f}",
-        (jump + 1, after),
-        xytext=(14, -46),
-        textcoords="offset points",
-        fontsize=9.5,
-        arrowprops={"arrowstyle": "-", "color": "0.5"},
-    )
-    axes.set_ylim(min(bottom - 0.08, 0.45), 1.06)
-    axes.set_xlabel("step; the directions turn 3 degrees in each")
+    axes.annotate("here all four directions\nare replaced by others", (jump, 0.75), xytext=(-6, 0), textcoords="offset points", ha="right", fontsize=9.5, color="0.3")  # fmt: skip
+    after = f"one step after:\nPowerSGD {power.mean[jump + 1]:.2f},\ncommpress {ours.mean[jump + 1]:.3f}"
+    axes.annotate(after, (jump, 0.55), xytext=(8, 0), textcoords="offset points", fontsize=9.5, color="0.3")
+    axes.set_ylim(0.2, 1.06)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("step; the directions turn by 3 degrees in each")
     axes.set_ylabel("energy that arrives, of the best possible")
-    axes.set_title("Following a low-rank matrix that turns,\nand once jumps", fontsize=12)
+    axes.set_title("Following a low-rank matrix that turns\nslowly, and jumps once", fontsize=12)
     axes.legend(loc="lower left", fontsize=9.5, frameon=False)
     axes.grid(alpha=0.25)
 
 
 def _layers(axes: Any, late: list[LayerFound], found: Findings) -> None:
     rows: list[tuple[Any, ...]] = [
-        (f"{f.layer}  {f.rows} x {f.columns}", f.best, f.ours, f.power, f.scalar, f.limit) for f in late
+        (f"{f.layer}   {f.rows} x {f.columns}", f.best, f.ours, f.power, f.scalar, f.limit) for f in late
     ]
     noise = found.noise
-    rows.append(
-        (f"pure noise  {noise.side} x {noise.side}", noise.best, noise.captured, noise.captured, None, noise.limit)
+    rows.append((f"pure noise   {noise.side} x {noise.side}", noise.best, noise.captured, None, None, noise.limit))
+    places = list(range(len(rows)))
+    axes.barh(places, [row[1] for row in rows], color="0.88", height=0.8, label=f"best with {DIMENSION} dimensions")
+    marks = (
+        (3, "D", _POWER, 6, "PowerSGD's iteration"),
+        (2, "o", _OURS, 6, f"commpress lowrank:{DIMENSION}"),
+        (4, "x", _SCALAR, 7, "commpress ecsq, as many bits"),
+        (5, "|", "black", 14, "most for Gaussian noise, as many bits"),
     )
-    places = range(len(rows))
-    axes.barh(
-        places, [row[1] for row in rows], color="0.88", height=0.8, label=f"best possible with {DIMENSION} dimensions"
-    )
-    axes.plot(
-        [row[3] for row in rows[:-1]], list(places)[:-1], "D", color=_POWER, markersize=6, label="PowerSGD's iteration"
-    )
-    axes.plot([row[2] for row in rows], places, "o", color=_OURS, markersize=6, label=f"commpress lowrank:{DIMENSION}")
-    axes.plot(
-        [row[4] for row in rows[:-1]],
-        list(places)[:-1],
-        "x",
-        color=_SCALAR,
-        markersize=6,
-        markeredgewidth=2,
-        label="commpress ecsq, as many bits",
-    )
-    axes.plot(
-        [row[5] for row in rows],
-        places,
-        "|",
-        color="black",
-        markersize=13,
-        markeredgewidth=2,
-        label="limit for Gaussian noise, as many bits",
-    )
-    axes.set_yticks(list(places), [row[0] for row in rows], fontsize=9.5)
+    for column, marker, colour, size, label in marks:
+        here = [(row[column], place) for row, place in zip(rows, places, strict=True) if row[column] is not None]
+        x, y = zip(*here, strict=True)
+        axes.plot(x, y, marker, color=colour, markersize=size, markeredgewidth=2, label=label, clip_on=False, zorder=3)
+    axes.set_yticks(places, [row[0] for row in rows], fontsize=9.5)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("part of the gradient's energy that arrives (1 is all)")
     axes.set_title(
-        "Which layers of the main job are of low rank? (second half of training)\nRight of the black mark: worth sending as factors",
+        "Which layers of the main job are of low rank?\nBlue right of green: factors say more than a quantiser, byte for byte",
         fontsize=12,
     )
     axes.grid(alpha=0.25, axis="x")
-    axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=3, frameon=False)
