@@ -11,7 +11,7 @@ from commpress.experiments._plot import PlotError
 
 
 @contextlib.contextmanager
-def figure_to(path: Path, width: float, height: float, *, font: float = 11, dpi: int = 110) -> Iterator[Any]:
+def figure_to(path: Path, width: float, height: float, *, font: float = 11, dpi: int = 96) -> Iterator[Any]:
     """A figure of so many inches, which is written to `path` as a PNG when all went well.
 
     Raises:

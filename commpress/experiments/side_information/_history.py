@@ -14,7 +14,7 @@ from commpress.experiments.side_information._coding import statistics_from
 from commpress.hooks._prediction import Predictor
 from commpress.hooks._sums import Column
 
-PHASES = ("first tenth", "to three tenths", "to six tenths", "to the end")
+PHASES = ("0-10 %", "10-30 %", "30-60 %", "60-100 %")
 _ENDS = (0.1, 0.3, 0.6, 1.0)
 _FOLD = 10  # steps in a row that are fitted on, and as many that are tested on
 VECTORS = "norms and biases"

@@ -51,8 +51,8 @@ def _correlations(figure: Any, axes: Any, runs: list[RunFound]) -> None:
     table = np.concatenate([np.array(run.correlations) for run in runs], axis=1)
     image = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     axes.set_yticks(range(len(runs[0].layers)), runs[0].layers, fontsize=9)
-    names = [name.replace(" ", "\n", 1) for name in PHASES] * len(runs)
-    axes.set_xticks(range(len(names)), names, fontsize=8)
+    names = list(PHASES) * len(runs)
+    axes.set_xticks(range(len(names)), names, fontsize=8, rotation=30 if len(runs) > 1 else 0)
     for row, values in enumerate(table):
         for column, value in enumerate(values):
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="white" if abs(value) > 0.6 else "black")  # fmt: skip
