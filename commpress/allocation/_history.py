@@ -24,7 +24,7 @@ Law = Literal["power", "exponential", "none"]
 _FEWEST = 4  # lengths: three parameters, and one to tell the laws apart
 _EXPONENTS = (0.05, 8.0)
 _DECAYS = (0.01, 8.0)  # 1 / tau
-_GRID = 400
+_GRID = 80
 _LARGEST = 1 << 20
 
 

@@ -126,11 +126,11 @@ def _rounds(axes: Any, found: Findings) -> None:
         (BOUNDS[2], 1.0, bounds(trial, 1.0)[BOUNDS[2]], (8, 2), "left"),
     ):
         axes.annotate(f"bound: {name}", (x, level), xytext=place, textcoords="offset points", fontsize=9.5, ha=align, color="0.25")  # fmt: skip
-    for name, (_, colour, marker) in GROUPS.items():
-        mine = sorted((p for p in found.rounds if group_of(p.codec) == name), key=lambda p: p.bits)
+    for group, (_, colour, marker) in GROUPS.items():
+        mine = sorted((p for p in found.rounds if group_of(p.codec) == group), key=lambda p: p.bits)
         if mine:
-            x, y = [p.bits / p.d for p in mine], [p.rounds for p in mine]
-            axes.plot(x, y, marker=marker, color=colour, markersize=6.5, linewidth=1.5)
+            at, rounds = [p.bits / p.d for p in mine], [p.rounds for p in mine]
+            axes.plot(at, rounds, marker=marker, color=colour, markersize=6.5, linewidth=1.5)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(1.0, 1.6 * max(p.rounds for p in found.rounds))

@@ -206,5 +206,7 @@ class PowerIteration:
 
 
 def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
-    basis: torch.Tensor = torch.linalg.qr(columns)[0]
-    return basis
+    """Gram-Schmidt: the signs are those of the columns, so that what has turned a little does not turn about."""
+    basis, upper = torch.linalg.qr(columns)
+    signed: torch.Tensor = basis * upper.diagonal().sign()
+    return signed
