@@ -81,8 +81,9 @@ def history_window(errors: Sequence[float], *, eps: float) -> History:
         law, needed = "power", (best.scale / eps) ** (1 / alpha) if best.scale > 0 else 1.0
     else:
         law, needed = "exponential", math.log(best.scale / eps) / decay if best.scale > 0 else 1.0
-    # Rounded up, but not for the last bits of a power.
-    return History(law, int(min(_LARGEST, max(1, math.ceil(needed - 1e-9)))), best.floor, **known)
+    # Rounded up, but not for the last percent: no fit is better than that.
+    window = int(min(_LARGEST, max(1, math.ceil(0.99 * needed))))
+    return History(law, window, best.floor, **known)
 
 
 @dataclasses.dataclass(frozen=True)

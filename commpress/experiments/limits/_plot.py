@@ -89,17 +89,17 @@ def _reference(axes: Any, found: Findings) -> None:
 
 def _label(axes: Any, found: Findings) -> None:
     """Names beside the curves of the first panel, and beside the best scalar quantiser's."""
-    axes.annotate("best possible code\nthat rounds each\nnumber by itself", (0.036, found.optimum.eta(0.036)), xytext=(-4, -66), textcoords="offset points", fontsize=9.5, ha="left", arrowprops={"arrowstyle": "-", "color": "0.5"})  # fmt: skip
+    axes.annotate("best possible code that\nrounds each number by itself", (0.036, found.optimum.eta(0.036)), xytext=(-34, 9), textcoords="offset points", fontsize=9)  # fmt: skip
     here = found.of(GAUSSIAN)
     for family, place in (
-        ("bitshift", (0, 9)),
+        ("bitshift", (-4, -16)),
         ("trellis", (6, -13)),
         ("ecsq", (8, -13)),
         ("hadamard+lloyd", (0, -16)),
     ):
         mine = [m for m in here if m.spec.split(",")[0].partition(":")[0] == family]
         if mine:
-            first = min(mine, key=lambda m: (m.bits, -m.eta))
+            first = min(mine, key=lambda m: (round(m.bits, 2), m.eta))
             axes.annotate(family, (first.bits, first.eta), xytext=place, textcoords="offset points", fontsize=10, color=GROUPS[group_of(first.spec)][1])  # fmt: skip
 
 

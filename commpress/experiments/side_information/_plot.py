@@ -37,11 +37,20 @@ def _savings(axes: Any, found: Findings) -> None:
     axes.plot(x, [c.residual_saving for c in points], "o", color=_COLOURS[1], markersize=6.5)
     axes.plot(x, [c.modulo_saving for c in points], "-^", color=_COLOURS[2], markersize=5.5, linewidth=1.4)
     axes.axhline(0.0, color="grey", linewidth=1)
-    axes.annotate("the most that theory allows", (0.8, saving(0.8)), xytext=(-14, 34), textcoords="offset points", ha="right", fontsize=10, arrowprops={"arrowstyle": "-", "color": "0.5"})  # fmt: skip
-    axes.annotate("sender and receiver know it:\ncode the difference", (0.5, saving(0.5)), xytext=(-4, 26), textcoords="offset points", ha="center", fontsize=10, color=_COLOURS[1], arrowprops={"arrowstyle": "-", "color": "0.5"})  # fmt: skip
-    axes.annotate(f"only the receiver knows it:\nmodulo:{BITS}; pays from {found.crossings[BITS]:.2f} on", (0.5, -0.27), xytext=(-4, -34), textcoords="offset points", ha="center", fontsize=10, color=_COLOURS[2])  # fmt: skip
+    line = {"arrowstyle": "-", "color": "0.6"}
+    for text, at, place, colour in (
+        ("the most that theory allows", (0.96, saving(0.96)), (0.04, 2.3), "black"),
+        ("sender and receiver know it:\ncode the difference", (0.85, saving(0.85)), (0.04, 1.25), _COLOURS[1]),
+        (
+            f"only the receiver knows it:\nmodulo:{BITS}, pays from {found.crossings[BITS]:.2f} on",
+            (0.6, -0.24),
+            (0.3, -0.85),
+            _COLOURS[2],
+        ),
+    ):
+        axes.annotate(text, at, xytext=place, fontsize=10, color=colour, arrowprops=line)
     axes.set_ylim(-1.0, 3.1)
-    axes.set_xlabel("how alike: correlation of what is sent with what is known")
+    axes.set_xlabel("correlation of what is sent and what is known")
     axes.set_ylabel("bits saved per coordinate")
     axes.set_title("What is it worth to know\nsomething similar already?", fontsize=12)
     axes.grid(alpha=0.25)
@@ -83,8 +92,8 @@ def _decays(axes: Any, decays: list[Decay]) -> None:
     axes.set_xscale("log")
     plain_log(axes.xaxis)
     axes.set_ylim(0.66, 1.14)
-    axes.set_xlabel("steps of history that the prediction is made from")
+    axes.set_xlabel("steps of history that are used")
     axes.set_ylabel("part of the energy that is left to send")
     axes.set_title("Does a longer memory help\nto foretell the gradient?", fontsize=12)
-    axes.legend(fontsize=8.5, loc="upper right", frameon=False)
+    axes.legend(fontsize=8, loc="upper right", frameon=False, handlelength=1.6)
     axes.grid(alpha=0.25)
