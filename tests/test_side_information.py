@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from commpress.allocation import history_window
 from commpress.cli import main
 from commpress.errors import SpecError
 from commpress.experiments import MainJob, RunWriter, Settings, process_group
@@ -25,6 +27,7 @@ from commpress.experiments.side_information._history import (
     moving_average,
     sequence_errors,
 )
+from commpress.experiments.side_information._runs import CORRELATIONS, CROSSINGS, TOLERANCES, Coded, Decay, Findings
 
 TINY = Shape(width=32, layers=1, heads=2, context=16)
 
@@ -136,6 +139,27 @@ def test_products_of_a_recorded_run() -> None:
     assert not seen.products[1, :, 2:].any(), "there is no step before the first"
     assert seen.shares().sum() == pytest.approx(1.0)
     assert (seen.local + 1e-12 >= seen.products[:, :, 0]).all(), "a mean has no more energy than its terms"
+
+
+def findings(residual_error: float) -> Findings:
+    w = np.arange(1, 9)
+    coded = [Coded(rho, 0.1175, 0.1175 * (1 - rho * rho), 0.0484) for rho in CORRELATIONS]
+    coded[2] = Coded(0.9, 0.1175, residual_error, 0.0484)
+    errors = {"long": 0.7 + 0.1 / w, "short": 0.7 + 0.1 * np.exp(2 * math.log(0.6) * w)}
+    decays = [
+        Decay(n, e.tolist(), history_window(e.tolist(), eps=0.01), [1] * len(TOLERANCES)) for n, e in errors.items()
+    ]
+    return Findings(coded, coded, dict(CROSSINGS), decays, [])
+
+
+def test_what_must_hold_has_teeth() -> None:
+    good = findings(0.0223)
+    assert all(check.passed for check in good.checks())
+    assert json.dumps(good.records()) and "modulo:b" in good.table()
+    failed = [check.what for check in findings(0.0236).checks() if not check.passed]
+    assert failed == ["bits saved by the residual code, rho = 0.9", "residual code, rho = .9, 2 bits: D"]
+    swapped = dataclasses.replace(good, decays=good.decays[::-1])
+    assert sum(not check.passed for check in swapped.checks()) >= 3, "the laws are not told apart by their names"
 
 
 def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
