@@ -23,7 +23,7 @@ def add_to(experiments: Any) -> None:
         NAME,
         help=SUMMARY,
         description=f"Measures {SUMMARY}. It writes table.txt, results.jsonl and low-rank.png; the exit status is 1 if a "
-        "figure is not what theory says. The full one takes about 3 minutes on one idle core.",
+        "figure is not what theory says. The full one takes about 5 minutes on one idle core.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
