@@ -9,6 +9,7 @@ from commpress.experiments._figure import figure_to
 from commpress.experiments._plot import _COLOURS
 from commpress.experiments.low_rank._runs import DIMENSION, PHASES, Findings, LayerFound
 
+_AROUND = 12.5  # steps before and after the jump that are shown
 _OURS, _POWER, _SCALAR = _COLOURS[1], _COLOURS[2], _COLOURS[3]
 
 
@@ -40,10 +41,11 @@ def _tracking(axes: Any, found: Findings) -> None:
     axes.axhline(1.0, color="black", linewidth=1.6)
     axes.annotate("best that rank 4 can do", (0.02, 1.0), xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points", fontsize=9.5)  # fmt: skip
     axes.axvline(jump, color="grey", linestyle=":", linewidth=1.2)
-    axes.annotate("here all four directions\nare replaced by others", (jump, 0.75), xytext=(-6, 0), textcoords="offset points", ha="right", fontsize=9.5, color="0.3")  # fmt: skip
+    axes.annotate("here all four directions\nare replaced by others", (jump, 0.75), xytext=(-22, 0), textcoords="offset points", ha="right", fontsize=9.5, color="0.3")  # fmt: skip
     after = f"one step after:\nPowerSGD {power.mean[jump + 1]:.2f},\ncommpress {ours.mean[jump + 1]:.3f}"
-    axes.annotate(after, (jump, 0.55), xytext=(8, 0), textcoords="offset points", fontsize=9.5, color="0.3")
+    axes.annotate(after, (jump, 0.55), xytext=(26, 0), textcoords="offset points", fontsize=9.5, color="0.3")
     axes.set_ylim(0.2, 1.06)
+    axes.set_xlim(max(0.5, jump - _AROUND), min(len(ours.mean), jump + _AROUND))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step; the directions turn by 3 degrees in each")
     axes.set_ylabel("energy that arrives, of the best possible")
