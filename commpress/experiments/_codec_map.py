@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +100,7 @@ def recorded_gradient(seed: int = 0, *, steps: int = _RECORDED_STEPS, shape: Sha
 
 
 def measure(spec: str | Codec, source: str, x: torch.Tensor, *, keys: int = 8, rounds: int = 5) -> Measured:
-    """Measures one codec on one input, a flat fp32 tensor. On one thread if torch was told so."""
+    """Measures one codec on one input, a flat fp32 tensor. On one thread if torch was told so. With no `rounds` nothing is timed, and speeds are NaN."""
     codec = make_codec(spec)
     y, total, error = torch.empty_like(x), torch.zeros_like(x, dtype=torch.float64), 0.0
     wide = x.double()
@@ -138,13 +139,13 @@ def measure(spec: str | Codec, source: str, x: torch.Tensor, *, keys: int = 8, r
 def _times(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median seconds, taken in turn."""
     found: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + 1 if rounds else 0):
         for name, work in works.items():
             start = time.perf_counter()
             work()
             if turn:
                 found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+    return {name: statistics.median(seconds) if seconds else math.nan for name, seconds in found.items()}
 
 
 def pareto(found: Sequence[Measured], link: float, ranks: int) -> list[Measured]:

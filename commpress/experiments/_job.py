@@ -39,7 +39,7 @@ from commpress.experiments._ways import LocalRounds, Way, is_peer, way
 
 _GROUP_TIMEOUT = datetime.timedelta(seconds=120)
 _EVALUATION_BATCH = 64
-_MOMENTS = (0.9, 0.95)
+MOMENTS = (0.9, 0.95)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class MainJob:
             self.ddp,
             parameter_groups(self.model, settings),
             lr=settings.learning_rate,
-            betas=_MOMENTS,
+            betas=MOMENTS,
             steps=settings.steps,
         )
         self._clock = Clock(settings.interface)
