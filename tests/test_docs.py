@@ -58,6 +58,9 @@ STAND_INS = {
     "make bench": f"{sys.executable} -m benchmarks --quick",
     "bash .ci/run": "bash -n .ci/run",
     "commpress experiment bandwidth": f"{sys.executable} -m commpress experiment bandwidth --help",
+    # run by test_mean_1bit.py and test_cosine.py
+    "commpress experiment mean-1bit --quick --seed 1": f"{sys.executable} -m commpress experiment mean-1bit --quick --help",
+    "commpress experiment cosine --quick --seed 1": f"{sys.executable} -m commpress experiment cosine --quick --help",
     "commpress experiment bandwidth --quick": f"{sys.executable} -m commpress experiment bandwidth --quick --help",
 }
 

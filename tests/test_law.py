@@ -32,7 +32,7 @@ LEVEL = {
     "__init__": 8,
 }
 # These see numbers only; they stand on the ground alone, whoever uses them.
-APART = {"telemetry", "information", "allocation", "cluster"}
+APART = {"telemetry", "information", "allocation", "estimation", "cluster"}
 USES_TELEMETRY_FROM = LEVEL["feedback"]
 NO_PROCESS_GROUPS = {
     "errors",
@@ -44,6 +44,7 @@ NO_PROCESS_GROUPS = {
     "telemetry",
     "information",
     "allocation",
+    "estimation",
     "cluster",
 }
 KERNEL_HEADERS = {".h", ".cuh", ".inc"}

@@ -5,9 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from commpress.cli import _bandwidth, _limits, _local_sgd, _low_rank, _mean_estimation, _side_information
+from commpress.cli import (
+    _bandwidth,
+    _cosine,
+    _limits,
+    _local_sgd,
+    _low_rank,
+    _mean_1bit,
+    _mean_estimation,
+    _side_information,
+)
 
-EXPERIMENTS = (_bandwidth, _limits, _local_sgd, _low_rank, _mean_estimation, _side_information)
+EXPERIMENTS = (_bandwidth, _cosine, _limits, _local_sgd, _low_rank, _mean_1bit, _mean_estimation, _side_information)
 
 _EXAMPLES = """\
 examples:

@@ -39,6 +39,7 @@ from commpress.experiments._ways import LocalRounds, Way, is_peer, way
 
 _GROUP_TIMEOUT = datetime.timedelta(seconds=120)
 _EVALUATION_BATCH = 64
+AGREEMENT_EVERY = 25  # steps between two comparisons of the ranks' gradients, in runs with telemetry
 MOMENTS = (0.9, 0.95)
 
 
@@ -73,7 +74,7 @@ class MainJob:
     Args:
         settings: what to run.
         writer: where records go (rank 0 writes; other ranks are given a writer without a file).
-        telemetry: file for the library's own telemetry; None for none.
+        telemetry: file for the library's own telemetry, named on all ranks or on none; None for none. With it the ranks' gradients are compared every `AGREEMENT_EVERY` steps.
         on_progress: called after every step.
         corpus: the text, if it was read already.
 
@@ -105,6 +106,7 @@ class MainJob:
         self.numel = sum(p.numel() for p in self.model.parameters())
         self.way = self._way()
         self.ddp = self.way.wrap(self.model)
+        self.way.agreement_every = 0 if telemetry is None else AGREEMENT_EVERY
         self.claims = ClaimedBytes(telemetry if self.rank == 0 else None)
         self.way.connect(self.ddp, seed=settings.seed, telemetry=self.claims)
         self.optimizer = self.way.optimizer(

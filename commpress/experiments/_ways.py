@@ -76,6 +76,9 @@ class Way(abc.ABC):
     warm_up: int = 2
     """Steps before one is like all that follow: DDP rebuilds its buckets after the first."""
 
+    agreement_every: int = 0
+    """Steps between two comparisons of the ranks' gradients, where a codec of this library is in use; set before :meth:`connect`."""
+
     def sync(self, ddp: DistributedDataParallel) -> contextlib.AbstractContextManager[Any]:
         """Around forward and backward."""
         return contextlib.nullcontext()
@@ -112,7 +115,8 @@ class Compressed(Way):
         self._codec, self._bits = codec, bits
 
     def connect(self, ddp: DistributedDataParallel, *, seed: int, telemetry: Sink | None) -> None:
-        self.state = register(ddp, self._codec, bits=self._bits, seed=seed, telemetry=telemetry)
+        every = self.agreement_every
+        self.state = register(ddp, self._codec, bits=self._bits, seed=seed, telemetry=telemetry, agreement_every=every)
 
 
 @final

@@ -15,8 +15,10 @@ from commpress.hooks._fsdp_state import FSDPHookState
 from commpress.hooks._local_sgd import LocalSGD
 from commpress.hooks._planner import default_family
 from commpress.hooks._state import HookState
+from commpress.hooks._worker_agreement import Agreement
 
 __all__ = [
+    "Agreement",
     "AutoPlan",
     "BucketChoice",
     "FSDPHookState",

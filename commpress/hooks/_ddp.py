@@ -65,6 +65,7 @@ def register(
     telemetry: str | os.PathLike[str] | Sink | None = None,
     telemetry_every: int = 100,
     check_every: int = 0,
+    agreement_every: int = 0,
     timeout: float | None = None,
     calibration: Calibration | None = None,
     trials: bool = True,
@@ -75,7 +76,7 @@ def register(
     """Compresses the gradient communication of a DDP or FSDP2 model. Collective: all ranks of the model's group call it alike.
 
     A DDP model gets the hook :func:`ddp_hook`, with all of :class:`HookState`. In a model that holds `fully_shard` modules each of them gets a compressed reduce-scatter and, where they are
-    asked for, an all-gather of weights and an all-reduce between replicas (docs/fsdp2.md); predict, shaping, check_every, hierarchical and "auto" are for DDP alone, and lowrank codecs too.
+    asked for, an all-gather of weights and an all-reduce between replicas (docs/fsdp2.md); predict, shaping, check_every, agreement_every, hierarchical and "auto" are for DDP alone, and lowrank codecs too.
 
     Args:
         model: DistributedDataParallel, bare or wrapped by torch.compile or Lightning Fabric; or a module that fully_shard was applied to, or to parts of it.
@@ -94,7 +95,7 @@ def register(
         SpecError: the codec's spec or an option is malformed, or the option is not for this kind of model.
         TopologyError: `hierarchical` demands what the nodes do not allow.
     """
-    given = {"predict": predict, "shaping": shaping, "check_every": check_every}
+    given = {"predict": predict, "shaping": shaping, "check_every": check_every, "agreement_every": agreement_every}
     sharded = _sharded(model)
     if sharded is not None:
         from commpress.hooks._fsdp import register_fsdp  # which needs private parts of torch
@@ -138,6 +139,7 @@ def register(
         telemetry=telemetry,
         telemetry_every=telemetry_every,
         check_every=check_every,
+        agreement_every=agreement_every,
         timeout=timeout,
         hierarchical=hierarchical,
         calibration=calibration,

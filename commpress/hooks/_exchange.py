@@ -161,6 +161,8 @@ class Exchange(Reduction):
                 codec=str(self._codec) if self._auto is None else "auto",
                 requested_rate=self._codec.bits if self._auto is None or self._planner is not None else None,
             )
+        if self.monitor is not None:
+            self.monitor.opened(number, record)
         return Step(number, len(layouts if members is None else members), record, self._end_step, members)
 
     def submit(
@@ -375,4 +377,4 @@ class Exchange(Reduction):
         self._reducer.close()
         for channel in self._channels:
             channel.close()
-        self._close_sink()
+        self._close_rest()

@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 
 from commpress.codecs import LowRankCodec
-from commpress.collectives import Asked
+from commpress.collectives import Asked, group_timeout
 from commpress.hooks._exchange import Exchange
 from commpress.hooks._low_rank import LowRankReduction
 from commpress.hooks._options import Coding
 from commpress.hooks._planner import PlanSettings
 from commpress.hooks._reduction import Reduction
+from commpress.hooks._worker_agreement import WorkerAgreement
 from commpress.telemetry import Sink
 
 
@@ -29,8 +30,10 @@ def make_reduction(
     telemetry: str | os.PathLike[str] | Sink | None,
     telemetry_every: int,
     check_every: int,
+    agreement_every: int,
+    seed: int,
 ) -> Reduction:
-    """Factors are summed, payloads exchanged. Collective; arguments and errors as in :class:`Exchange`."""
+    """Factors are summed, payloads exchanged. Collective; arguments and errors as in :class:`Exchange`, `agreement_every` and `seed` as in :class:`HookState`."""
     options: dict[str, Any] = {
         "feedback": coding.feedback,
         "timeout": timeout,
@@ -40,7 +43,27 @@ def make_reduction(
     }
     if isinstance(coding.codec, LowRankCodec):
         assert not isinstance(coding.plan, PlanSettings)
-        return LowRankReduction(coding.codec, parameters, group, identity, budget=coding.plan, **options)
+        found: Reduction = LowRankReduction(coding.codec, parameters, group, identity, budget=coding.plan, **options)
+        return _watched(found, parameters, group, timeout, agreement_every, seed)
     assert coding.plan is None or isinstance(coding.plan, PlanSettings)
     options |= {"plan": coding.plan, "shaping": coding.shaping, "auto": coding.auto, "hierarchical": hierarchical}
-    return Exchange(coding.codec, parameters, group, identity, **options)
+    found = Exchange(coding.codec, parameters, group, identity, **options)
+    return _watched(found, parameters, group, timeout, agreement_every, seed)
+
+
+def _watched(
+    reduction: Reduction,
+    parameters: dict[str, torch.Tensor],
+    group: dist.ProcessGroup,
+    timeout: float | None,
+    every: int,
+    seed: int,
+) -> Reduction:
+    """With a monitor, if there is to be one and anybody to compare with."""
+    if every and group.size() > 1:
+        near = 0 if reduction.nodes is None else reduction.nodes.per_node - 1
+        wait = timeout or group_timeout(group)
+        reduction.monitor = WorkerAgreement(
+            list(parameters), group, wait, every=every, seed=seed, sink=reduction.sink, near=near
+        )
+    return reduction

@@ -133,6 +133,8 @@ class LowRankReduction(Reduction):
             record = StepRecord(
                 step=number, rank=self.rank, world_size=self.world_size, codec=codec, requested_rate=None
             )
+        if self.monitor is not None:
+            self.monitor.opened(number, record)
         return Step(number, len(layouts if members is None else members), record, self._end_step, members)
 
     def _plan_of(self, layout: Layout) -> FactorPlan:
@@ -263,7 +265,7 @@ class LowRankReduction(Reduction):
         self._reducer.close()
         for channel in self._channels:
             channel.close()
-        self._close_sink()
+        self._close_rest()
 
 
 def _shapes(parameters: dict[str, torch.Tensor], codec: LowRankCodec) -> dict[str, MatrixShape]:

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,9 @@ from commpress.hooks import _handshake
 from commpress.hooks._auto import AutoPlan
 from commpress.hooks._step import Step
 from commpress.telemetry import FORMAT, JsonlSink, Sink, json_values
+
+if TYPE_CHECKING:
+    from commpress.hooks._worker_agreement import WorkerAgreement
 
 _log = logging.getLogger("commpress.hooks")
 
@@ -39,6 +42,7 @@ class Reduction(abc.ABC):
     Attributes:
         feedback: the residuals, or None without error feedback.
         sink: where records go, or None.
+        monitor: compares the ranks' gradients, or None.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Reduction(abc.ABC):
         self.counts = dict.fromkeys(COUNTS, 0)
         self.error: Exception | None = None
         self.feedback: ErrorFeedback | None = None
+        self.monitor: WorkerAgreement | None = None
         self._lock = threading.Lock()
         self._owns_sink = telemetry is not None and not isinstance(telemetry, Sink)
         self.sink: Sink | None = None
@@ -104,6 +109,11 @@ class Reduction(abc.ABC):
         """What ``codec="auto"`` chose, or None without it, or before the first step."""
         return None
 
+    def look(self, step: int, seen: Sequence[tuple[Layout, torch.Tensor]], *, last: bool) -> None:
+        """Lets the monitor see buckets as this rank's backward pass left them; `last`: no more will follow in this step. Raises PeerError."""
+        if self.monitor is not None:
+            self.monitor.look(step, seen, last=last)
+
     def fail(self, error: Exception) -> None:
         """Remembers the first failure of an exchange."""
         with self._lock:
@@ -130,7 +140,10 @@ class Reduction(abc.ABC):
                 json_values({"format": FORMAT, "time": time.time()} | plan_record(plan, step, self.rank, reason))
             )
 
-    def _close_sink(self) -> None:
+    def _close_rest(self) -> None:
+        """What every reduction has: the monitor, and the telemetry that came as a path."""
+        if self.monitor is not None:
+            self.monitor.close(failed=self.error is not None)
         if self._owns_sink and self.sink is not None:
             self.sink.close()
 

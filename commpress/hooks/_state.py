@@ -21,6 +21,7 @@ from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of
 from commpress.hooks._options import check_numbers, coding, identity_of, levels
 from commpress.hooks._reduction import COUNTS, Reduction
 from commpress.hooks._step import Step
+from commpress.hooks._worker_agreement import Agreement
 from commpress.telemetry import Sink
 
 
@@ -57,6 +58,8 @@ class HookState:
         telemetry: path of a JSONL file that rank 0 writes, or a :class:`commpress.telemetry.Sink`, or None.
         telemetry_every: distortion by layer is measured every so many steps (0: never); every step has its record.
         check_every: parameters are compared between the ranks every so many steps (0: never): costs a checksum.
+        agreement_every: the ranks' gradients are compared every so many steps (0: never): the cosine of every two, from 260 bytes of each rank and a pass over
+            its gradient; `agreement` has the last, telemetry all, and the log names a rank that stands out (docs/cosine.md).
         timeout: seconds that a wait for a peer may take; None means the process group's own timeout.
         hierarchical: None (default): exact sums inside each node, compressed between nodes, where the launcher started at least two
             nodes of two ranks or more, equally many on each; else flat, as always with "lowrank" and "auto". False, True, or the ranks of each
@@ -93,12 +96,14 @@ class HookState:
         telemetry: str | os.PathLike[str] | Sink | None = None,
         telemetry_every: int = 100,
         check_every: int = 0,
+        agreement_every: int = 0,
         timeout: float | None = None,
         hierarchical: Hierarchical = None,
         calibration: Calibration | None = None,
         trials: bool = True,
     ) -> None:
-        check_numbers(timeout, seed, telemetry_every=telemetry_every, check_every=check_every)
+        intervals = {"telemetry_every": telemetry_every, "check_every": check_every, "agreement_every": agreement_every}
+        check_numbers(timeout, seed, **intervals)
         self._coding = coding(
             codec, feedback, shaping, calibration, trials, bits=bits, objective=objective, every=plan_every, plan=plan,
             floor=plan_floor, predict=predict, gamma=gamma, optimizer=optimizer,
@@ -109,6 +114,7 @@ class HookState:
         self._telemetry = telemetry
         self._telemetry_every = telemetry_every
         self._check_every = check_every
+        self._agreement_every = agreement_every
         self._timeout = timeout
         self._process_group = process_group
         self._reset()
@@ -151,6 +157,11 @@ class HookState:
     def auto(self) -> AutoPlan | None:
         """What ``codec="auto"`` chose for each bucket, and why; None without it, or before the first step."""
         return None if self._exchange is None else self._exchange.auto
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How the ranks' gradients compared when they last were; None without `agreement_every`, or before."""
+        return None if self._exchange is None or self._exchange.monitor is None else self._exchange.monitor.last
 
     @property
     def feedback(self) -> bool:
@@ -211,21 +222,15 @@ class HookState:
         group = group or self._process_group or dist.group.WORLD
         assert group is not None
         identity = identity_of(self._coding, self._seed, self._check_every, group.size(), parameters)
-        identity["hierarchical"] = str(self._hierarchical)
+        identity |= {"hierarchical": str(self._hierarchical), "agreement_every": self._agreement_every}
         self._parameters = parameters
         self._names = {id(p): name for name, p in parameters.items()}
         try:
             self._exchange = make_reduction(
-                self._coding,
-                parameters,
-                group,
-                identity,
-                hierarchical=self._hierarchical,
-                timeout=self._timeout,
-                telemetry=self._telemetry,
-                telemetry_every=self._telemetry_every,
-                check_every=self._check_every,
-            )
+                self._coding, parameters, group, identity, hierarchical=self._hierarchical, timeout=self._timeout,
+                telemetry=self._telemetry, telemetry_every=self._telemetry_every, check_every=self._check_every,
+                agreement_every=self._agreement_every, seed=self._seed,
+            )  # fmt: skip
         except Exception as error:
             self._error = error
             raise
@@ -263,6 +268,8 @@ class HookState:
             self._submitted, self._waiting, self._current = [], [], None
             if self._exchange is not None and self._layouts.current and not self._layouts.fresh_process:
                 self._current = self._exchange.open_step(self._step, self._layouts.current)
+        if self._exchange is not None:
+            self._exchange.look(self._step, self._seen[-1:], last=bucket.is_last())
         future = self._submit_at_once(index, buffer)
         if future is None:
             future = torch.futures.Future()
@@ -290,6 +297,8 @@ class HookState:
         presented = tuple(layout for layout, _ in self._seen)
         if self._exchange is None:
             self.bind(self._parameters, None)
+            assert self._exchange is not None
+            self._exchange.look(self._step, self._seen, last=True)
         if self._layouts.current is None:
             self._layouts.current = presented
         if self._layouts.fresh_process:
@@ -381,6 +390,7 @@ class HookState:
             "telemetry": None if isinstance(self._telemetry, Sink) else self._telemetry,
             "telemetry_every": self._telemetry_every,
             "check_every": self._check_every,
+            "agreement_every": self._agreement_every,
             "timeout": self._timeout,
             "hierarchical": self._hierarchical,
         }

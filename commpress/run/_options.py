@@ -30,6 +30,7 @@ _NAMES = (
     "seed",
     "telemetry_every",
     "check_every",
+    "agreement_every",
     "timeout",
 )
 
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--telemetry", type=Path, metavar="FILE", help="JSON lines, one a step; a second model's go to FILE with .2")
     add("--telemetry-every", type=int, metavar="N", help="steps between two measurements of distortion")
     add("--check-every", type=int, metavar="N", help="steps between two comparisons of the ranks' parameters")
+    add("--agreement-every", type=int, metavar="N", help="steps between two comparisons of the ranks' gradients")
     add("--timeout", type=float, metavar="SECONDS", help="that a wait for another rank may take")
     add("--quiet", action="store_true", help="no summary at the end; warnings and errors are said all the same")
     add("-m", "--module", action="store_true", help="the script is the name of a module, as with python -m")

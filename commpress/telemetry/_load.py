@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from commpress.errors import CommpressError
-from commpress.telemetry._report_data import Columns, Layers, number
+from commpress.telemetry._report_data import Columns, Layers, Snapshots, matrix, mean_to_others, number
 
 _CHUNK = 1 << 20
+_MOST_STANDING_OUT = 1000
 _PRINT = 64  # bytes before the reading position that must still be there, or the file was written anew
 
 
@@ -49,6 +52,9 @@ class RunLog:
         bits, nmse: by layer, over steps; rows in the order of `layer_names`.
         last_information: the last sampled step's, as it was written, and `last_information_step`.
         last_layers: the last sampled step's layers by name: ``nmse`` and what the information says.
+        agreements: of the worker-agreement monitor, thinned out evenly when there are many: ``step``, ``cosines`` (float64, ranks x ranks, NaN where unknown).
+        agreement: by step ``mean`` and ``least``: over the ranks, of a rank's mean cosine to the others.
+        standing_out: what stood out, in order, at most the last 1000: ``step``, ``rank``, ``why``, ``cosine``, ``others``, ``norm``.
         plans: plan records: ``step``, ``objective``, ``reason``, ``budget_bytes``, ``planned_bytes``, and ``bits`` by
             layer's name.
         head: ``codec``, ``world_size``, ``numel`` as far as known.
@@ -86,6 +92,9 @@ class RunLog:
         self.last_information_step: float | None = None
         self.last_layers: dict[str, dict[str, float | None]] = {}
         self.last_layers_step: float | None = None
+        self.agreements = Snapshots()
+        self.agreement = Columns("mean", "least")
+        self.standing_out: list[dict[str, Any]] = []
         self.plans: list[dict[str, Any]] = []
         self.head: dict[str, Any] = {}
         self.unreadable = 0
@@ -96,7 +105,7 @@ class RunLog:
 
     def __bool__(self) -> bool:
         """Whether there was any record."""
-        return bool(len(self.steps) or len(self.losses) or len(self.held_out) or self.plans)
+        return bool(len(self.steps) or len(self.losses) or len(self.held_out) or len(self.agreement) or self.plans)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Takes one record of any kind."""
@@ -105,13 +114,15 @@ class RunLog:
             self._take_head(record)
         elif step is None:
             self.ignored += 1
-        elif kind in ("step", "plan") and "rank" in record:
+        elif kind in ("step", "plan", "agreement") and "rank" in record:
             if self._rank is None:
                 self._rank = record["rank"]
             if record["rank"] != self._rank:
                 self.ignored += 1
             elif kind == "plan":
                 self._plan(step, record)
+            elif kind == "agreement":
+                self._agreement(step, record)
             else:
                 self._step(step, record)
         elif kind == "step" and (loss := _loss(record)) is not None:
@@ -135,6 +146,25 @@ class RunLog:
         plan = {name: number(record.get(name)) for name in ("budget_bytes", "planned_bytes")}
         words = {name: str(record.get(name, "")) for name in ("objective", "reason")}
         self.plans.append({"step": step, **words, **plan, "bits": bits})
+
+    def _agreement(self, step: float, record: Mapping[str, Any]) -> None:
+        cosines = matrix(record.get("cosines"))
+        if cosines is None:
+            self.ignored += 1
+            return
+        self._take_head({"world_size": len(cosines)})
+        self.standing_out = [one for one in self.standing_out if one["step"] < step]
+        self.agreements.add(step, cosines)
+        to_others = mean_to_others(cosines)
+        known = to_others[np.isfinite(to_others)]
+        figures = {"mean": float(known.mean()), "least": float(known.min())} if known.size else {}
+        self.agreement.add(step, figures)
+        listed = record.get("standing_out")
+        for one in listed if isinstance(listed, list) else ():
+            if isinstance(one, dict) and number(one.get("rank")) is not None:
+                figures_of = {name: number(one.get(name)) for name in ("rank", "cosine", "others", "norm")}
+                self.standing_out.append({"step": step, "why": str(one.get("why", "")), **figures_of})
+        self.standing_out = self.standing_out[-_MOST_STANDING_OUT:]
 
     def _step(self, step: float, record: Mapping[str, Any]) -> None:
         if self.steps.last is not None and step <= self.steps.last:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from commpress.telemetry import _report_agreement as agreement
 from commpress.telemetry import _report_figures as figures
 from commpress.telemetry import _report_text as text
 from commpress.telemetry._load import LogError, RunLog, load_run
@@ -156,6 +157,14 @@ def _body(runs: Sequence[RunLog]) -> tuple[str, list[tuple[str, bytes]]]:
             )
         else:
             note("No step of this file measured distortion.")
+    for i, run in enumerate(runs):
+        if not run.agreements.kept:
+            continue
+        suffix = f"-{i + 1}" if several else ""
+        heading = f" of <code>{text.escape(run.name)}</code>" if several else ""
+        parts.append(f"<h2>Do the ranks agree?{heading}</h2>\n")
+        picture(f"agreement{suffix}", f"Cosines between the ranks' gradients, {run.name}", agreement.heat_map(run))
+        parts.append(agreement.words(run))
     parts.append("<h2>Bytes per step</h2>\n")
     if not picture("bytes", "Bytes sent in each step", figures.step_bytes(runs)):
         note("The records tell no bytes.")

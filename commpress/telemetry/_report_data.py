@@ -23,6 +23,45 @@ def number(value: Any) -> float | None:
     return x if math.isfinite(x) else None
 
 
+def matrix(value: Any) -> np.ndarray | None:
+    """A square list of lists as float64, NaN for what is no number; None if it is none of at least two rows."""
+    if not isinstance(value, list) or len(value) < 2:
+        return None
+    if any(not isinstance(row, list) or len(row) != len(value) for row in value):
+        return None
+    found = [[number(x) for x in row] for row in value]
+    return np.array([[math.nan if x is None else x for x in row] for row in found])
+
+
+def mean_to_others(cosines: np.ndarray) -> np.ndarray:
+    """Each rank's mean cosine to the others, NaN where none is known."""
+    others = np.where(np.eye(len(cosines), dtype=bool), np.nan, cosines)
+    known = np.isfinite(others)
+    counts = known.sum(1)
+    sums = np.where(known, others, 0.0).sum(1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+@final
+class Snapshots:
+    """A square array at some steps, thinned out evenly when there are too many."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[float, np.ndarray]] = []
+        self._stride = 1
+        self._seen = 0
+
+    def add(self, step: float, values: np.ndarray) -> None:
+        """Appends; this and later steps, if any, are of an earlier attempt and go. So do all if the size is another."""
+        self.kept = [(at, one) for at, one in self.kept if at < step and one.shape == values.shape]
+        if self._seen % self._stride == 0 or not self.kept:
+            self.kept.append((step, values))
+        self._seen += 1
+        if len(self.kept) > _KEPT:
+            self.kept = self.kept[::2]
+            self._stride *= 2
+
+
 @final
 class Columns:
     """Figures by step: ``steps`` (float64) and named columns of float64, NaN where a record had no such figure."""

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from commpress.errors import MissingPackageError
-from commpress.telemetry._report_data import number
+from commpress.telemetry._report_data import matrix, mean_to_others, number
 from commpress.telemetry._sink import Sink
 from commpress.telemetry._writer import Writer, WriterThread
 
@@ -26,9 +28,16 @@ _PLAN = ("budget_bytes", "planned_bytes")
 
 
 def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Tag and value of every scalar that a record of kind "step" or "plan" gives; nothing for other kinds."""
+    """Tag and value of every scalar that a record of kind "step", "plan" or "agreement" gives; nothing for other kinds."""
     kind = record.get("kind")
-    if kind == "plan":
+    if kind == "agreement":
+        cosines = matrix(record.get("cosines"))
+        known = mean_to_others(cosines) if cosines is not None else np.zeros(0)
+        known = known[np.isfinite(known)]
+        if known.size:
+            yield "agreement/mean_cosine", float(known.mean())
+            yield "agreement/least_cosine", float(known.min())
+    elif kind == "plan":
         yield from _of(record, ((f"plan/{name}", name) for name in _PLAN))
         yield from _by_layer(record, ("bits",))
     elif kind == "step":
