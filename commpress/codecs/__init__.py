@@ -52,13 +52,14 @@ from commpress.codecs._linear import LinearCodec
 from commpress.codecs._lowrank import LowRankCodec, parse_lowrank
 from commpress.codecs._modulo import FAMILY as MODULO
 from commpress.codecs._modulo import parse_modulo
+from commpress.codecs._noise import KINDS, OCTAVES, Noise
 from commpress.codecs._none import parse_none
 from commpress.codecs._quantisers import FAMILIES, parse_cast, parse_quantiser
 from commpress.codecs._sparse import parse_sparse
 from commpress.codecs._spec import Spec, parse
 from commpress.errors import SpecError
 
-__all__ = ["BLOCK", "Codec", "Key", "LayeredCodec", "LinearCodec", "LowRankCodec", "codec"]
+__all__ = ["BLOCK", "KINDS", "OCTAVES", "Codec", "Key", "LayeredCodec", "LinearCodec", "LowRankCodec", "Noise", "codec"]
 
 
 _PARSERS: dict[str, Callable[[Spec], Codec]] = {

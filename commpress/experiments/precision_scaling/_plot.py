@@ -1,0 +1,108 @@
+"""The picture of the precision-scaling experiment. Needs matplotlib (the extra `plot`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from commpress.codecs import OCTAVES
+from commpress.experiments._plot import _COLOURS, PlotError
+from commpress.experiments.precision_scaling import _theory
+from commpress.experiments.precision_scaling._kinds import KindRow
+from commpress.experiments.precision_scaling._measure import Point
+
+_SHOWN = {"float:e4m3": 1, "homomorphic:4": 2, "uniform:4": 5}
+_STYLE = {"multiplicative": (1, "o"), "additive": (2, "^"), "additive by block": (3, "D")}
+
+
+def plot_scaling(points: Sequence[Point], rows: Sequence[KindRow], path: Path) -> None:
+    """Writes a PNG of 1210 x 506 pixels: what the kinds of noise are, and what they cost a regression.
+
+    Raises:
+        PlotError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise PlotError("matplotlib is not installed; `pip install 'commpress[plot]'` gets it") from error
+    with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(11, 4.6), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.12))
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1, 1.35)})
+        _kinds_panel(left, rows)
+        _risk_panel(right, points)
+        figure.savefig(path)
+
+
+def _kinds_panel(axes: Any, rows: Sequence[KindRow]) -> None:
+    size = [0.72 * 2.0**-k for k in range(OCTAVES)]
+    for row in rows:
+        if row.spec not in _SHOWN:
+            continue
+        colour = _COLOURS[_SHOWN[row.spec]]
+        axes.plot(size, [e**0.5 for e in row.errors], color=colour, marker="o", markersize=4)
+        middle = OCTAVES // 2
+        above = row.measured != "multiplicative"
+        axes.annotate(
+            f"{row.spec}: {row.measured}",
+            (size[middle], row.errors[middle] ** 0.5),
+            xytext=(-4 if above else 6, 7 if above else -12),
+            textcoords="offset points",
+            color=colour,
+            fontsize=10,
+            ha="center" if above else "left",
+        )
+    axes.plot(size, size, color="grey", linestyle=":", linewidth=1)
+    axes.annotate(
+        "error as large as\nthe value itself", (size[-3], size[-3]), xytext=(6, -4), textcoords="offset points",
+        color="grey", fontsize=9, va="top",
+    )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xlabel("size of a value, largest of its block = 1")
+    axes.set_ylabel("typical error (root mean square)")
+    axes.set_title("Kinds of quantisation noise:\nhow the error goes with the value", fontsize=11)
+    axes.grid(alpha=0.25)
+
+
+def _risk_panel(axes: Any, points: Sequence[Point]) -> None:
+    first = {p.label: p for p in points}
+    sizes = sorted({p.size for p in points})
+    axes.plot(sizes, [_theory.risk(m) for m in sizes], color="black", linewidth=1.6)
+    notes = {
+        "multiplicative": ("floats, error in proportion: no loss to be seen", (-8, -14), "right", "top"),
+        "additive": ("one step for all: stuck, more features do not help", (-8, 7), "right", "bottom"),
+        "additive by block": ("a step for every 512 features: between", (-8, 7), "right", "bottom"),
+    }
+    shown = (10, 30, 100, 300, 1000, 3000, 10000)
+    for label, (colour, marker) in _STYLE.items():
+        mine = sorted((p for p in points if p.label == label), key=lambda p: p.size)
+        style = {"color": _COLOURS[colour]}
+        axes.plot([p.size for p in mine], [p.predicted for p in mine], linewidth=1.6, **style)
+        dots = [p for p in mine if p.size in shown]
+        axes.plot([p.size for p in dots], [p.risk for p in dots], marker=marker, linestyle="", markersize=5.5, **style)
+        text, offset, ha, va = notes[label]
+        at = next(p for p in mine if p.size == (3000 if label == "multiplicative" else 10000))
+        axes.annotate(text, (at.size, at.risk), xytext=offset, textcoords="offset points", ha=ha, va=va, fontsize=10, **style)  # fmt: skip
+    eps = first["additive"].eps
+    axes.axvline(eps**-0.5, color="grey", linestyle=":", linewidth=1)
+    axes.annotate(
+        "from here on a feature is\nsmaller than the step's error", (eps**-0.5, 0.02), xytext=(-5, 0),
+        textcoords="offset points", ha="right", va="bottom", color="grey", fontsize=9,
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = (0.02, 0.05, 0.1, 0.2, 0.5)
+    axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_yticks([], minor=True)
+    axes.set_xlabel("features kept, M (log scale)")
+    axes.set_ylabel("risk: energy of the label that is missed")
+    axes.set_title(
+        "Linear regression on quantised features (line: theory, points: measured,\nblack line: no quantisation)",
+        fontsize=11,
+    )
+    axes.grid(alpha=0.25)
