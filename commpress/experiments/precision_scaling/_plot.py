@@ -12,7 +12,12 @@ from commpress.experiments.precision_scaling import _theory
 from commpress.experiments.precision_scaling._kinds import KindRow
 from commpress.experiments.precision_scaling._measure import Point
 
-_SHOWN = {"float:e4m3": 1, "homomorphic:4": 2, "uniform:4": 5}
+# Colour, octave of the label, its offset and alignment.
+_SHOWN: dict[str, tuple[int, int, tuple[int, int], str]] = {
+    "float:e4m3": (1, 4, (8, -10), "left"),
+    "homomorphic:4": (2, 2, (0, -15), "center"),
+    "uniform:4": (5, 3, (0, 8), "center"),
+}
 _STYLE = {"multiplicative": (1, "o"), "additive": (2, "^"), "additive by block": (3, "D")}
 
 
@@ -43,23 +48,16 @@ def _kinds_panel(axes: Any, rows: Sequence[KindRow]) -> None:
     for row in rows:
         if row.spec not in _SHOWN:
             continue
-        colour = _COLOURS[_SHOWN[row.spec]]
+        colour = _COLOURS[_SHOWN[row.spec][0]]
         axes.plot(size, [e**0.5 for e in row.errors], color=colour, marker="o", markersize=4)
-        middle = OCTAVES // 2
-        above = row.measured != "multiplicative"
-        axes.annotate(
-            f"{row.spec}: {row.measured}",
-            (size[middle], row.errors[middle] ** 0.5),
-            xytext=(-4 if above else 6, 7 if above else -12),
-            textcoords="offset points",
-            color=colour,
-            fontsize=10,
-            ha="center" if above else "left",
-        )
+        at, offset, side = _SHOWN[row.spec][1:]
+        where = (size[at], row.errors[at] ** 0.5)
+        text = f"{row.spec}: {row.measured}"
+        axes.annotate(text, where, xytext=offset, textcoords="offset points", color=colour, fontsize=10, ha=side)
     axes.plot(size, size, color="grey", linestyle=":", linewidth=1)
     axes.annotate(
-        "error as large as\nthe value itself", (size[-3], size[-3]), xytext=(6, -4), textcoords="offset points",
-        color="grey", fontsize=9, va="top",
+        "error as large as\nthe value itself", (size[1], size[1]), xytext=(-6, 2), textcoords="offset points",
+        color="grey", fontsize=9, ha="right",
     )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
@@ -73,10 +71,11 @@ def _risk_panel(axes: Any, points: Sequence[Point]) -> None:
     first = {p.label: p for p in points}
     sizes = sorted({p.size for p in points})
     axes.plot(sizes, [_theory.risk(m) for m in sizes], color="black", linewidth=1.6)
-    notes = {
-        "multiplicative": ("floats, error in proportion: no loss to be seen", (-8, -14), "right", "top"),
-        "additive": ("one step for all: stuck, more features do not help", (-8, 7), "right", "bottom"),
-        "additive by block": ("a step for every 512 features: between", (-8, 7), "right", "bottom"),
+    # Where the label goes: M, offset, alignment.
+    notes: dict[str, tuple[str, int, tuple[int, int], str]] = {
+        "multiplicative": ("floats, error in proportion:\nno loss to be seen", 300, (-10, -26), "right"),
+        "additive": ("one step for all: stuck", 10000, (0, 8), "right"),
+        "additive by block": ("a step for every 512 features", 1000, (8, 8), "left"),
     }
     shown = (10, 30, 100, 300, 1000, 3000, 10000)
     for label, (colour, marker) in _STYLE.items():
@@ -85,14 +84,16 @@ def _risk_panel(axes: Any, points: Sequence[Point]) -> None:
         axes.plot([p.size for p in mine], [p.predicted for p in mine], linewidth=1.6, **style)
         dots = [p for p in mine if p.size in shown]
         axes.plot([p.size for p in dots], [p.risk for p in dots], marker=marker, linestyle="", markersize=5.5, **style)
-        text, offset, ha, va = notes[label]
-        at = next(p for p in mine if p.size == (3000 if label == "multiplicative" else 10000))
-        axes.annotate(text, (at.size, at.risk), xytext=offset, textcoords="offset points", ha=ha, va=va, fontsize=10, **style)  # fmt: skip
+        text, place, offset, side = notes[label]
+        at = next(p for p in mine if p.size == place)
+        axes.annotate(
+            text, (at.size, at.risk), xytext=offset, textcoords="offset points", ha=side, fontsize=10, **style
+        )
     eps = first["additive"].eps
     axes.axvline(eps**-0.5, color="grey", linestyle=":", linewidth=1)
     axes.annotate(
-        "from here on a feature is\nsmaller than the step's error", (eps**-0.5, 0.02), xytext=(-5, 0),
-        textcoords="offset points", ha="right", va="bottom", color="grey", fontsize=9,
+        "from here on a feature is\nsmaller than the step's error", (eps**-0.5, 0.02), xytext=(5, 0),
+        textcoords="offset points", ha="left", va="bottom", color="grey", fontsize=9,
     )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -102,7 +103,7 @@ def _risk_panel(axes: Any, points: Sequence[Point]) -> None:
     axes.set_xlabel("features kept, M (log scale)")
     axes.set_ylabel("risk: energy of the label that is missed")
     axes.set_title(
-        "Linear regression on quantised features (line: theory, points: measured,\nblack line: no quantisation)",
+        "Linear regression on quantised features\n(lines: theory, points: measured, black: no quantisation)",
         fontsize=11,
     )
     axes.grid(alpha=0.25)

@@ -58,7 +58,8 @@ def failures(points: Sequence[Point], fits: Sequence[Fit], rows: Sequence[KindRo
             target, within = (SLOPE, SLOPE_WITHIN) if label == "multiplicative" else (0.0, FLAT)
             if not abs(value - target) <= within:
                 wrong.append(f"{how} slope of {label} noise is {value:+.4f}, wanted {target:+.2f} +- {within:.2f}")
-    for one, within in [*((p, RISK_WITHIN) for p in points), *((f, FIT_WITHIN) for f in fits)]:
+    checked: list[tuple[Point | Fit, float]] = [*((p, RISK_WITHIN) for p in points), *((f, FIT_WITHIN) for f in fits)]
+    for one, within in checked:
         if not abs(one.risk / one.predicted - 1.0) <= within:
             wrong.append(
                 f"{one.quantiser} at M = {one.size}: risk {one.risk:.5f}, predicted {one.predicted:.5f}, more than {within:.0%} apart"
@@ -69,7 +70,10 @@ def failures(points: Sequence[Point], fits: Sequence[Fit], rows: Sequence[KindRo
 
 def tables(points: Sequence[Point], fits: Sequence[Fit], rows: Sequence[KindRow]) -> str:
     """Everything as text; every line ends in a newline."""
-    lines = ["Closed forms at eps = 1e-4 (in brackets: as stated)", _line("M", "no noise", "multiplicative", "additive")]
+    lines = [
+        "Closed forms at eps = 1e-4 (in brackets: as stated)",
+        _line("M", "no noise", "multiplicative", "additive"),
+    ]
     for size, found in closed_forms().items():
         cells = (f"{value:.5f} ({stated:.4f})" for value, stated in zip(found, STATED[size], strict=True))
         lines.append(_line(f"{size}", *cells))
@@ -96,7 +100,10 @@ def tables(points: Sequence[Point], fits: Sequence[Fit], rows: Sequence[KindRow]
         lines.append(
             _line(f"{f.size}", f.label, f"{f.risk:.5f}", f"{f.predicted:.5f}", f"{f.risk / f.predicted - 1:+.1%}")
         )
-    lines += ["", "Noise kinds: declared, measured, and the slope of log error over log square (0 additive, 1 multiplicative)"]
+    lines += [
+        "",
+        "Noise kinds: declared, measured, and the slope of log error over log square (0 additive, 1 multiplicative)",
+    ]
     for r in rows:
         fitted = "-" if r.slope is None else f"{r.slope:.2f}"
         lines.append(f"{r.spec:>24}  {r.declared:<15} {r.measured:<15} {fitted:>6}")
@@ -109,7 +116,8 @@ def records(points: Sequence[Point], fits: Sequence[Fit], rows: Sequence[KindRow
         {"kind": "closed-form", "eps": _theory.EPS, "size": size, "full": a, "multiplicative": b, "additive": c}
         for size, (a, b, c) in closed_forms().items()
     ]
-    return [*forms, *(one.record() for one in (*points, *fits, *rows))]
+    measured: list[Point | Fit | KindRow] = [*points, *fits, *rows]
+    return [*forms, *(one.record() for one in measured)]
 
 
 def _line(first: str, *cells: str, width: int = 18) -> str:
