@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from commpress.cli import _bandwidth, _local_sgd, _mean_estimation, _precision_scaling
+from commpress.cli import _bandwidth, _local_sgd, _mean_estimation, _optimizer_precision, _precision_scaling
 
-EXPERIMENTS = (_bandwidth, _local_sgd, _mean_estimation, _precision_scaling)
+EXPERIMENTS = (_bandwidth, _local_sgd, _mean_estimation, _optimizer_precision, _precision_scaling)
 
 _EXAMPLES = """\
 examples:
