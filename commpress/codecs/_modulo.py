@@ -64,7 +64,7 @@ class ModuloCodec(Codec):
 
     @property
     def noise(self) -> Noise:
-        return "additive"  # where the difference from the side information is even
+        return "mixed"  # a part of the difference from the side information stays, whatever that is
 
     def passes_on(self, world_size: int) -> bool:
         return False  # a sum of wrapped values would need another's side information

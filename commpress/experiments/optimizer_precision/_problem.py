@@ -1,6 +1,6 @@
 """Adam and Muon on a smooth non-convex problem, with every mantissa, place and kind of rounding in one array.
 
-Robust regression of a matrix W of 8 x 8, ``f(W) = 1/2 sum r^2 / (1 + r^2)`` with ``r = A W - B`` (Geman and McClure's loss, whose curvature changes its sign at r^2 = 1/3; W begins beyond
+Robust regression of a matrix W of 4 x 8, ``f(W) = 1/2 sum r^2 / (1 + r^2)`` with ``r = A W - B`` (Geman and McClure's loss, whose curvature changes its sign at r^2 = 1/3; W begins beyond
 that in part of its coordinates). The gradient gets normal noise, so that the moments have something to average. Learning rates go with T^(-1/2), as in the theory: a longer run asks for more.
 
 The step is that of torch's own Adam and Muon (tests/test_optimizer_precision.py compares them), Muon's orthogonalisation in float32 where torch has bfloat16.
@@ -19,7 +19,7 @@ from commpress.errors import SpecError
 from commpress.experiments.optimizer_precision._average import MANTISSAS
 from commpress.experiments.optimizer_precision._rounding import F32, masks, round_nearest, round_stochastic
 
-SIZE = 8
+ROWS, COLUMNS = 4, 8
 NOISE = 0.1
 BETA1, BETA2, MOMENTUM = 0.9, 0.999, 0.95
 RATES = {"adam": 0.5, "muon": 0.5}  # times T^(-1/2)
@@ -62,27 +62,27 @@ def horizons(*, quick: bool) -> tuple[int, ...]:
 
 def copies(horizon: int, *, quick: bool) -> int:
     """Independent repetitions: short runs look at their gradient for a short time."""
-    return max(1, min(4, (6000 if quick else 40000) // horizon))
+    return max(1, min(4, (8000 if quick else 40000) // horizon))
 
 
 def problem(seed: int) -> tuple[F32, F32, F32]:
     """A, B and the start."""
     generator = np.random.default_rng(seed)
-    left, right = (np.linalg.qr(generator.standard_normal((SIZE, SIZE)))[0] for _ in range(2))
-    a = (left * np.geomspace(1.0, 0.5, SIZE)) @ right
-    best = generator.standard_normal((SIZE, SIZE))
-    start = best + 0.7 * generator.standard_normal((SIZE, SIZE))
+    left, right = (np.linalg.qr(generator.standard_normal((ROWS, ROWS)))[0] for _ in range(2))
+    a = (left * np.geomspace(1.0, 0.5, ROWS)) @ right
+    best = generator.standard_normal((ROWS, COLUMNS))
+    start = best + 0.7 * generator.standard_normal((ROWS, COLUMNS))
     return a.astype(np.float32), (a @ best).astype(np.float32), start.astype(np.float32)
 
 
 def gradient(w: F32, a: F32, b: F32) -> F32:
-    """Of every matrix of w, (rows, 8, 8)."""
-    r = np.matmul(a, w) - b
-    return np.matmul(a.T, r / np.square(1.0 + np.square(r)))
+    """Of every matrix of w, (4, 8, runs)."""
+    r = (a @ w.reshape(ROWS, -1)).reshape(w.shape) - b[:, :, None]
+    return (a.T @ (r / np.square(1.0 + np.square(r))).reshape(ROWS, -1)).reshape(w.shape)
 
 
 class _Rounder:
-    """Knows which rows are rounded where."""
+    """Knows which runs are rounded where."""
 
     def __init__(self, places: tuple[str, ...], repeats: int, seed: int) -> None:
         self._generator = np.random.default_rng([seed, 2])
@@ -102,21 +102,21 @@ class _Rounder:
                     self._slices[here].append((rows, rounding))
 
     def round(self, x: F32, place: str) -> None:
-        """In place, the rows that have it."""
+        """In place, the runs that have it."""
         for rows, rounding in self._slices[place]:
             if rounding == "stochastic":
-                round_stochastic(x[rows], self._mask, self._generator)
+                round_stochastic(x[:, :, rows], self._mask, self._generator)
             else:
-                round_nearest(x[rows], self._shift, self._mask)
+                round_nearest(x[:, :, rows], self._shift, self._mask)
 
 
 def orthogonalise(x: F32) -> F32:
-    """Newton and Schulz's iteration with Muon's coefficients, of each matrix."""
+    """Newton and Schulz's iteration with Muon's coefficients, of each matrix of x, (4, 8, runs)."""
     a, b, c = (np.float32(v) for v in _COEFFICIENTS)
-    x = x / np.maximum(np.sqrt(np.square(x).sum((1, 2), keepdims=True)), np.float32(1e-7))
+    x = x / np.maximum(np.sqrt(np.square(x).sum((0, 1))), np.float32(1e-7))
     for _ in range(5):
-        gram = np.matmul(x, x.transpose(0, 2, 1))
-        x = a * x + np.matmul(b * gram + c * np.matmul(gram, gram), x)
+        gram = np.einsum("ikr,jkr->ijr", x, x)
+        x = a * x + np.einsum("ijr,jkr->ikr", b * gram + c * np.einsum("ijr,jkr->ikr", gram, gram), x)
     return x
 
 
@@ -134,7 +134,7 @@ def run(
 
     Args:
         repeats: copies with noise of their own. noise: standard deviation of a gradient's coordinate.
-        on_step: called now and then with the steps done. weights: gets the float32 copies' weights after every step, (repeats, 8, 8).
+        on_step: called now and then with the steps done. weights: gets the float32 copies' weights after every step, (4, 8, repeats).
 
     Raises:
         SpecError: there is no such optimizer, or no step.
@@ -147,7 +147,7 @@ def run(
     rounder = _Rounder(places, repeats, seed)
     noises = np.random.default_rng([seed, 1])
     a, b, start = problem(seed)
-    w = np.broadcast_to(start, (rounder.rows, SIZE, SIZE)).copy()
+    w = np.repeat(start[:, :, None], rounder.rows, axis=2)
     first, second = np.zeros_like(w), np.zeros_like(w)
     rate = RATES[optimizer] * horizon**-0.5
     squares, looked = np.zeros(rounder.rows), 0
@@ -155,11 +155,11 @@ def run(
     for step in range(1, horizon + 1):
         g = gradient(w, a, b)
         if step > tail:
-            squares += np.square(g).sum((1, 2), dtype=np.float64)
+            squares += np.square(g).sum((0, 1), dtype=np.float64)
             looked += 1
-        # The copies' noise, the same for all mantissas: row i of every group is copy i modulo `repeats`.
-        xi = np.float32(noise) * noises.standard_normal((1, repeats, SIZE, SIZE), dtype=np.float32)
-        g = (g.reshape(-1, repeats, SIZE, SIZE) + xi).reshape(w.shape)
+        # The copies' noise, the same for all mantissas: run i of every group is copy i modulo `repeats`.
+        xi = np.float32(noise) * noises.standard_normal((ROWS, COLUMNS, 1, repeats), dtype=np.float32)
+        g = (g.reshape(ROWS, COLUMNS, -1, repeats) + xi).reshape(w.shape)
         rounder.round(g, "gradient")
         if optimizer == "adam":
             first += np.float32(1 - BETA1) * (g - first)
@@ -175,7 +175,7 @@ def run(
             w -= np.float32(rate) * orthogonalise(first)
         rounder.round(w, "weights")
         if weights is not None:
-            weights.append(w[:repeats].copy())
+            weights.append(w[:, :, :repeats].copy())
         if on_step is not None and step % _TOLD == 0:
             on_step(step)
     norms = np.sqrt((squares / looked).reshape(-1, repeats).mean(1))

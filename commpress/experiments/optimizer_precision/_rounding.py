@@ -1,4 +1,4 @@
-"""Rounding of many rows of an array at once, each to a mantissa of its own: what `float:e8mY` does, row by row."""
+"""Rounding of many numbers at once, each to a mantissa of its own that the last index of the array decides: what `float:e8mY` does."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ I32 = npt.NDArray[np.int32]
 
 
 def masks(mantissas: I32) -> tuple[I32, I32]:
-    """(bits that go, their mask) for each row of a three-dimensional array. 23 bits of mantissa are float32's own."""
-    shift = (23 - mantissas.astype(np.int32))[:, None, None]
+    """(bits that go, their mask) for the last index of an array."""
+    shift = 23 - mantissas.astype(np.int32)
     return shift, ((1 << shift) - 1).astype(np.int32)
 
 
 def round_nearest(x: F32, shift: I32, mask: I32) -> None:
-    """In place, ties to even; rows must lose at least one bit. Values beyond the largest finite one are not expected."""
+    """In place, ties to even; every mantissa must be below float32's. Values beyond the largest finite one are not expected."""
     bits = x.view(np.int32)
     bits += (mask >> 1) + ((bits >> shift) & 1)
     bits &= ~mask

@@ -12,7 +12,7 @@ from commpress.experiments.optimizer_precision._trainings import Training
 
 LEAST_R2 = 0.9
 MORE_BITS = 4
-STUCK, TRACKS, FINE = 0.05, 0.01, 0.05
+STUCK, TRACKS, FINE = 0.05, 0.015, 0.05
 _LOOK = 3000
 
 
@@ -126,6 +126,3 @@ def records(*parts: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _row(first: str, *cells: str, width: int = 12) -> str:
     return f"{first:>10}" + "".join(f"{cell:>{width if i == 0 else 14}}" for i, cell in enumerate(cells))
-
-
-PLACE_NAMES = {optimizer: places[:-1] for optimizer, places in PLACES.items()}
