@@ -33,6 +33,9 @@
 | ``homomorphic:b`` | yes | b whole bits on a grid that all ranks agree on, with subtractive dither (``rounding=stochastic``: without); an all-reduce adds the codes and never quantises a sum |
 | ``modulo:b,rho=r`` | no | the lowest b whole bits of a dithered rounding, for a receiver with side information of correlation r |
 
+``codec.noise`` says how the error goes with a coordinate's size: "multiplicative" for ``cast``, ``float`` of four and more bits of exponent, ``mxfp8``, ``natural`` and ``randk``; "additive" behind a rotation or with
+a dither, and for ``int8`` and ``uniform`` of 6 bits and more; "mixed" for the rest (README has the table).
+
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
 
