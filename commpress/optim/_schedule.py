@@ -11,6 +11,7 @@ from commpress.errors import SpecError
 
 _MOST = 23
 _ROUNDING = 0.077  # mean of (error / value)^2 of stochastic rounding at no bits of mantissa, over values spread evenly in their logarithm: (1/6) 2 ln 2 / 3
+_SMALL = 0.36  # half the mean of unit in the last place over value, at no bits of mantissa: 1 / (4 ln 2)
 
 
 def mantissa_for_nearest(beta: float) -> int:
@@ -27,9 +28,11 @@ def mantissa_for_nearest(beta: float) -> int:
 
 
 def mantissa_for_stochastic(beta: float, tolerance: float = 0.1) -> int:
-    """Fewest bits of mantissa with which the same average, rounded stochastically, strays from itself by at most `tolerance` (relative, root mean square).
+    """Fewest bits of mantissa with which the same average, rounded stochastically, strays from the exact one by at most `tolerance` (relative, root mean square).
 
-    Rounding adds a relative variance of about ``0.077 * 4^-m`` a step, of which the average remembers ``1 / (1 - beta^2)`` steps.
+    For inputs that differ from the average by about its own size. Rounding a change of (1 - beta) v then has a variance of at most one unit in the last place times that change, and of a
+    sixth of the unit's square where changes are larger than it; the average remembers ``1 / (1 - beta^2)`` steps of it. Its relative variance is so about the smaller of ``0.36 * 2^-m``,
+    whatever beta, and ``0.077 * 4^-m / (1 - beta^2)``.
 
     Raises:
         SpecError: beta is not in [0, 1), or the tolerance is not positive.
@@ -37,7 +40,9 @@ def mantissa_for_stochastic(beta: float, tolerance: float = 0.1) -> int:
     _check_beta(beta)
     if not tolerance > 0:
         raise SpecError(f"tolerance must be positive, got {tolerance}")
-    return max(0, math.ceil(0.5 * math.log2(_ROUNDING / ((1.0 - beta * beta) * tolerance * tolerance))))
+    small = math.log2(_SMALL / tolerance**2)
+    large = 0.5 * math.log2(_ROUNDING / ((1.0 - beta * beta) * tolerance**2))
+    return max(0, math.ceil(min(small, large)))
 
 
 def _check_beta(beta: float) -> None:
