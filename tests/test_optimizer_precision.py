@@ -14,8 +14,8 @@ from commpress.codecs import codec
 from commpress.errors import SpecError
 from commpress.experiments.optimizer_precision import _problem
 from commpress.experiments.optimizer_precision._average import MANTISSAS, averages, tracks
-from commpress.experiments.optimizer_precision._needs import Need, growths, line, needs
-from commpress.experiments.optimizer_precision._problem import NOISE, PLACES, RATES, Run, gradient, problem, run
+from commpress.experiments.optimizer_precision._needs import GROWING, Need, growths, line, needs
+from commpress.experiments.optimizer_precision._problem import NOISE, PLACES, Run, gradient, problem, rate_of, run
 from commpress.experiments.optimizer_precision._rounding import masks, round_nearest, round_stochastic
 from commpress.experiments.optimizer_precision._tables import failures, looked, sensitive
 
@@ -77,7 +77,7 @@ def test_steps_are_torchs(optimizer):
     run(optimizer, horizon, weights=found, seed=4)
     a, b, start = problem(4)
     w = torch.nn.Parameter(torch.from_numpy(start.copy()))
-    rate = RATES[optimizer] * horizon**-0.5
+    rate = rate_of(optimizer, horizon)
     if optimizer == "adam":
         theirs = torch.optim.Adam([w], lr=rate, betas=(0.9, 0.999), eps=1e-8)
     else:
@@ -137,12 +137,13 @@ def test_bars_have_teeth():
         for optimizer, places in PLACES.items():
             for place in places:
                 at = {"second moment": 8.5, "momentum": 1.5}.get(place)
-                rule = (lambda t: 0.5 * math.log2(t)) if place == "all" else (lambda t, at=at: at or 3.5)
+                grows = (rounding, place) in GROWING
+                rule = (lambda t: 0.5 * math.log2(t)) if grows else (lambda t, at=at: at or 3.5)
                 good += made(optimizer, place, rounding, rule)
     found, exact = needs(good), (averages(), tracks(quick=True))
     assert failures(*exact, found, growths(found), quick=False) == []
     assert sensitive(found) == (9, 2)
-    flat = [dataclasses.replace(n, mantissa=7, crossing=7.0) if n.place == "all" else n for n in found]
+    flat = [dataclasses.replace(n, mantissa=7, crossing=7.0) if (n.rounding, n.place) in GROWING else n for n in found]
     assert len(failures(*exact, flat, growths(flat), quick=False)) == 4
     close = [dataclasses.replace(n, mantissa=6) if n.place == "momentum" else n for n in found]
     assert "fewer than 4 apart" in failures(*exact, close, growths(close), quick=False)[0]

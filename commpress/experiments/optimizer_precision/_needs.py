@@ -13,6 +13,8 @@ from commpress.experiments.optimizer_precision._problem import Run
 
 WITHIN = 0.1
 _LEAST = 1e-3
+GROWING = (("stochastic", "all"), ("nearest", "weights"))
+"""What grows with the horizon. (To nearest, Adam's second moment needs its constant number of bits from the first, and hides the rest.)"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 
 from commpress.experiments._plot import _COLOURS, PlotError
 from commpress.experiments.optimizer_precision._average import MANTISSAS, Track
-from commpress.experiments.optimizer_precision._needs import Need, line
+from commpress.experiments.optimizer_precision._needs import GROWING, Need, line
 from commpress.experiments.optimizer_precision._problem import PLACES
 
 _NAMES = {"adam": "Adam", "muon": "Muon"}
+_HOW = {"nearest": "to nearest", "stochastic": "stochastically"}
 
 
 def plot_precision(tracks: Sequence[Track], needs: Sequence[Need], path: Path) -> None:
@@ -60,14 +61,11 @@ def _tracks_panel(axes: Any, tracks: Sequence[Track]) -> None:
 
 
 def _growth_panel(axes: Any, needs: Sequence[Need]) -> None:
-    for optimizer, rounding, colour, marker in (
-        ("adam", "nearest", 2, "s"),
-        ("muon", "nearest", 5, "D"),
-        ("adam", "stochastic", 1, "o"),
-        ("muon", "stochastic", 3, "^"),
-    ):
+    looks = {"nearest": ((2, "s"), (5, "D")), "stochastic": ((1, "o"), (3, "^"))}
+    for (rounding, place), optimizer in ((g, o) for g in GROWING[::-1] for o in PLACES):
+        colour, marker = looks[rounding][list(PLACES).index(optimizer)]
         mine = sorted(
-            (n for n in needs if (n.optimizer, n.rounding, n.place) == (optimizer, rounding, "all")),
+            (n for n in needs if (n.optimizer, n.rounding, n.place) == (optimizer, rounding, place)),
             key=lambda n: n.horizon,
         )
         slope, intercept, _ = line([math.log2(n.horizon) for n in mine], [n.crossing for n in mine])
@@ -77,7 +75,7 @@ def _growth_panel(axes: Any, needs: Sequence[Need]) -> None:
         axes.plot(
             x,
             [slope * math.log2(v) + intercept for v in x],
-            label=f"{_NAMES[optimizer]}, {rounding}: {slope:+.2f} bits per doubling",
+            label=f"{_NAMES[optimizer]}, {place if place == 'weights' else 'everything'} {_HOW[rounding]}: {slope:+.2f} per doubling",
             linestyle="-" if optimizer == "adam" else "--",
             **style,
         )
@@ -87,9 +85,7 @@ def _growth_panel(axes: Any, needs: Sequence[Need]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("steps of the run, T (log scale)")
     axes.set_ylabel("needed bits of mantissa")
-    axes.set_title(
-        "Everything rounded: bits needed to end within\n10 % of float32, against the length of the run", fontsize=11
-    )
+    axes.set_title("Longer runs need more bits:\nto end within 10 % of float32", fontsize=11)
     axes.legend(fontsize=9, loc="lower right")
     axes.grid(alpha=0.25)
 

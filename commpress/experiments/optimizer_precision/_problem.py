@@ -1,7 +1,8 @@
 """Adam and Muon on a smooth non-convex problem, with every mantissa, place and kind of rounding in one array.
 
 Robust regression of a matrix W of 4 x 8, ``f(W) = 1/2 sum r^2 / (1 + r^2)`` with ``r = A W - B`` (Geman and McClure's loss, whose curvature changes its sign at r^2 = 1/3; W begins beyond
-that in part of its coordinates). The gradient gets normal noise, so that the moments have something to average. Learning rates go with T^(-1/2), as in the theory: a longer run asks for more.
+that in part of its coordinates). The gradient gets normal noise, so that the moments have something to average. The learning rate is constant in a run and goes with T^(-3/4), so that a longer run ends nearer to the optimum. A step is then T^(-3/4) of a
+weight, and to be seen beside it takes 3/4 of a bit of mantissa more for each doubling of T.
 
 The step is that of torch's own Adam and Muon (tests/test_optimizer_precision.py compares them), Muon's orthogonalisation in float32 where torch has bfloat16.
 """
@@ -22,7 +23,8 @@ from commpress.experiments.optimizer_precision._rounding import F32, masks, roun
 ROWS, COLUMNS = 4, 8
 NOISE = 0.1
 BETA1, BETA2, MOMENTUM = 0.9, 0.999, 0.95
-RATES = {"adam": 0.5, "muon": 0.5}  # times T^(-1/2)
+RATES = {"adam": 0.05, "muon": 0.1}  # at 1000 steps
+RATE_EXPONENT = 0.75
 PLACES = {
     "adam": ("gradient", "weights", "first moment", "second moment", "all"),
     "muon": ("gradient", "weights", "momentum", "all"),
@@ -63,6 +65,11 @@ def horizons(*, quick: bool) -> tuple[int, ...]:
 def copies(horizon: int, *, quick: bool) -> int:
     """Independent repetitions: short runs look at their gradient for a short time."""
     return max(1, min(4, (8000 if quick else 40000) // horizon))
+
+
+def rate_of(optimizer: str, horizon: int) -> float:
+    """Learning rate of a run of so many steps."""
+    return RATES[optimizer] * (horizon / 1000.0) ** -RATE_EXPONENT
 
 
 def problem(seed: int) -> tuple[F32, F32, F32]:
@@ -149,7 +156,7 @@ def run(
     a, b, start = problem(seed)
     w = np.repeat(start[:, :, None], rounder.rows, axis=2)
     first, second = np.zeros_like(w), np.zeros_like(w)
-    rate = RATES[optimizer] * horizon**-0.5
+    rate = rate_of(optimizer, horizon)
     squares, looked = np.zeros(rounder.rows), 0
     tail = horizon - max(1, horizon // _LAST)
     for step in range(1, horizon + 1):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from commpress.experiments.optimizer_precision._average import MANTISSAS, Average, Track
-from commpress.experiments.optimizer_precision._needs import Growth, Need
+from commpress.experiments.optimizer_precision._needs import GROWING, Growth, Need
 from commpress.experiments.optimizer_precision._problem import Run
 from commpress.experiments.optimizer_precision._trainings import Training
 
@@ -42,10 +42,9 @@ def failures(
         wrong.append(f"12 bits rounded to nearest end at {wide.values[-1]:.5f}, exactly {wide.exact[-1]:.5f}")
     for g in growths:
         # Over one decade instead of two, whole bits are too coarse for a line.
-        r2 = g.crossing_r2 if quick else g.r2
-        if g.place == "all" and not (r2 >= LEAST_R2 and g.slope > 0):
+        if (g.rounding, g.place) in GROWING and not (g.crossing_slope > 0 and (quick or g.r2 >= LEAST_R2)):
             wrong.append(
-                f"{g.optimizer}, {g.rounding}: needed mantissas {g.bits} are not linear in log2 T, R^2 {r2:.3f} < {LEAST_R2}"
+                f"{g.optimizer} {g.place}, {g.rounding}: needed mantissas {g.bits} do not grow linearly with log2 T, R^2 {g.r2:.3f}"
             )
     second, momentum = sensitive(needs)
     if second - momentum < MORE_BITS:
