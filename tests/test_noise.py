@@ -56,7 +56,7 @@ def one_thread():
 @pytest.mark.parametrize("spec", [*SPECS, *MORE])
 def test_declared_noise_is_measured(spec):
     one = codec(spec)
-    row = measured_noise(one, seed=3)
+    row = measured_noise(one, keys=4, seed=3)
     assert row.measured == row.declared == one.noise
     if spec not in ("none", "topk:1,values=fp32"):
         assert one.payload_nbytes(1 << 16) < 4 << 16  # something was compressed

@@ -100,8 +100,13 @@ def test_averages():
         assert one.clean == tuple(range(one.needed, 13))
 
 
-def test_tracks():
-    nearest, stochastic, wide = tracks(quick=True, seed=6)
+@pytest.fixture(scope="module")
+def decays():
+    return tracks(quick=True, seed=6)
+
+
+def test_tracks(decays):
+    nearest, stochastic, wide = decays
     assert abs(nearest.values[-1] / 1.5 - 1) < 0.05
     assert looked(stochastic)[1] == pytest.approx(0.07457, abs=1e-5)
     assert looked(stochastic)[0] == pytest.approx(0.07457, rel=0.015)
@@ -131,7 +136,7 @@ def test_needs_and_growth():
     assert line([0.0, 1.0, 2.0], [1.0, 1.0, 1.0]) == (0.0, 1.0, 0.0)
 
 
-def test_bars_have_teeth():
+def test_bars_have_teeth(decays):
     good = []
     for rounding in ("nearest", "stochastic"):
         for optimizer, places in PLACES.items():
@@ -140,7 +145,7 @@ def test_bars_have_teeth():
                 grows = (rounding, place) in GROWING
                 rule = (lambda t: 0.5 * math.log2(t)) if grows else (lambda t, at=at: at or 3.5)
                 good += made(optimizer, place, rounding, rule)
-    found, exact = needs(good), (averages(), tracks(quick=True))
+    found, exact = needs(good), (averages(), decays)
     assert failures(*exact, found, growths(found), quick=False) == []
     assert sensitive(found) == (9, 2)
     flat = [dataclasses.replace(n, mantissa=7, crossing=7.0) if (n.rounding, n.place) in GROWING else n for n in found]
@@ -166,7 +171,7 @@ def test_rounding_where_it_should_be():
 
 def test_command(tmp_path, capsys, monkeypatch):
     # the command's own quick mode has 22,000 steps of each; the bars need them, this needs to see that all of it runs
-    monkeypatch.setattr(_problem, "horizons", lambda *, quick: (1000, 2000, 4000))
+    monkeypatch.setattr(_problem, "horizons", lambda *, quick: (1000, 4000))
     assert main(["experiment", "optimizer-precision", "--quick", "--seed", "3", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "never sticks" in shown and "Needed mantissa" in shown and "The main job" in shown

