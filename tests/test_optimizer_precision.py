@@ -74,10 +74,10 @@ def test_gradient():
 def test_steps_are_torchs(optimizer):
     horizon = 40
     found = []
-    run(optimizer, horizon, weights=found, seed=4)
+    rate = rate_of(optimizer, 1000)
+    run(optimizer, horizon, weights=found, seed=4, rate=rate)
     a, b, start = problem(4)
     w = torch.nn.Parameter(torch.from_numpy(start.copy()))
-    rate = rate_of(optimizer, horizon)
     if optimizer == "adam":
         theirs = torch.optim.Adam([w], lr=rate, betas=(0.9, 0.999), eps=1e-8)
     else:

@@ -134,13 +134,14 @@ def run(
     repeats: int = 1,
     seed: int = 0,
     noise: float = NOISE,
+    rate: float | None = None,
     on_step: Callable[[int], None] | None = None,
     weights: list[npt.NDArray[np.float32]] | None = None,
 ) -> list[Run]:
     """All mantissas, places and roundings of one optimizer and horizon.
 
     Args:
-        repeats: copies with noise of their own. noise: standard deviation of a gradient's coordinate.
+        repeats: copies with noise of their own. noise: standard deviation of a gradient's coordinate. rate: learning rate; None: `rate_of`.
         on_step: called now and then with the steps done. weights: gets the float32 copies' weights after every step, (4, 8, repeats).
 
     Raises:
@@ -156,7 +157,7 @@ def run(
     a, b, start = problem(seed)
     w = np.repeat(start[:, :, None], rounder.rows, axis=2)
     first, second = np.zeros_like(w), np.zeros_like(w)
-    rate = rate_of(optimizer, horizon)
+    rate = rate_of(optimizer, horizon) if rate is None else rate
     squares, looked = np.zeros(rounder.rows), 0
     tail = horizon - max(1, horizon // _LAST)
     for step in range(1, horizon + 1):
