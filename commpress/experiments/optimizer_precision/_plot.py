@@ -47,12 +47,12 @@ def _tracks_panel(axes: Any, tracks: Sequence[Track]) -> None:
     end = nearest.steps[-1]
     labels = (
         (0.98, 1.36, "bfloat16, rounded to nearest: stuck", 2),
-        (0.45, 0.62, "bfloat16, rounded stochastically", 1),
-        (0.45, 0.47, "12 bits of mantissa, to nearest", 3),
+        (0.34, 0.62, "bfloat16, rounded stochastically", 1),
+        (0.34, 0.47, "12 bits of mantissa, to nearest", 3),
     )
     for x, y, text, colour in labels:
         axes.text(x * end, y, text, color=_COLOURS[colour], fontsize=10, ha="right" if colour == 2 else "left")
-    axes.text(0.45 * end, 0.32, "exact (grey)", color="grey", fontsize=10)
+    axes.text(0.34 * end, 0.32, "exact (grey)", color="grey", fontsize=10)
     axes.set_ylim(0, 1.6)
     axes.set_xlabel("steps")
     axes.set_ylabel("value of the average")
@@ -75,7 +75,7 @@ def _growth_panel(axes: Any, needs: Sequence[Need]) -> None:
         axes.plot(
             x,
             [slope * math.log2(v) + intercept for v in x],
-            label=f"{_NAMES[optimizer]}, {place if place == 'weights' else 'everything'} {_HOW[rounding]}: {slope:+.2f} per doubling",
+            label=f"{_NAMES[optimizer]}, {place if place == 'weights' else 'everything'} {_HOW[rounding]}: {slope:+.2f}",
             linestyle="-" if optimizer == "adam" else "--",
             **style,
         )
@@ -86,7 +86,7 @@ def _growth_panel(axes: Any, needs: Sequence[Need]) -> None:
     axes.set_xlabel("steps of the run, T (log scale)")
     axes.set_ylabel("needed bits of mantissa")
     axes.set_title("Longer runs need more bits:\nto end within 10 % of float32", fontsize=11)
-    axes.legend(fontsize=9, loc="lower right")
+    axes.legend(fontsize=8, loc="lower right", title="rounded, and bits per doubling", title_fontsize=8)
     axes.grid(alpha=0.25)
 
 
