@@ -80,7 +80,7 @@ def _growth_panel(axes: Any, needs: Sequence[Need]) -> None:
             **style,
         )
     axes.axhline(7, color="grey", linestyle=":", linewidth=1)
-    axes.text(axes.get_xlim()[0], 7.1, " bfloat16", color="grey", fontsize=9, va="bottom")
+    axes.text(0.01, 7.1, "bfloat16", color="grey", fontsize=9, va="bottom", transform=axes.get_yaxis_transform())
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("steps of the run, T (log scale)")
