@@ -12,7 +12,7 @@ from commpress.experiments._settings import QUICK, Settings
 from commpress.experiments._text import standard_library
 
 _FORMATS = (None, "float:e8m7", "float:e8m2", "float:e8m2,rounding=nearest")
-_STEPS = 200
+_STEPS = 60
 
 
 @dataclasses.dataclass(frozen=True)
