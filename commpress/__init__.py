@@ -3,7 +3,7 @@
 One line after ``DDP(model)`` is enough: ``state = commpress.register(model, codec="hadamard+lloyd:2")``.
 """
 
-from commpress import errors, mpi
+from commpress import errors, mpi, optim
 from commpress._version import __version__
 from commpress.codecs import Codec, Key, codec
 from commpress.collectives import all_reduce
@@ -21,6 +21,7 @@ __all__ = [
     "ddp_hook",
     "errors",
     "mpi",
+    "optim",
     "pack",
     "register",
     "unpack",

@@ -57,6 +57,8 @@ STAND_INS = {
     "make docs": "make --dry-run docs",
     "make bench": f"{sys.executable} -m benchmarks --quick",
     "bash .ci/run": "bash -n .ci/run",
+    "commpress experiment optimizer-precision": f"{sys.executable} -m commpress experiment optimizer-precision --help",
+    "commpress experiment precision-scaling": f"{sys.executable} -m commpress experiment precision-scaling --help",
     "commpress experiment bandwidth": f"{sys.executable} -m commpress experiment bandwidth --help",
     # run by test_mean_1bit.py and test_cosine.py
     "commpress experiment mean-1bit --quick --seed 1": f"{sys.executable} -m commpress experiment mean-1bit --quick --help",
@@ -180,23 +182,33 @@ def test_links_lead_somewhere(page: pathlib.Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def codec_table() -> list[tuple[str, str]]:
-    """(spec, what the table says under `unbiased`) for each spec in README's table."""
-    rows = re.findall(r"^\| (`.*?) \| .*? \| (.*?) \|$", README, flags=re.MULTILINE)
-    return [(spec, unbiased) for specs, unbiased in rows for spec in re.findall(r"`([^`]+)`", specs)]
+def codec_table() -> list[tuple[str, str, str]]:
+    """(spec, what the table says under `unbiased`, under `noise`) for each spec in README's table."""
+    rows = re.findall(r"^\| (`.*?) \| .*? \| ([^|]*) \| ([^|]*) \|$", README, flags=re.MULTILINE)
+    return [(spec, unbiased, noise) for specs, unbiased, noise in rows for spec in re.findall(r"`([^`]+)`", specs)]
 
 
-@pytest.mark.parametrize(("spec", "unbiased"), codec_table())
-def test_codec_table(spec: str, unbiased: str) -> None:
+@pytest.mark.parametrize(("spec", "unbiased", "noise"), codec_table())
+def test_codec_table(spec: str, unbiased: str, noise: str) -> None:
     example = {"b": "3", "f": "0.1", "t": "2"}
     codec = commpress.codec(re.sub(":([bft])$", lambda match: f":{example[match[1]]}", spec))
     assert unbiased.split()[0] in ("yes", "no")
     assert codec.unbiased == unbiased.startswith("yes")
     assert codec.lossless == ("lossless" in unbiased)
+    assert codec.noise == noise_of(spec, noise)
+
+
+def noise_of(spec: str, said: str) -> str:
+    """What a row says about one of its specs, at three bits: `K`, `K from N bits on, else L`, or ``name` K, ... L``."""
+    clauses = [clause.strip() for clause in said.split(",")]
+    if len(clauses) > 1 and " from " in clauses[0]:
+        return clauses[1].removeprefix("else ")
+    named = {name: clause.split()[-1] for clause in clauses for name in re.findall("`([^`]+)`", clause)}
+    return named.get(spec.split(":")[0], clauses[-1].split()[-1])
 
 
 def test_codec_table_is_complete() -> None:
-    assert {spec.split(":")[0] for spec, _ in codec_table()} == set(_PARSERS)
+    assert {spec.split(":")[0] for spec, _, _ in codec_table()} == set(_PARSERS)
 
 
 @pytest.mark.parametrize(("spec", "shown"), [("uniform:4", "4.031"), ("hadamard+lloyd:2", "2.008")])

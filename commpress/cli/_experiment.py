@@ -13,10 +13,23 @@ from commpress.cli import (
     _low_rank,
     _mean_1bit,
     _mean_estimation,
+    _optimizer_precision,
+    _precision_scaling,
     _side_information,
 )
 
-EXPERIMENTS = (_bandwidth, _cosine, _limits, _local_sgd, _low_rank, _mean_1bit, _mean_estimation, _side_information)
+EXPERIMENTS = (
+    _bandwidth,
+    _cosine,
+    _limits,
+    _local_sgd,
+    _low_rank,
+    _mean_1bit,
+    _mean_estimation,
+    _optimizer_precision,
+    _precision_scaling,
+    _side_information,
+)
 
 _EXAMPLES = """\
 examples:

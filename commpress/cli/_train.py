@@ -14,6 +14,7 @@ examples:
   torchrun --nproc_per_node=2 -m commpress train --codec hadamard+lloyd:2 --records two-bits.jsonl
   torchrun --nproc_per_node=2 -m commpress train --bits 1.5 --telemetry run.jsonl
   torchrun --nproc_per_node=2 -m commpress train --codec hadamard+lloyd:4 --every 8
+  torchrun --nproc_per_node=2 -m commpress train --optimizer muon --states float:e8m7
   torchrun --nproc_per_node=2 -m commpress train --checkpoint saved --stop-after 100
   torchrun --nproc_per_node=2 -m commpress train --checkpoint saved --resume
 
@@ -79,6 +80,12 @@ def add_to(commands: Any) -> None:
         "--outer-lr", type=float, default=1.0, metavar="LR", help="with --every: of the outer optimiser"
     )
     parser.add_argument("--outer-momentum", type=float, default=0.0, metavar="M", help="with --every: likewise")
+    parser.add_argument(
+        "--optimizer", choices=("adamw", "muon"), default="adamw", help="Muon for hidden matrices (default %(default)s)"
+    )
+    parser.add_argument(
+        "--states", metavar="SPEC", help="keep the optimiser's states in this format, float:e8m9 for example"
+    )
     add_job_options(parser)
     parser.add_argument("--windows", type=int, metavar="N", help="sequences per rank and step (default 8)")
     parser.add_argument("--curve-points", type=int, metavar="N", help="evaluations on the way (default 10)")
@@ -146,8 +153,8 @@ def settings_of(options: argparse.Namespace, codec: str | None, bits: float | No
     for option, name in (("steps", "steps"), ("windows", "windows_per_rank"), ("curve_points", "curve_points")):
         if getattr(options, option, None) is not None:
             changes[name] = getattr(options, option)
-    # The demo, which asks for settings too, has no local steps.
-    local = ("every", "parts", "outer_lr", "outer_momentum")
+    # The demo, which asks for settings too, has none of these.
+    local = ("every", "parts", "outer_lr", "outer_momentum", "optimizer", "states")
     changes |= {name: getattr(options, name) for name in local if hasattr(options, name)}
     return Settings(
         codec=codec or ("hadamard+lloyd:2" if bits is None else default_family(bits)),

@@ -33,6 +33,9 @@
 | ``homomorphic:b`` | yes | b whole bits on a grid that all ranks agree on, with subtractive dither (``rounding=stochastic``: without); an all-reduce adds the codes and never quantises a sum |
 | ``modulo:b,rho=r`` | no | the lowest b whole bits of a dithered rounding, for a receiver with side information of correlation r |
 
+``codec.noise`` says how the error goes with a coordinate's size: "multiplicative" for ``cast``, ``float`` of four and more bits of exponent, ``mxfp8``, ``natural`` and ``randk``; "additive" behind a rotation or with
+a dither, and for ``int8`` and ``uniform`` of 6 bits and more; "mixed" for the rest (README has the table).
+
 :class:`LayeredCodec` gives every layer of a flat tensor a codec of its own.
 """
 
@@ -52,13 +55,14 @@ from commpress.codecs._linear import LinearCodec
 from commpress.codecs._lowrank import LowRankCodec, parse_lowrank
 from commpress.codecs._modulo import FAMILY as MODULO
 from commpress.codecs._modulo import parse_modulo
+from commpress.codecs._noise import KINDS, OCTAVES, Noise
 from commpress.codecs._none import parse_none
 from commpress.codecs._quantisers import FAMILIES, parse_cast, parse_quantiser
 from commpress.codecs._sparse import parse_sparse
 from commpress.codecs._spec import Spec, parse
 from commpress.errors import SpecError
 
-__all__ = ["BLOCK", "Codec", "Key", "LayeredCodec", "LinearCodec", "LowRankCodec", "codec"]
+__all__ = ["BLOCK", "KINDS", "OCTAVES", "Codec", "Key", "LayeredCodec", "LinearCodec", "LowRankCodec", "Noise", "codec"]
 
 
 _PARSERS: dict[str, Callable[[Spec], Codec]] = {

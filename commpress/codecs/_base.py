@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from commpress.codecs._key import Key
+from commpress.codecs._noise import Noise
 from commpress.errors import SpecError, TensorError, WireError
 
 BLOCK = 4096  # coordinates; payloads begin at multiples of it, and may be cut there
@@ -32,6 +33,11 @@ class Codec(abc.ABC):
     @abc.abstractmethod
     def lossless(self) -> bool:
         """Whether decoding gives the input back, to the bit."""
+
+    @property
+    @abc.abstractmethod
+    def noise(self) -> Noise:
+        """How the error goes with the coordinate: "multiplicative", "additive", "mixed" or "none" (docs/precision-scaling.md says what that means, and what it costs)."""
 
     @property
     def even_error(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from commpress import ops
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
+from commpress.codecs._noise import Noise, of_parts
 from commpress.codecs._spec import RATE_ONE, Spec, format_rate, parse_rate
 from commpress.errors import SpecError, WireError
 
@@ -22,6 +23,7 @@ RATES = {
 FAMILIES = ("bitshift", "hadamard+bitshift")
 SHORTEST, LONGEST, DEFAULT = 8, 16, 12
 _SPAN = 4 * BLOCK  # of a mixture
+_EVEN_FROM = 2 * RATE_ONE  # as of `hadamard+lloyd`
 
 
 @final
@@ -45,6 +47,12 @@ class BitshiftCodec(Codec):
     @property
     def lossless(self) -> bool:
         return False
+
+    @property
+    def noise(self) -> Noise:
+        if not self.rotated:
+            return "mixed"
+        return "mixed" if self.centroid and self.rate < _EVEN_FROM else "additive"
 
     @property
     def even_error(self) -> bool:
@@ -135,6 +143,10 @@ class MixedBitshiftCodec(Codec):
     @property
     def lossless(self) -> bool:
         return False
+
+    @property
+    def noise(self) -> Noise:
+        return of_parts((self.lower.noise, self.upper.noise))
 
     @property
     def even_error(self) -> bool:

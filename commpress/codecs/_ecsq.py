@@ -10,6 +10,7 @@ import torch
 from commpress import ops
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
+from commpress.codecs._noise import Noise
 from commpress.codecs._spec import RATE_ONE, Spec, format_rate, parse_rate
 from commpress.errors import SpecError, WireError
 
@@ -18,6 +19,8 @@ KINDS: tuple[Kind, ...] = ("ecsq", "ecdq", "trellis")
 ENTROPY_FAMILIES = tuple(rotation + kind for rotation in ("", "hadamard+") for kind in KINDS)
 TRELLIS_STATES = (8, 16, 32, 64, 128, 256)
 _LEAST_RATE = 50_000
+_EVEN_FROM = 2 * RATE_ONE  # as of `hadamard+lloyd`
+_FINE_FROM = 7_500_000
 _SEGMENT = 1 << 23  # csrc/kernels/ecsq.h
 
 
@@ -53,6 +56,14 @@ class EntropyCodec(Codec):
     @property
     def lossless(self) -> bool:
         return False
+
+    @property
+    def noise(self) -> Noise:
+        if self.kind == "ecdq":
+            return "additive"
+        if self.rotate:
+            return "mixed" if self.centroid and self.rate < _EVEN_FROM else "additive"
+        return "additive" if self.rate >= _FINE_FROM else "mixed"  # the dead zone takes small coordinates whole
 
     def for_feedback(self) -> Codec:
         """With the centroid scale, and `ecsq` in place of `ecdq`: a dither's error can be larger than the input, which feedback would amplify."""

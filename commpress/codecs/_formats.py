@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import final
@@ -12,6 +13,7 @@ import torch
 from commpress import ops
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
+from commpress.codecs._noise import Noise, of_float, of_grid
 from commpress.codecs._spec import Spec
 from commpress.errors import SpecError, WireError
 from commpress.ops import Format, FormatFlag, Scheme
@@ -68,6 +70,17 @@ class FormatCodec(Codec):
     @property
     def lossless(self) -> bool:
         return False
+
+    @property
+    def noise(self) -> Noise:
+        f, nearest = self.format, not self.format.flags & FormatFlag.STOCHASTIC
+        if f.scheme is Scheme.FLOAT:
+            return of_float(f.exponent, f.mantissa, scaled=f.block > 0, nearest=nearest)
+        if f.scheme is Scheme.LEVELS:
+            # A norm may be as large as all coordinates of a block together.
+            norm = math.sqrt(f.block) if f.flags & FormatFlag.EUCLIDEAN else 1.0
+            return of_grid(f.levels / norm, nearest=nearest)
+        return "mixed"
 
     def passes_on(self, world_size: int) -> bool:
         vote = self.format.scheme is Scheme.SIGN and dict(self.spec.options).get("scale") == "none"

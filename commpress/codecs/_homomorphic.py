@@ -15,6 +15,7 @@ from commpress import ops
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
 from commpress.codecs._linear import LinearCodec
+from commpress.codecs._noise import Noise
 from commpress.codecs._spec import Spec
 from commpress.errors import SpecError, WireError
 
@@ -45,6 +46,14 @@ class HomomorphicCodec(LinearCodec):
     @property
     def lossless(self) -> bool:
         return False
+
+    @property
+    def noise(self) -> Noise:
+        if self.subtract:
+            return "additive"
+        return (
+            "additive" if self.width >= 4 else "mixed"
+        )  # no grid point is at zero, so small coordinates are rounded by a whole step
 
     def for_feedback(self) -> Codec:
         raise SpecError(

@@ -13,6 +13,7 @@ from commpress import ops
 from commpress.codecs import _device
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
+from commpress.codecs._noise import Noise, of_parts
 from commpress.codecs._none import NoneCodec
 from commpress.codecs._quantisers import QuantisingCodec
 from commpress.errors import SpecError, WireError
@@ -86,6 +87,10 @@ class LayeredCodec(Codec):
     @property
     def lossless(self) -> bool:
         return all(codec.lossless for _, codec in self._layers)
+
+    @property
+    def noise(self) -> Noise:
+        return of_parts(codec.noise for _, codec in self._layers)
 
     @property
     def even_error(self) -> bool:

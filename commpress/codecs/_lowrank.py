@@ -10,6 +10,7 @@ import torch
 
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
+from commpress.codecs._noise import Noise
 from commpress.codecs._quantisers import parse_cast
 from commpress.codecs._spec import Spec
 from commpress.errors import SpecError
@@ -51,6 +52,10 @@ class LowRankCodec(Codec):
     @property
     def lossless(self) -> bool:
         return False
+
+    @property
+    def noise(self) -> Noise:
+        return "mixed"
 
     def for_feedback(self) -> Codec:
         return dataclasses.replace(self, factors=self.factors.for_feedback())

@@ -13,6 +13,7 @@ import torch
 from commpress import ops
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
+from commpress.codecs._noise import Noise
 from commpress.codecs._quantisers import Family, QuantisingCodec
 from commpress.codecs._spec import RATE_ONE, Spec, format_rate
 from commpress.errors import SpecError, TensorError, WireError
@@ -60,6 +61,10 @@ class ModuloCodec(Codec):
     @property
     def lossless(self) -> bool:
         return False
+
+    @property
+    def noise(self) -> Noise:
+        return "mixed"  # a part of the difference from the side information stays, whatever that is
 
     def passes_on(self, world_size: int) -> bool:
         return False  # a sum of wrapped values would need another's side information

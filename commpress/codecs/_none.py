@@ -9,6 +9,7 @@ import torch
 
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
+from commpress.codecs._noise import Noise
 from commpress.codecs._spec import Spec
 from commpress.errors import SpecError
 
@@ -28,6 +29,10 @@ class NoneCodec(Codec):
     @property
     def lossless(self) -> bool:
         return True
+
+    @property
+    def noise(self) -> Noise:
+        return "none"
 
     def runs_on(self, device: torch.device) -> bool:
         return device.type in ("cpu", "cuda")  # torch itself does all there is to do

@@ -13,6 +13,7 @@ from commpress import ops
 from commpress.codecs import _device
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
+from commpress.codecs._noise import Noise, of_grid
 from commpress.codecs._spec import RATE_ONE, Spec, check_rate, format_rate, parse_rate
 from commpress.errors import SpecError, WireError
 
@@ -31,6 +32,7 @@ _CASTS = {"fp16": Family.CAST_FP16, "bf16": Family.CAST_BF16}
 _QUANTISERS = {"uniform": Family.UNIFORM, "lloyd": Family.LLOYD, "hadamard+lloyd": Family.HADAMARD_LLOYD}
 FAMILIES = tuple(_QUANTISERS)
 _PASSED_ON_BELOW = 4 * RATE_ONE
+_EVEN_FROM = 2 * RATE_ONE  # below, the least-squares scale takes more from a coordinate than the code's own error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,16 @@ class QuantisingCodec(Codec):
     @property
     def lossless(self) -> bool:
         return False
+
+    @property
+    def noise(self) -> Noise:
+        if self.family in _CASTS.values():
+            return "multiplicative"
+        if self.family is Family.UNIFORM:
+            return of_grid(2.0 ** (self.bits - 1))
+        if self.family is Family.LLOYD:
+            return "mixed"  # fine in the middle, coarse outside
+        return "mixed" if self.centroid and self.rate < _EVEN_FROM else "additive"
 
     @property
     def even_error(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 from commpress import ops
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
+from commpress.codecs._noise import Noise
 from commpress.codecs._spec import RATE_ONE, Spec, format_rate
 from commpress.errors import SpecError, WireError
 
@@ -71,6 +72,16 @@ class SparseCodec(Codec):
     @property
     def lossless(self) -> bool:
         return False
+
+    @property
+    def noise(self) -> Noise:
+        if self.fraction == RATE_ONE and self.value_bits == 32:
+            return "none"
+        if self.kind is Kind.TOPK:
+            return "mixed"
+        # What is left out costs in proportion to the square; eight bits of a value add little to that.
+        exact = self.value_bits >= 16 or (self.value_bits == 8 and self.fraction <= RATE_ONE // 2)
+        return "multiplicative" if exact else "mixed"
 
     def for_feedback(self) -> Codec:
         return dataclasses.replace(self, scaled=False)

@@ -34,7 +34,7 @@ _Asking = Generator[Queries, NDArray[np.bool_], None]
 
 @final
 class OneBitMean:
-    """Says what to ask next and takes the answers; many independent `streams` (tensors, layers, repetitions) at once.
+    """Says what to ask next and takes the answers; many independent `streams` (tensors, layers, repetitions) at once::
 
         mean = OneBitMean(half_width=1024.0, sigma=1.0, budget=4000)
         while (queries := mean.next_queries()) is not None:

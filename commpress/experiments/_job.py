@@ -31,6 +31,7 @@ from commpress.errors import MismatchError
 from commpress.experiments import _checkpoint
 from commpress.experiments._claims import ClaimedBytes, framed_bytes
 from commpress.experiments._model import ByteGPT, loss_of
+from commpress.experiments._optimizers import packed, state_nbytes, with_muon
 from commpress.experiments._records import RunWriter
 from commpress.experiments._settings import Settings
 from commpress.experiments._text import Corpus, standard_library
@@ -109,13 +110,7 @@ class MainJob:
         self.way.agreement_every = 0 if telemetry is None else AGREEMENT_EVERY
         self.claims = ClaimedBytes(telemetry if self.rank == 0 else None)
         self.way.connect(self.ddp, seed=settings.seed, telemetry=self.claims)
-        self.optimizer = self.way.optimizer(
-            self.ddp,
-            parameter_groups(self.model, settings),
-            lr=settings.learning_rate,
-            betas=MOMENTS,
-            steps=settings.steps,
-        )
+        self.optimizer = self._optimizer()
         self._clock = Clock(settings.interface)
         self._step_seconds: list[float] = []
         self._nmse: list[float] = []
@@ -289,6 +284,7 @@ class MainJob:
             "header_bytes_per_step": self._sent_per_step("header_bytes"),
             "step_seconds": _median(self._step_seconds),
             "train_seconds": self._clock.seconds,
+            "optimizer_state_bytes": state_nbytes(self.optimizer),
             "nmse": sum(self._nmse) / len(self._nmse) if self._nmse else None,
             "parameters_sha256": digests[0],
         }
@@ -301,6 +297,16 @@ class MainJob:
             return way(settings.way)
         outer = {"outer_lr": settings.outer_lr, "outer_momentum": settings.outer_momentum}
         return LocalRounds(settings.way, every=settings.every, parts=settings.parts, **outer)
+
+    def _optimizer(self) -> Any:
+        settings, groups = self.settings, parameter_groups(self.model, self.settings)
+
+        def adamw(groups: Any) -> torch.optim.Optimizer:
+            return self.way.optimizer(self.ddp, groups, lr=settings.learning_rate, betas=MOMENTS, steps=settings.steps)
+
+        muon = settings.optimizer == "muon"
+        made: Any = with_muon(self.model, groups, adamw, lr=settings.learning_rate) if muon else adamw(groups)
+        return made if settings.states is None else packed(made, settings.states, seed=settings.seed)
 
     def _stateful(self) -> dict[str, Any]:
         return {"model": self.model, "optimizer": self.optimizer, **self.way.stateful()}

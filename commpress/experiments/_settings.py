@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from commpress.codecs import codec as make_codec
 from commpress.errors import SpecError
 from commpress.experiments._model import Shape
+from commpress.experiments._optimizers import OPTIMIZERS
 from commpress.experiments._ways import is_peer
 
 
@@ -19,6 +21,8 @@ class Settings:
         bits: budget per coordinate that the allocator shares out, or None.
         every: local steps between two rounds of LocalSGD, whose differences then go through the codec; 0: gradients do, in every step.
         parts, outer_lr, outer_momentum: of LocalSGD.
+        optimizer: "adamw", or "muon" for the matrices of hidden layers (and AdamW for the rest).
+        states: format in which the optimiser's states are kept (`commpress.optim.PackedStates`); None: as torch keeps them.
         steps: optimiser steps.
         seed: of initialisation, data order and the codec's randomness.
         shape: sizes of the model.
@@ -40,6 +44,8 @@ class Settings:
     parts: int = 1
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
+    optimizer: str = "adamw"
+    states: str | None = None
     steps: int = 250
     seed: int = 0
     shape: Shape = dataclasses.field(default_factory=Shape)
@@ -66,6 +72,8 @@ class Settings:
         if self.every:
             text += f", every {self.every} steps" + (f", {self.parts} parts" if self.parts > 1 else "")
             text += f", outer momentum {self.outer_momentum:g}" if self.outer_momentum else ""
+        text += ", Muon" if self.optimizer == "muon" else ""
+        text += f", states in {self.states}" if self.states else ""
         return text
 
     def __post_init__(self) -> None:
@@ -80,6 +88,12 @@ class Settings:
             )
         if not self.every and (self.parts, self.outer_lr, self.outer_momentum) != (1, 1.0, 0.0):
             raise SpecError("parts, outer_lr and outer_momentum belong to local steps: give every= too")
+        if self.optimizer not in OPTIMIZERS:
+            raise SpecError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.codec == "1bit-adam" and (self.optimizer, self.states) != ("adamw", None):
+            raise SpecError("1bit-adam is an optimizer of its own: leave out optimizer and states")
+        if self.states is not None:
+            object.__setattr__(self, "states", str(make_codec(self.states)))  # raises SpecError; canonical from here on
         if not 0 <= self.seed < 1 << 63:
             raise SpecError(f"seed must be in [0, 2^63), got {self.seed}")
 
