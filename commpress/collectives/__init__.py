@@ -50,7 +50,7 @@ World size 1: nothing is encoded or sent; `prepare` and `complete` are called, t
 """
 
 from commpress.collectives._accounting import Report, wire_nbytes
-from commpress.collectives._all_reduce import all_reduce, close, group_timeout, last_report, make_channels
+from commpress.collectives._all_reduce import all_reduce, close, group_timeout, last_report, make_channel, make_channels
 from commpress.collectives._common_scale import CommonScale, common_scale
 from commpress.collectives._factor_plan import (
     FactorPlan,
@@ -115,6 +115,7 @@ __all__ = [
     "gather",
     "group_timeout",
     "last_report",
+    "make_channel",
     "make_channels",
     "matrix_shape",
     "message_nbytes",

@@ -43,6 +43,14 @@ def make_channels(group: Any = None, timeout: float | None = None) -> tuple[Comm
     return _torch.make_channels(group, timeout or group_timeout(group))
 
 
+def make_channel(group: Any = None, timeout: float | None = None) -> Communicator:
+    """As :func:`make_channels`, a single one. (To close one of a pair at once would end the connections that a slower rank is still making.)"""
+    if isinstance(group, FakeGroup):
+        return group.channels()[0]
+    group = _resolve(group)
+    return _torch.make_channel(group, timeout or group_timeout(group))
+
+
 def group_timeout(group: Any = None) -> float:
     """The timeout of a process group in seconds; half an hour where its backend does not tell."""
     if isinstance(group, FakeGroup):

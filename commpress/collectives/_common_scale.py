@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from commpress.collectives._accounting import wire_nbytes
-from commpress.collectives._all_reduce import group_timeout, make_channels
+from commpress.collectives._all_reduce import group_timeout, make_channel
 from commpress.collectives._fake import FakeGroup
 from commpress.collectives.communicator import ChannelError, Communicator
 from commpress.errors import PeerError, SpecError, TensorError
@@ -75,7 +75,7 @@ def common_scale(
         digits: binary digits behind the leading one, 0 to 23: the result is too large by at most 2^-digits.
         near: what it was last time, equal on all ranks: the search begins there and takes about ``2 log2`` of the distance in steps of the last digit, 2 rounds if nothing changed.
         group: process group, `FakeGroup`, or a `Communicator` that nothing else uses meanwhile (a group's call makes connections of its own each time; for use in every step make one:
-            ``make_channels(group)[0]``). None: the default group.
+            ``make_channel(group)``). None: the default group.
         timeout: seconds that a wait for a peer may take; None: the group's, 30 minutes for a communicator.
 
     Raises:
@@ -107,8 +107,8 @@ def _channel(group: Any, timeout: float | None) -> tuple[Communicator, float, tu
     if isinstance(group, Communicator):
         return group, 1800.0 if timeout is None else timeout, ()
     wait = group_timeout(group) if timeout is None else timeout
-    pair = make_channels(group, None if isinstance(group, FakeGroup) else wait)
-    return pair[0], wait, pair
+    made = make_channel(group, None if isinstance(group, FakeGroup) else wait)
+    return made, wait, (made,)
 
 
 def _statistic(x: torch.Tensor, quantile: float) -> float:

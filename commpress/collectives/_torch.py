@@ -116,6 +116,11 @@ def make_channels(group: Any, timeout: float) -> tuple[TorchCommunicator, TorchC
     return first, second
 
 
+def make_channel(group: Any, timeout: float) -> TorchCommunicator:
+    """As :func:`make_channels`, a single one."""
+    return TorchCommunicator(make_backend(group, timeout))
+
+
 def make_backend(group: Any, timeout: float) -> Any:
     """One gloo backend with the ranks of `group`, made like the channels, for collectives that nothing else may get between. Collective."""
     return _backend(group, f"{_next_number(group)}/whole", timeout)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import logging
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from commpress.allocation import Plan
-from commpress.collectives import Asked, Communicator, FakeGroup, NodeMap, agree_on_nodes, make_channels
+from commpress.collectives import Asked, Communicator, FakeGroup, NodeMap, agree_on_nodes, make_channel, make_channels
 from commpress.errors import CommpressError, PeerError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks import _handshake
@@ -195,8 +196,20 @@ def nodes_of(pair: tuple[Communicator, Communicator], asked: Asked, timeout: flo
 
 def make_pair(group: dist.ProcessGroup | FakeGroup, timeout: float) -> tuple[Communicator, Communicator]:
     """Two channels between the ranks of a group. Collective. Raises PeerError."""
-    try:
+    with _reaching(group, timeout):
         return make_channels(group, timeout)
+
+
+def make_one(group: dist.ProcessGroup | FakeGroup, timeout: float) -> Communicator:
+    """A single channel, likewise."""
+    with _reaching(group, timeout):
+        return make_channel(group, timeout)
+
+
+@contextlib.contextmanager
+def _reaching(group: dist.ProcessGroup | FakeGroup, timeout: float) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         if isinstance(error, CommpressError):
             raise

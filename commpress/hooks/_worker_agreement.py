@@ -20,7 +20,7 @@ from commpress.estimation import CosineEstimator, Unlike, standing_out
 from commpress.feedback import Layout
 from commpress.hooks._notes import Notes, Pending
 from commpress.hooks._projection import Projection
-from commpress.hooks._reduction import due, make_pair
+from commpress.hooks._reduction import due, make_one
 from commpress.telemetry import FORMAT, Sink, StepRecord, json_values
 
 _log = logging.getLogger("commpress.hooks")
@@ -95,8 +95,7 @@ class WorkerAgreement:
         near: int = 0,
     ) -> None:
         self._index = {name: i for i, name in enumerate(names)}
-        self._comm, spare = make_pair(group, timeout)
-        spare.close()
+        self._comm = make_one(group, timeout)
         self._notes = Notes(self._comm, NBYTES, timeout)
         self._every, self._seed, self._sink = every, seed, sink
         self._estimator = CosineEstimator(BITS)
