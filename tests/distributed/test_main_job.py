@@ -100,7 +100,9 @@ def test_the_demo_compares_counts_and_leaves_its_results(tmp_path: pathlib.Path)
     less = found["fp32"]["claimed_bytes_per_step_per_rank"] / found[CODEC]["payload_bytes_per_step"]
     assert 15.5 < less < 16
     telemetry = records(tmp_path / "out" / "hadamard+lloyd_2.telemetry.jsonl")
-    assert len(telemetry) == 12 and all(line["compressed_numel"] > 0 for line in telemetry)
+    steps = [line for line in telemetry if line["kind"] == "step"]
+    assert len(steps) == 12 and all(line["compressed_numel"] > 0 for line in steps)
+    assert [line["step"] for line in telemetry if line["kind"] == "agreement"] == [0]
 
 
 def test_ctrl_c_keeps_what_is_finished_and_ends_everything(tmp_path: pathlib.Path) -> None:
