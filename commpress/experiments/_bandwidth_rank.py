@@ -79,8 +79,8 @@ class Turns:
         began = time.perf_counter()
         self._calls[name]()
         took = torch.tensor([time.perf_counter() - began])
-        sent = self._count() - before
         dist.all_reduce(took, op=dist.ReduceOp.MAX)
+        sent = self._count() - before  # by now what this rank handed to its socket last has left the link's queue
         self.seconds[name].append(float(took))
         self.sent[name].append(sent)
         self._check(name)
