@@ -30,7 +30,7 @@ def add_to(experiments: Any) -> None:
         NAME,
         help=SUMMARY,
         description=f"Measures {SUMMARY}. It writes table.txt, results.jsonl and optimizer-precision.png. "
-        "The full one takes about six minutes.",
+        "The full one takes about ten minutes.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
