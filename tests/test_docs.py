@@ -65,6 +65,15 @@ STAND_INS = {
     "commpress experiment cosine --quick --seed 1": f"{sys.executable} -m commpress experiment cosine --quick --help",
     "commpress experiment bandwidth --quick": f"{sys.executable} -m commpress experiment bandwidth --quick --help",
 }
+# Quick experiments that a test of their own runs, in this file: here only the words are checked.
+RUN_IN = {
+    "cosine": "test_cosine.py",
+    "limits": "test_limits.py",
+    "local-sgd": "test_local_quadratic.py",
+    "low-rank": "test_low_rank_experiment.py",
+    "mean-1bit": "test_mean_1bit.py",
+    "precision-scaling": "test_noise.py",
+}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -158,6 +167,9 @@ def test_commands_run(command: str, tmp_path: pathlib.Path) -> None:
         return
     assert words[0] in ("python", "commpress"), f"say in STAND_INS how to check {command!r}"
     program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "commpress"]
+    if words[:2] == ["commpress", "experiment"] and words[2] in RUN_IN and "--quick" in words:
+        assert f'"experiment", "{words[2]}", "--quick"' in (ROOT / "tests" / RUN_IN[words[2]]).read_text()
+        words.append("--help")
     if "run.jsonl" in words:
         (tmp_path / "run.jsonl").write_text("\n".join(json.dumps(record) for record in run_records(steps=40)) + "\n")
     if words[:2] == ["commpress", "cluster"] or words[:3] == ["commpress", "experiment", "bandwidth"]:
