@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from commpress.estimation import CosineEstimator
-from commpress.experiments._plot import _COLOURS, PlotError
+from commpress.experiments._figure import figure_to
+from commpress.experiments._plot import _COLOURS
 from commpress.experiments.cosine._runs import BIT_WIDTHS, PROJECTED, Results, changes_of_best
 
 
@@ -18,21 +19,11 @@ def plot_results(results: Results, path: Path) -> None:
     Raises:
         PlotError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise PlotError("matplotlib is not installed; `pip install 'commpress[plot]'` gets it") from error
-    with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 4.8), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12))
-        FigureCanvasAgg(figure)
+    with figure_to(path, 11, 4.8, dpi=150) as figure:
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.25, 1)})
         _price(left, results)
         _naive(right, results)
         figure.suptitle("The cosine of two vectors from random projections of b bits each", fontsize=13)
-        figure.savefig(path)
 
 
 def _price(axes: Any, results: Results) -> None:

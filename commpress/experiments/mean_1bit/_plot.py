@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from commpress.experiments._plot import _COLOURS, PlotError
+from commpress.experiments._figure import figure_to
+from commpress.experiments._plot import _COLOURS
 from commpress.experiments.mean_1bit._runs import ERROR, ORDERS, Results, by_order, growth_fit
 
 
@@ -17,21 +18,11 @@ def plot_results(results: Results, path: Path) -> None:
     Raises:
         PlotError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise PlotError("matplotlib is not installed; `pip install 'commpress[plot]'` gets it") from error
-    with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 4.8), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12))
-        FigureCanvasAgg(figure)
+    with figure_to(path, 11, 4.8, dpi=150) as figure:
         left, right = figure.subplots(1, 2)
         _queries(left, results)
         _errors(right, results)
         figure.suptitle("The mean of samples of which each worker tells one bit", fontsize=13)
-        figure.savefig(path)
 
 
 def _queries(axes: Any, results: Results) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from commpress.experiments._plot import _COLOURS, PlotError
+from commpress.experiments._figure import figure_to
+from commpress.experiments._plot import _COLOURS
 from commpress.experiments.optimizer_precision._average import MANTISSAS, Track
 from commpress.experiments.optimizer_precision._needs import GROWING, Need, line
 from commpress.experiments.optimizer_precision._problem import PLACES
@@ -22,21 +23,11 @@ def plot_precision(tracks: Sequence[Track], needs: Sequence[Need], path: Path) -
     Raises:
         PlotError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise PlotError("matplotlib is not installed; `pip install 'commpress[plot]'` gets it") from error
-    with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(14, 4.8), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.12))
-        FigureCanvasAgg(figure)
+    with figure_to(path, 14, 4.8, dpi=100) as figure:
         left, middle, right = figure.subplots(1, 3)
         _tracks_panel(left, tracks)
         _growth_panel(middle, needs)
         _places_panel(right, needs)
-        figure.savefig(path)
 
 
 def _tracks_panel(axes: Any, tracks: Sequence[Track]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from commpress.codecs import OCTAVES
-from commpress.experiments._plot import _COLOURS, PlotError
+from commpress.experiments._figure import figure_to
+from commpress.experiments._plot import _COLOURS
 from commpress.experiments.precision_scaling import _theory
 from commpress.experiments.precision_scaling._kinds import KindRow
 from commpress.experiments.precision_scaling._measure import Point
@@ -27,20 +28,10 @@ def plot_scaling(points: Sequence[Point], rows: Sequence[KindRow], path: Path) -
     Raises:
         PlotError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise PlotError("matplotlib is not installed; `pip install 'commpress[plot]'` gets it") from error
-    with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 4.6), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.12))
-        FigureCanvasAgg(figure)
+    with figure_to(path, 11, 4.6, dpi=110) as figure:
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1, 1.35)})
         _kinds_panel(left, rows)
         _risk_panel(right, points)
-        figure.savefig(path)
 
 
 def _kinds_panel(axes: Any, rows: Sequence[KindRow]) -> None:
