@@ -1,4 +1,5 @@
-// The running mean square of every coordinate, which noise shaping follows: schema, argument checks, the loop.
+// Second moments of coordinates (their running means, which noise shaping follows) and of layers (their sums, which
+// statistics are made of): schemas, argument checks, loops.
 #include <cstring>
 
 #include "ops_common.h"
@@ -33,8 +34,49 @@ void follow_squares_op(Tensor held, Tensor x, double share) {
   });
 }
 
+template <class Real>
+void add_segments(const Tensor& x, const Tensor& y, const Tensor& stops, const Tensor& sums, Isa isa) {
+  const Real *const from = x.const_data_ptr<Real>(), *const other = y.const_data_ptr<Real>();
+  const int64_t* const ends = stops.const_data_ptr<int64_t>();
+  double* const to = sums.mutable_data_ptr<double>();
+  for (int64_t i = 0, start = 0; i < stops.numel(); start = ends[i++])
+    add_products(from + start, other + start, ends[i] - start, to + 3 * i, isa);
+}
+
+void segment_products_op(Tensor x, Tensor y, Tensor stops, Tensor sums, int64_t isa) {
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "commpress: products of float32 or float64 values only");
+  for (const Tensor& values : {x, y})
+    STD_TORCH_CHECK(values.scalar_type() == dtype && values.dim() == 1 && values.is_contiguous() &&
+                        values.numel() == x.numel(),
+                    "commpress: values must be contiguous 1-D tensors of one dtype and size");
+  STD_TORCH_CHECK(stops.scalar_type() == ScalarType::Long && stops.dim() == 1 && stops.is_contiguous(),
+                  "commpress: stops must be a contiguous 1-D int64 tensor");
+  STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Double && sums.dim() == 2 && sums.is_contiguous() &&
+                      sums.size(0) == stops.numel() && sums.size(1) == 3,
+                  "commpress: sums must be a contiguous float64 tensor of shape (", stops.numel(), ", 3)");
+  int64_t start = 0;
+  for (int64_t i = 0; i < stops.numel(); ++i) {
+    const int64_t stop = stops.const_data_ptr<int64_t>()[i];
+    STD_TORCH_CHECK(start <= stop && stop <= x.numel(), "commpress: stops must ascend and lie within ", x.numel(),
+                    " values, got ", stop, " after ", start);
+    start = stop;
+  }
+  if (dtype == ScalarType::Float)
+    add_segments<float>(x, y, stops, sums, isa_of(isa));
+  else
+    add_segments<double>(x, y, stops, sums, isa_of(isa));
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) { m.def("follow_squares(Tensor(a!) held, Tensor x, float share) -> ()"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
+  m.def("follow_squares(Tensor(a!) held, Tensor x, float share) -> ()");
+  m.def("segment_products(Tensor x, Tensor y, Tensor stops, Tensor(a!) sums, int isa) -> ()");
+}
 
-STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) { m.impl("follow_squares", TORCH_BOX(&follow_squares_op)); }
+STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
+  m.impl("follow_squares", TORCH_BOX(&follow_squares_op));
+  m.impl("segment_products", TORCH_BOX(&segment_products_op));
+}

@@ -10,6 +10,7 @@ import commpress
 from commpress import ops
 from commpress.codecs import Codec
 from commpress.errors import WireError
+from commpress.reference import _sums
 
 SPECS = ["uniform:4", "uniform:0.5", "lloyd:3", "hadamard+lloyd:2", "hadamard+lloyd:1.5", "cast:bf16"]
 KEY = commpress.Key(seed=3, step=1, tensor=2)
@@ -45,6 +46,49 @@ def test_running_mean_squares(numel):
     for other in (x.double(), x[: numel // 2] if numel else torch.zeros(1), x.view(1, -1)):
         with pytest.raises(RuntimeError, match="commpress:"):
             ops.follow_squares(held, other, 0.5)
+
+
+@pytest.mark.parametrize("isa", [i for i in ops.Isa if ops.isa_available(i)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(), (0,), (1,), (7, 0, 8, 9), (4096, 100_003)])
+def test_products_of_segments(sizes, dtype, isa):
+    """To the bit what the twin gives, whatever the vectors; and near torch's own sums."""
+    numel = sum(sizes)
+    x, y = normal(numel + 3, 1).to(dtype)[3:] * 1e-3, normal(numel, 2).to(dtype) * 30
+    stops, sums = torch.tensor(sizes, dtype=torch.int64).cumsum(0), torch.full((len(sizes), 3), 0.5, dtype=torch.double)
+    ops.segment_products(x, y, stops, sums, isa)
+    parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    twin = [_sums.products(a.numpy(), b.numpy()) for a, b in parts]
+    assert sums.tolist() == [[0.5 + value for value in row] for row in twin]
+    exact = [[float((p.double() * q.double()).sum()) for p, q in ((a, a), (a, b), (b, b))] for a, b in parts]
+    torch.testing.assert_close(torch.tensor(twin, dtype=torch.double), torch.tensor(exact, dtype=torch.double))
+    squares = torch.zeros(len(sizes), 3, dtype=torch.double)
+    ops.segment_products(x, x, stops, squares, isa)
+    assert squares.tolist() == [[row[0]] * 3 for row in twin]
+
+
+def test_products_of_segments_refuse_what_does_not_fit():
+    x, stops, sums = normal(10, 0), torch.tensor([4, 10]), torch.zeros(2, 3, dtype=torch.double)
+    torch.library.opcheck(
+        torch.ops.commpress.segment_products.default,
+        (x, x.clone(), stops, sums, -1),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    for wrong in (
+        (x.half(), x.half(), stops, sums),
+        (x, x.double(), stops, sums),
+        (x, x[:9], stops, sums),
+        (x[::2], x[::2], stops, sums),
+        (x, x, stops.int(), sums),
+        (x, x, torch.tensor([4, 11]), sums),
+        (x, x, torch.tensor([4, 3]), sums),
+        (x, x, torch.tensor([-1, 3]), sums),
+        (x, x, stops, sums[:1]),
+        (x, x, stops, sums.float()),
+    ):
+        with pytest.raises(RuntimeError, match="commpress:"):
+            ops.segment_products(*wrong)
+    assert not sums.any()
 
 
 ROWS = [[0, 0, 0, 65536, 0, 100], [3, 4_000_000, 0, 131072, 4096, 900]]  # 400 bytes and 2 + 256 + 2 + 194

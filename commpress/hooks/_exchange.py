@@ -176,7 +176,7 @@ class Exchange(Reduction):
         codec = self._codecs[index]
         gather = self._statistics is not None and self._gathers(step.number)
         dtype = None if self._auto is None else self._auto.dtype(index)
-        sample = gather or (step.record is not None and due(self._telemetry_every, step.number))
+        sample = step.record is not None and due(self._telemetry_every, step.number)
         observer = BucketObserver(
             step,
             index,
@@ -190,7 +190,7 @@ class Exchange(Reduction):
             codec=codec if dtype is None else _SENT_EXACTLY.get(dtype, codec),
             feedback=feedback,
             notes=self._notes if self._auto is None or dtype is None else self._auto.notes,
-            sums=LayerSums(layout) if sample else None,
+            sums=LayerSums(layout, distortion=sample or self._measures(step.number)) if sample or gather else None,
             statistics=self._statistics if gather else None,
             prediction=None if self._predictor is None else self._predictor.bucket(layout),
             # What is measured in the next step needs its previous mean, and so does what this step's statistics switch on.
@@ -251,13 +251,18 @@ class Exchange(Reduction):
             moments = None if self._planner is None else self._planner.moments(self.parameters)
             if moments is not None:
                 self._statistics.set_moments(moments)
-            self._statistics.post(step.number)
+            self._statistics.post(step.number, distortion=self._measures(step.number))
 
         if self._shaper is not None and self._shaper.due(step.number):
             self._looked = True
 
     def _gathers(self, step: int) -> bool:
         return due(self._information_every, step) or (self._planner is not None and self._planner.due(step))
+
+    def _measures(self, step: int) -> bool:
+        """Whether the distortion is among what is gathered, on every rank: a plan needs the energies alone, unless it weighs by the noise between ranks."""
+        wanted = self._planner is not None and self._planner.weighs_noise and self._planner.due(step)
+        return due(self._information_every, step) or wanted
 
     def settle(self) -> None:
         """Takes in the statistics of the step before: the record that waited for them goes out, and the plan may change. Raises PeerError."""

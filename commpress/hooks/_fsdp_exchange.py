@@ -149,9 +149,10 @@ class ShardExchange:
             flat, row = work[: input.numel()].copy_(flat), work[input.numel() :]
         feedback = None if self.residuals is None else self.residuals.rows(unit, layers, known=known)
         statistics = self._statistics if known and self.planner is not None and self.planner.due(step.number) else None
-        sample = statistics is not None or (step.record is not None and due(self._telemetry_every, step.number))
-        layout = Layout(layers[0] * n, layers[1] * n)
-        sums = LayerSums(layout) if sample and not (codec.lossless and statistics is None) else None
+        sample = step.record is not None and due(self._telemetry_every, step.number) and not codec.lossless
+        layout, sums = Layout(layers[0] * n, layers[1] * n), None
+        if sample or statistics is not None:
+            sums = LayerSums(layout, distortion=sample or (self.planner is not None and self.planner.weighs_noise))
         rows = rows_codec(codec, numel, n)
         observer = RowsObserver(flat, rows, feedback, sums, self.fail)
         key = Key(seed=self._seed_of("shards", self.replica), step=self._call(unit), tensor=unit.index)
@@ -166,7 +167,7 @@ class ShardExchange:
         nmse = None
         if sums is not None:
             table = by_layer(sums.table, n)
-            nmse = nmse_of(table)
+            nmse = nmse_of(table) if sums.distortion else None
             if statistics is not None:
                 scale = gain * n if gain is not None else 1.0 if name == "mean" else float(n)
                 norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in row.split(list(layers[1]))]

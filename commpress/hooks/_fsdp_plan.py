@@ -64,9 +64,9 @@ class ShardStatistics:
             total = np.zeros_like(total)
             for table in tables:
                 total = total + table
-        return planner.observe(self._statistics(step, total))
+        return planner.observe(self._statistics(step, total, planner.weighs_noise))
 
-    def _statistics(self, step: int, total: np.ndarray) -> LayerStatistics:
+    def _statistics(self, step: int, total: np.ndarray, distortion: bool) -> LayerStatistics:
         """As :func:`commpress.hooks._statistics.statistics_of`, with one phase: MEAN has been summed over the rows, each of which one rank knows; groups of replicas add up."""
         n, m = self._rows, self._replicas
         g1 = captured(total, 1)
@@ -77,4 +77,6 @@ class ShardStatistics:
             mean = np.clip(mean, 0.0, local / n)
             variances = np.maximum(local - n * mean, 0.0) / ((n - 1) * m * self._dims)
             encoded = energy / ((n - 1) * m * self._dims)
+        if not distortion:
+            g1, variances = np.full(len(g1), np.nan), np.full(len(g1), np.nan)
         return LayerStatistics(step, total, g1, np.full(len(g1), np.nan), encoded, variances, n)

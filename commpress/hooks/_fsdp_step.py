@@ -113,16 +113,18 @@ class RowsObserver(_Watching):
 
     def encoded(self, phase: int, start: int, stop: int, payload: torch.Tensor, key: Any, gain: float) -> None:
         values = self._flat[start:stop]
+        left_out: torch.Tensor | None = None
         if self._feedback is not None:
             left_out = self._feedback.record(self._flat, self._codec, payload, key, start, stop, gain)
-        elif self._sums is None:
+        if self._sums is None:
             return
-        else:
+        if not self._sums.distortion:
+            left_out = None
+        elif self._feedback is None:
             left_out = torch.empty_like(values)
             self._codec.decode(payload, key, out=left_out, offset=start, gain=1.0 / gain)
             torch.sub(values, left_out, out=left_out)
-        if self._sums is not None:
-            self._sums.add_encoded(1, start, stop, values, left_out)
+        self._sums.add_encoded(1, start, stop, values, left_out)
 
 
 @final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, final
@@ -51,7 +52,7 @@ class PlanSettings:
     bits: float
     family: str = "hadamard+lloyd"
     objective: str | None = None
-    every: int = 50
+    every: int = 10
     pinned: Plan | str | os.PathLike[str] | None = None
     floor: float = 0.9
     gamma: float | None = None
@@ -189,6 +190,11 @@ class Planner:
         """The plan in use."""
         return self.allocator.plan
 
+    @property
+    def weighs_noise(self) -> bool:
+        """Whether plans follow the gradients' variance between ranks, which is known only with the codec's distortion."""
+        return self._settings.objective == "fisher"
+
     def due(self, step: int) -> bool:
         """Whether the statistics of this step are wanted."""
         return self.allocator.due(step)
@@ -208,7 +214,10 @@ class Planner:
         weights = None
         if self._settings.optimizer is not None:
             weights = adam_weights(statistics.table[:, Column.MOMENT], np.array(self._sizes))
-        self.allocator.observe(statistics.step, statistics.encoded_energies, variances, weights=weights)
+        # Shares: gradients shrink as training goes on, and a mean of energies would be that of the first steps.
+        energies = statistics.encoded_energies
+        total = math.fsum(energies)
+        self.allocator.observe(statistics.step, energies / total if total > 0 else energies, variances, weights=weights)
         plan = self.allocator.replan(statistics.step)
         if plan is not None:
             self._codecs.clear()

@@ -117,9 +117,7 @@ class BucketPrediction:
         for i, (name, start, stop) in enumerate(self._segments):
             previous = self._predictor.previous(name)
             if previous is not None:
-                x, p = flat[start:stop].double(), previous.double()
-                sums.table[i, Column.CROSS] += float(torch.dot(x, p))
-                sums.table[i, Column.PREVIOUS] += float(torch.dot(p, p))
+                sums.add_previous(i, flat[start:stop], previous)
 
     def subtract(self, flat: torch.Tensor) -> None:
         """Phase 1, first: leaves the difference."""

@@ -85,7 +85,7 @@ class HookState:
         bits: float | None = None,
         objective: str | None = None,
         plan: Any = None,
-        plan_every: int = 50,
+        plan_every: int = 10,
         plan_floor: float = 0.9,
         gamma: float | None = None,
         optimizer: torch.optim.Optimizer | None = None,

@@ -26,9 +26,9 @@ class LayerStatistics:
     Attributes:
         step: the step.
         table: sums of all ranks, shape (layers, columns).
-        captured1, captured2: G of phase 1 and 2; NaN where nothing was measured.
+        captured1, captured2: G of phase 1 and 2; NaN where nothing was measured, and in a step whose distortion was not.
         encoded: mean square of a coordinate of what was encoded in phase 1 (prediction and feedback make it another than the gradient's).
-        variances: s, variance of a coordinate between the ranks' gradients; at least 0; NaN with one rank.
+        variances: s, variance of a coordinate between the ranks' gradients; at least 0; NaN with one rank, or without the distortion.
         world_size: senders: ranks, or nodes whose ranks add up before phase 1; then the vectors that all figures are about are the means of the nodes.
         passed_on: whether phase 2 brings contributions, as with two ranks, and not the mean.
     """
@@ -68,9 +68,11 @@ def statistics_of(
     unbiased: bool,
     passed_on: bool = False,
     senders: int | None = None,
+    distortion: bool = True,
 ) -> LayerStatistics:
     """Args: tables: of each rank, in rank order. dims: coordinates of each layer. unbiased: whether the decodes were. passed_on: see :class:`LayerStatistics`.
         senders: how many contributions were encoded, if not one of each rank: the sums of nodes with equally many ranks.
+        distortion: whether it is in all tables.
 
     The mean that the ranks know carries the noise of both quantisations. The error of an unbiased decode has ``1/G - 1`` times the energy of what was encoded, and nothing
     to do with the rest, so its expectation comes off:
@@ -100,6 +102,8 @@ def statistics_of(
             mean = np.clip(mean, 0.0, local / n)
             variances = np.maximum(local - n * mean, 0.0) / ((n - 1) * dims)
             encoded = total[:, Column.ENERGY1] / ((n - 1) * dims)
+            if not distortion:
+                g1, g2, variances = (np.full(len(dims), np.nan) for _ in range(3))
         else:
             variances, encoded = np.full(len(dims), np.nan), local / dims
         if senders is None or senders == n:
@@ -153,7 +157,7 @@ class Statistics:
         self._unbiased, self._passed_on = unbiased, passed_on
         self._lock = threading.Lock()
         self._table = self._blank()
-        self._pending: tuple[int, Pending] | None = None
+        self._pending: tuple[int, bool, Pending] | None = None
 
     def _blank(self) -> np.ndarray:
         return np.zeros((len(self.names), len(Column)))
@@ -169,11 +173,11 @@ class Statistics:
         with self._lock:
             self._table[:, Column.MOMENT] = [moments[name] for name in self.names]
 
-    def post(self, step: int) -> None:
-        """All buckets of the step are in: tells the others. Does not wait. Raises ChannelError."""
+    def post(self, step: int, *, distortion: bool) -> None:
+        """All buckets of the step are in: tells the others. Does not wait. `distortion`: whether every rank has measured it. Raises ChannelError."""
         with self._lock:
             table, self._table = self._table, self._blank()
-        self._pending = step, self._notes.post(table.tobytes())
+        self._pending = step, distortion, self._notes.post(table.tobytes())
 
     def collect(self) -> LayerStatistics | None:
         """The last posted step's statistics, once; None if there are none. Waits for the ranks that are behind.
@@ -183,7 +187,7 @@ class Statistics:
         """
         if self._pending is None:
             return None
-        step, pending = self._pending
+        step, distortion, pending = self._pending
         self._pending = None
         try:
             notes = pending.collect()
@@ -197,4 +201,5 @@ class Statistics:
             unbiased=self._unbiased,
             passed_on=self._passed_on,
             senders=self._senders,
+            distortion=distortion,
         )

@@ -230,33 +230,37 @@ class BucketObserver(Observer):
         """To the sums: what a cast left out, nothing for fp32."""
         if self._sums is not None and start < stop:
             values = self._flat[start:stop]
-            self._sums.add_encoded(phase, start, stop, values, values - values.to(self._exactly).to(values.dtype))
+            sent = values.to(self._exactly).to(values.dtype)
+            self._sums.add_encoded(phase, start, stop, values, values - sent if self._sums.distortion else None)
 
     def encoded(self, phase: int, start: int, stop: int, payload: torch.Tensor, key: Any, gain: float) -> None:
         values = self._flat[start:stop]
+        left_out: torch.Tensor | None = None
         if self._feedback is not None:
             if phase == 1:
                 self._feedback.record_sent(self._flat, payload, key, start, stop)
             else:
                 self._feedback.record_mean(self._flat, payload, key, start, stop, gain=gain)
             left_out = self._feedback.left_out(start, stop, phase)
-        elif self._sums is None:
+        if self._sums is None:
             return
-        elif self._codec.lossless:
+        if not self._sums.distortion:
+            left_out = None
+        elif self._feedback is None:
             left_out = torch.zeros_like(values)
-        else:
-            left_out = torch.empty_like(values)
-            self._codec.decode(payload, key, out=left_out, offset=start, gain=1.0 / gain)
-            torch.sub(values, left_out, out=left_out)
-        if self._sums is not None:
-            if self._shaping is not None:
-                values, left_out = self._shaping.plain(start, values), self._shaping.plain(start, left_out)
-            self._sums.add_encoded(phase, start, stop, values, left_out)
+            if not self._codec.lossless:
+                self._codec.decode(payload, key, out=left_out, offset=start, gain=1.0 / gain)
+                torch.sub(values, left_out, out=left_out)
+        if self._shaping is not None:
+            values = self._shaping.plain(start, values)
+            left_out = None if left_out is None else self._shaping.plain(start, left_out)
+        self._sums.add_encoded(phase, start, stop, values, left_out)
 
     def sent_exactly(self, start: int, stop: int) -> None:
         if self._sums is not None:
             values = self._flat[start:stop]
-            self._sums.add_encoded(2, start, stop, values, torch.zeros_like(values))
+            left_out = torch.zeros_like(values) if self._sums.distortion else None
+            self._sums.add_encoded(2, start, stop, values, left_out)
 
     def reduced(self, start: int, stop: int) -> None:
         if self._feedback is not None:
@@ -332,7 +336,7 @@ class BucketObserver(Observer):
             if name.startswith(prefix)
         }
         layers = list(zip(self._layout.parameters, self._layout.sizes, strict=True))
-        nmse = self._sums.nmse() if self._sums is not None and others else None
+        nmse = self._sums.nmse() if self._sums is not None and self._sums.distortion and others else None
         with self._step._lock:
             self._step.sent.add(report, numel - own, own * others, int(counts["wire_bytes"]))
             record.add_bucket(

@@ -11,6 +11,7 @@ from typing import final
 import numpy as np
 import torch
 
+from commpress import ops
 from commpress.feedback import Layout
 
 
@@ -35,36 +36,52 @@ class Column(enum.IntEnum):
 class LayerSums:
     """Collects the table of one bucket, shape (layers, columns), float64.
 
+    Args:
+        layout: of the bucket.
+        distortion: whether what the decodes give is wanted too, which takes several times as long.
+
     In phase 1 the coordinates of the other ranks' shards are counted, in phase 2 those of the own one. The two threads of the phases meet different coordinates
     but may meet the same layer.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, distortion: bool) -> None:
+        self.distortion = distortion
         self._segments = list(layout.segments())
         self._starts = [start for _, start, _ in self._segments]
+        self._stops = torch.tensor([stop for _, _, stop in self._segments], dtype=torch.int64)
         self.table = np.zeros((len(self._segments), len(Column)))
         self._lock = threading.Lock()
 
     def add_squares(self, column: Column, flat: torch.Tensor) -> None:
         """`flat` is the whole bucket."""
-        squares = [_square(flat[start:stop]) for _, start, stop in self._segments]
+        squares = _products(flat, flat, self._stops)[:, 0]
         with self._lock:
             self.table[:, column] += squares
 
-    def add_encoded(self, phase: int, start: int, stop: int, values: torch.Tensor, left_out: torch.Tensor) -> None:
-        """`values` were encoded for ``[start, stop)``, and `left_out` is `values` less what their decode gives."""
-        first = Column.DOT1 if phase == 1 else Column.DOT2
-        i = max(0, bisect.bisect_right(self._starts, start) - 1)
-        while i < len(self._segments) and self._segments[i][1] < stop:
-            low, high = max(start, self._segments[i][1]), min(stop, self._segments[i][2])
-            if low < high:
-                piece = slice(low - start, high - start)
-                error, energy = _square(left_out[piece]), _square(values[piece])
-                cross = float(torch.dot(values[piece].double(), left_out[piece].double()))
-                with self._lock:
-                    self.table[i, Column.ERROR] += error
-                    self.table[i, first : first + 3] += (energy - cross, energy, energy - 2 * cross + error)
-            i += 1
+    def add_previous(self, segment: int, values: torch.Tensor, previous: torch.Tensor) -> None:
+        """`values` of the layer with this number, and its previous mean, of the same size."""
+        found = _products(values, previous, torch.tensor([values.numel()]))
+        with self._lock:
+            self.table[segment, Column.CROSS : Column.PREVIOUS + 1] += found[0, 1:]
+
+    def add_encoded(
+        self, phase: int, start: int, stop: int, values: torch.Tensor, left_out: torch.Tensor | None
+    ) -> None:
+        """`values` were encoded for ``[start, stop)``, and `left_out` is `values` less what their decode gives; None where no distortion is wanted."""
+        if start >= stop:
+            return
+        first, last = bisect.bisect_right(self._starts, start) - 1, bisect.bisect_left(self._starts, stop)
+        stops = (self._stops[first:last] - start).clamp_(max=stop - start)
+        energy, cross, error = _products(values, values if left_out is None else left_out, stops).T
+        column = Column.DOT1 if phase == 1 else Column.DOT2
+        if left_out is None:
+            with self._lock:
+                self.table[first:last, column + 1] += energy
+            return
+        with self._lock:
+            rows = self.table[first:last]
+            rows[:, Column.ERROR] += error
+            rows[:, column : column + 3] += np.stack([energy - cross, energy, energy - 2 * cross + error], axis=1)
 
     def nmse(self) -> list[float]:
         """For each layer squared error over energy; 0 for an exact zero, else not finite if something was not."""
@@ -94,5 +111,10 @@ def _columns(phase: int) -> Sequence[Column]:
     )
 
 
-def _square(x: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+def _products(x: torch.Tensor, y: torch.Tensor, stops: torch.Tensor) -> np.ndarray:
+    """Sums of x*x, x*y and y*y over each segment, shape (segments, 3)."""
+    sums = torch.zeros(stops.numel(), 3, dtype=torch.float64)
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    ops.segment_products(x, y.to(x.dtype), stops, sums)
+    return sums.numpy()

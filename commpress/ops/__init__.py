@@ -13,7 +13,7 @@ from commpress.ops._homomorphic import (
 from commpress.ops._layers import decode_layers, decode_sum_layers, encode_layers, reduce_layers
 from commpress.ops._library import LIBRARY, Isa, isa_available
 from commpress.ops._modulo import Modulo, modulo_decode, modulo_encode
-from commpress.ops._moments import follow_squares
+from commpress.ops._moments import follow_squares, segment_products
 from commpress.ops._quantisers import decode, decode_sum, encode, payload_nbytes, payload_nbytes_each, reduce
 from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_nbytes
 from commpress.ops._tcq import tcq_dequantise, tcq_quantise
@@ -41,8 +41,8 @@ __all__ = [
     "ecsq_payload_nbytes",
     "encode",
     "encode_layers",
-    "follow_squares",
     "encode_table",
+    "follow_squares",
     "format_decode",
     "format_encode",
     "format_nbytes",
@@ -58,6 +58,7 @@ __all__ = [
     "payload_nbytes_each",
     "reduce",
     "reduce_layers",
+    "segment_products",
     "sparse_decode",
     "sparse_encode",
     "sparse_payload_nbytes",

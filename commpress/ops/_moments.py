@@ -1,10 +1,10 @@
-"""Running mean squares: `csrc/ops_moments.cpp`."""
+"""Running mean squares, and sums of products: `csrc/ops_moments.cpp`."""
 
 from __future__ import annotations
 
 import torch
 
-from commpress.ops._library import library, wrote_argument
+from commpress.ops._library import Isa, library, wrote_argument
 
 
 def follow_squares(held: torch.Tensor, x: torch.Tensor, share: float) -> None:
@@ -12,4 +12,19 @@ def follow_squares(held: torch.Tensor, x: torch.Tensor, share: float) -> None:
     library.follow_squares(held, x, share)
 
 
+def segment_products(
+    x: torch.Tensor, y: torch.Tensor, stops: torch.Tensor, sums: torch.Tensor, isa: Isa = Isa.BEST
+) -> None:
+    """Adds sums of ``x*x``, ``x*y`` and ``y*y`` over each segment to `sums`, in one pass and in an order of its own. Releases the GIL.
+
+    Args:
+        x, y: 1-D contiguous, both float32 or both float64, of the same size; may be the same tensor.
+        stops: where each segment ends, 1-D int64, ascending; the first begins at 0.
+        sums: float64 of shape (segments, 3).
+        isa: code path; all give the same sums.
+    """
+    library.segment_products(x, y, stops, sums, int(isa))
+
+
 torch.library.register_fake("commpress::follow_squares")(wrote_argument)
+torch.library.register_fake("commpress::segment_products")(wrote_argument)

@@ -1,6 +1,8 @@
-"""Sums with a fixed order (docs/wire-format.md, section 5). Every term is >= 0, so added zeros change nothing."""
+"""Sums with a fixed order: those of docs/wire-format.md, section 5, where every term is >= 0, so that added zeros change nothing; and those of statistics."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,3 +41,17 @@ def energy(x: F32) -> np.float32:
 def natural(terms: F32) -> np.float32:
     """P and Q: rows in natural order, row r to accumulator r mod 4."""
     return _fold(_accumulate(_rows(terms, 4).reshape(-1, 4, 16)))
+
+
+def products(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[float, float, float]:
+    """``(x.x, x.y, y.y)`` of statistics, in binary64: coordinate i goes to sum ``i mod 8``, one after the other, and the eight are folded."""
+    found = []
+    for a, b in ((x, x), (x, y), (y, y)):
+        lanes = np.zeros(8)
+        for i in range(0, x.size, 8):
+            terms = a[i : i + 8].astype(np.float64) * b[i : i + 8].astype(np.float64)
+            lanes[: terms.size] += terms
+        for half in (4, 2, 1):
+            lanes = lanes[:half] + lanes[half : 2 * half]
+        found.append(float(lanes[0]))
+    return found[0], found[1], found[2]

@@ -11,6 +11,8 @@ namespace commpress {
   void encode(const Payload&, const float*, float, uint8_t*);              \
   void decode(const Payload&, const uint8_t*, float*, bool, float, float); \
   bool move_block(const float*, int64_t, float*, bool);                    \
+  void add_products(const float*, const float*, int64_t, double*);         \
+  void add_products(const double*, const double*, int64_t, double*);       \
   }
 COMMPRESS_DECLARE(path_plain)
 #if defined(COMMPRESS_X86)
@@ -56,6 +58,23 @@ bool move_block(const float* x, int64_t n, float* out, bool past_caches, Isa isa
   if (isa == Isa::AVX512) return path_avx512::move_block(x, n, out, past_caches);
 #endif
   return path_plain::move_block(x, n, out, past_caches);
+}
+
+template <class Real>
+static void choose_products(const Real* x, const Real* y, int64_t n, double* to, Isa isa) {
+#if defined(COMMPRESS_X86)
+  if (isa == Isa::AVX2) return path_avx2::add_products(x, y, n, to);
+  if (isa == Isa::AVX512) return path_avx512::add_products(x, y, n, to);
+#endif
+  path_plain::add_products(x, y, n, to);
+}
+
+void add_products(const float* x, const float* y, int64_t n, double* to, Isa isa) {
+  choose_products(x, y, n, to, isa);
+}
+
+void add_products(const double* x, const double* y, int64_t n, double* to, Isa isa) {
+  choose_products(x, y, n, to, isa);
 }
 
 namespace {

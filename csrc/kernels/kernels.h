@@ -43,4 +43,8 @@ inline bool streams(int64_t numel, const float* out) {
 // Copies n values, past the caches if `out` is aligned to 64 bytes and `past_caches`; returns whether all are finite.
 bool move_block(const float* x, int64_t n, float* out, bool past_caches, Isa isa);
 
+// to[0] += x.x, to[1] += x.y, to[2] += y.y, in an order that is the same on every code path (product_loops.h).
+void add_products(const float* x, const float* y, int64_t n, double* to, Isa isa);
+void add_products(const double* x, const double* y, int64_t n, double* to, Isa isa);
+
 }  // namespace commpress

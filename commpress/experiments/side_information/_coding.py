@@ -47,7 +47,7 @@ def residual(spec: str, x: torch.Tensor, known: torch.Tensor, seed: int) -> floa
     layout = Layout(("layer",), (x.numel(),))
     predictor = Predictor({"layer": x.numel()})
     predictor.keep("layer", known)
-    bucket, sums = predictor.bucket(layout), LayerSums(layout)
+    bucket, sums = predictor.bucket(layout), LayerSums(layout, distortion=False)
     sums.add_squares(Column.LOCAL, x)
     bucket.measure(x, sums)
     predictor.observe(statistics_from(sums.table, step=0, senders=1))
