@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 _DEFAULT_BITS = "4,2,1"
 _EXAMPLES = """\
@@ -76,7 +75,6 @@ def run(options: argparse.Namespace) -> int:
         (options.out / name).unlink(missing_ok=True)  # of an earlier demo: they must not outlive a failure of this one
     runs: list[Run] = []
     status = 0
-    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         for i, codec in enumerate(codecs):
             runs.append(_one(codec, f"run {i + 1}/{len(codecs)}  {codec.ljust(max(map(len, codecs)))}", options))
@@ -88,8 +86,6 @@ def run(options: argparse.Namespace) -> int:
     except CommpressError as error:
         print(f"\ncommpress demo: the run with {codec} failed; finished runs are kept\n{error}", file=sys.stderr)
         status = 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if runs:
         _report(runs, options.out, one_line)
     print(f"\n{time.monotonic() - began:.0f} s in all. Results: {options.out.resolve()}")
@@ -157,8 +153,3 @@ def _report(runs: list[Any], out: Path, one_line: Any) -> None:
         print(f"\nPicture: {(out / 'loss.png').resolve()}")
     except PlotError as error:
         print(f"\nThe picture was left out: {one_line(error)}")
-
-
-def _terminated(signum: int, frame: object) -> NoReturn:
-    # As Ctrl-C: the run under way is ended in order, what is finished is kept.
-    raise KeyboardInterrupt("terminated")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from commpress._version import __version__
 from commpress.cli import (
@@ -28,6 +31,7 @@ from commpress.errors import CommpressError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+_STARTS_RANKS = ("demo", "experiment")
 
 _EXAMPLES = """\
 examples:
@@ -78,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     name = f"commpress {options.command}"
     try:
-        return options.run(options)
+        with _terminable(options.command in _STARTS_RANKS):
+            return options.run(options)
     except KeyboardInterrupt as stopped:
         print(f"\n{name}: {str(stopped) or 'interrupted'}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -90,6 +95,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"rank {os.environ['RANK']}: " if options.command == "train" and "RANK" in os.environ else ""
         print(f"{name}: {where}{type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
         return EXIT_ERROR
+
+
+@contextlib.contextmanager
+def _terminable(wanted: bool) -> Iterator[None]:
+    """SIGTERM as Ctrl-C: ranks that were started are ended in order, what is finished is kept."""
+    if not wanted:
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt("terminated")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def one_line(error: BaseException) -> str:

@@ -119,9 +119,29 @@ def test_ctrl_c_keeps_what_is_finished_and_ends_everything(tmp_path: pathlib.Pat
     assert "interrupted during fp16" in err and "Traceback" not in err
     assert "fp32 all-reduce" in out and "fp16" not in out
     assert records(tmp_path / "out" / "fp32.jsonl")[-1]["kind"] == "summary"
-    marker = str(second).encode()
-    left = [path for path in pathlib.Path("/proc").glob("[0-9]*/cmdline") if marker in _read(path)]
-    assert left == [], "ranks are still running"
+    assert processes_with(second) == [], "ranks are still running"
+
+
+def test_a_terminated_experiment_ends_its_ranks(tmp_path: pathlib.Path) -> None:
+    first = tmp_path / "out" / "fp32.jsonl"
+    options = ["--quick", "--parts", "loss", "--ways", "fp32", "--steps", "400", "--job-ranks", "2"]
+    command = [sys.executable, "-m", "commpress", "experiment", "bandwidth", *options, "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        command, env=dict(os.environ, PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    began = time.monotonic()
+    while not first.exists() and process.poll() is None and time.monotonic() - began < TIMEOUT:
+        time.sleep(0.02)
+    assert process.poll() is None and processes_with(first), "the run was not seen under way"
+    process.send_signal(signal.SIGTERM)
+    status, out, err = finish(process)
+    assert status == 130 and "terminated" in err and "Traceback" not in err, f"{out}\n{err}"
+    assert processes_with(first) == [], "ranks are still running"
+
+
+def processes_with(argument: pathlib.Path) -> list[pathlib.Path]:
+    """Those whose command line has it."""
+    return [path for path in pathlib.Path("/proc").glob("[0-9]*/cmdline") if str(argument).encode() in _read(path)]
 
 
 def _read(path: pathlib.Path) -> bytes:
