@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from _calibrations import calibration
@@ -11,8 +14,8 @@ import commpress
 from commpress.allocation import LLOYD_MAX, fastest
 from commpress.errors import SpecError, StateError
 from commpress.feedback import Layout
-from commpress.hooks import HookState
-from commpress.hooks._auto import CODECS, FIRST_TRIAL, TRIAL_STEPS, Chooser
+from commpress.hooks import HookState, _auto
+from commpress.hooks._auto import CODECS, FIRST_TRIAL, ROUNDS, TRIAL_STEPS, Chooser
 
 CANDIDATES = ("fp32", "bf16", *CODECS)
 LARGE = Layout(("w",), (1 << 20,), "float32")
@@ -69,17 +72,18 @@ def test_trials_leave_out_what_cannot_win() -> None:
     assert one.decided == "model" and not one.due(10_000)
 
 
-def run_trials(one: Chooser, seconds: dict[str, float]) -> int:
+def run_trials(one: Chooser, seconds: Callable[[str, int], float]) -> int:
     """Steps until the choice is made, if steps take so many seconds; the chooser is asked as an exchange asks it."""
     now, step = 0.0, 0
     while True:
         if one.due(step):
             one.saw(step, "", now)
-            one.settle([one.table(), one.table()])
-            return step
+            one.settle(step, [one.table(), one.table()])
         plan = one.plan_of(step, [SMALL, LARGE])
+        if one.decided == "measured":
+            return step
         one.saw(step, plan, now)
-        now += seconds.get(plan, 1.0)
+        now += seconds(plan, step)
         step += 1
 
 
@@ -90,19 +94,45 @@ def close_call() -> Chooser:
 def test_measured_steps_overrule_the_model() -> None:
     for winner in ("bf16", "uniform:4", "hadamard+lloyd:2"):
         one = close_call()
-        end = run_trials(one, {winner: 0.5})
+        end = run_trials(one, lambda plan, _, winner=winner: 0.5 if plan == winner else 1.0)
         assert end <= FIRST_TRIAL + 4 * TRIAL_STEPS
         assert (one.plan_of(end, [LARGE]), one.decided) == (winner, "measured")
         assert one.describe(winner, [LARGE]).step_seconds[winner] == pytest.approx(0.5)
         assert one.plan_of(100_000, [LARGE]) == winner
     tie = close_call()
-    run_trials(tie, {"hadamard+lloyd:2": 0.98})
+    run_trials(tie, lambda plan, _: 0.98 if plan == "hadamard+lloyd:2" else 1.0)
     assert tie.plan_of(10_000, [LARGE]) == "bf16"  # the most exact within 3 %
+
+
+def right_choices(runs: int) -> tuple[int, list[int]]:
+    """How often the plan that is a tenth faster is found among steps that scatter by as much, some of them slow for a while; and the steps that it took."""
+    right, ends = 0, []
+    for seed in range(runs):
+        random = np.random.default_rng(seed)
+        slow = int(random.integers(FIRST_TRIAL, FIRST_TRIAL + 40))
+
+        def seconds(plan: str, step: int, random: Any = random, slow: int = slow) -> float:
+            disturbed = 2.0 if slow <= step < slow + 8 else 1.0
+            return disturbed * (0.9 if plan == "hadamard+lloyd:2" else 1.0) * float(random.lognormal(0, 0.07))
+
+        one = close_call()
+        ends.append(run_trials(one, seconds))
+        right += one.plan_of(10_000, [LARGE]) == "hadamard+lloyd:2"
+    return right, ends
+
+
+def test_a_machine_that_scatters_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, ends = right_choices(100)
+    assert right >= 85
+    assert min(ends) <= FIRST_TRIAL + 4 * TRIAL_STEPS < max(ends) <= FIRST_TRIAL + 4 * TRIAL_STEPS * ROUNDS
+    monkeypatch.setattr(_auto, "ROUNDS", 1)
+    once, ends = right_choices(100)
+    assert once <= 75 and set(ends) == {FIRST_TRIAL + 4 * TRIAL_STEPS}, "the control is as good"
 
 
 def test_a_state_goes_through_json_and_is_kept() -> None:
     one = close_call()
-    run_trials(one, {"uniform:4": 0.5})
+    run_trials(one, lambda plan, _: 0.5 if plan == "uniform:4" else 1.0)
     saved = json.loads(json.dumps(one.state_dict()))
     other = chooser(calibration(2, link=1e13, latency=1e-3, codec_seconds=1e-6))
     other.load_state_dict(saved, [LARGE])

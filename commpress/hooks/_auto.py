@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import statistics
@@ -28,7 +29,9 @@ TIE = 0.03
 FIRST_TRIAL = SETTLED + 2
 """DDP's buckets are settled by then, and the steps that are repacked are over."""
 TRIAL_STEPS = 6
-"""Of each plan. The first does not count: it makes buffers."""
+"""Of each plan in a round. The first of all does not count: it makes buffers."""
+ROUNDS = 3
+"""At most: those that scatter too much to tell apart are tried again."""
 _HOPELESS = 1.6
 _MOST_PLANS = 4
 
@@ -98,7 +101,8 @@ class Chooser:
         self._plans: list[str] = []  # on trial
         self._start: int | None = None  # the first step of this process
         self._first = FIRST_TRIAL
-        self._samples: dict[str, list[float]] = {}
+        self._round = 0
+        self._samples: dict[str, list[float]] = {}  # by turn; 0 where a step was not timed
         self._chosen: str | None = None
         self._times: dict[str, float] = {}
         self._loaded = False
@@ -167,29 +171,48 @@ class Chooser:
     def saw(self, step: int, plan: str, now: float) -> None:
         """Step number `step` begins at time `now`: what the one before took is known. On this rank."""
         if self._last is not None and self._plans and self._chosen is None and self._last[0] == step - 1 >= self._first:
-            self._samples.setdefault(self._last[1], []).append(now - self._last[2])
+            _, tried, began = self._last
+            times = self._samples.setdefault(tried, [])
+            turn = self._round * TRIAL_STEPS + (step - 1 - self._first) // len(self._plans)
+            times.extend([0.0] * (turn - len(times)))
+            times.append(now - began)
         self._last = step, plan, now
 
     def due(self, step: int) -> bool:
-        """Whether all trials are over as step number `step` begins: :meth:`table` of all ranks is wanted for :meth:`settle`."""
+        """Whether a round of trials is over as step number `step` begins: :meth:`table` of all ranks is wanted for :meth:`settle`."""
         return self._chosen is None and bool(self._plans) and step >= self._end
 
     def table(self) -> list[list[float]]:
-        """This rank's seconds, for each plan on trial."""
+        """This rank's seconds by turn, for each plan on trial."""
         return [self._samples.get(plan, [])[1:] for plan in self._plans]
 
-    def settle(self, tables: Sequence[Sequence[Sequence[float]]]) -> None:
-        """Decides by the tables of all ranks, in rank order."""
-        self._times = {}
-        for i, plan in enumerate(self._plans):
-            steps = [max(turn) for turn in zip(*(table[i] for table in tables), strict=False)]
-            if steps:
-                self._times[plan] = statistics.median(steps)
-        if len(self._times) < len(self._plans):  # a restart in the middle lost some
+    def settle(self, step: int, tables: Sequence[Sequence[Sequence[float]]]) -> None:
+        """Decides by the tables of all ranks, in rank order, or begins another round as step number `step` begins.
+
+        Plans are compared turn by turn, with the one that has the least median: what slows the machine for a while slows all plans of a turn.
+        """
+        turns = []  # each the seconds of every plan, of the slowest rank
+        for turn in itertools.zip_longest(*(times for table in tables for times in table), fillvalue=0.0):
+            if min(turn) > 0:
+                by_rank = [turn[i : i + len(self._plans)] for i in range(0, len(turn), len(self._plans))]
+                turns.append([max(times) for times in zip(*by_rank, strict=True)])
+        if len(turns) < 2:  # a restart in the middle lost them
             self._decide(BY_BUCKET)
             return
-        limit = min(self._times.values()) * (1 + TIE)
-        self._decide(next(plan for plan in self._plans if self._times[plan] <= limit))
+        medians = [statistics.median(times) for times in zip(*turns, strict=True)]
+        self._times |= dict(zip(self._plans, medians, strict=True))
+        best = medians.index(min(medians))
+        ratios = [_ratio([turn[i] / turn[best] for turn in turns]) for i in range(len(medians))]
+        self._round += 1
+        left = [plan for plan, (low, _, _) in zip(self._plans, ratios, strict=True) if low <= 1 + TIE]
+        taken = next(i for i, (_, middle, _) in enumerate(ratios) if middle <= 1 + TIE)
+        sure = self._plans[taken] == left[0] and ratios[taken][2] <= 1 + TIE
+        if sure or self._round == ROUNDS:
+            self._decide(self._plans[taken])
+            return
+        keep = [i for i, plan in enumerate(self._plans) if plan in left]
+        self._plans, self._first = [self._plans[i] for i in keep], step
+        _log.info("auto: steps %d to %d try %s again", step, self._end - 1, ", ".join(self._plans))
 
     def _decide(self, plan: str) -> None:
         self._chosen = plan
@@ -239,6 +262,7 @@ class Chooser:
             "calibration": self.calibration.to_dict(),
             "plans": list(self._plans),
             "first": self._first,
+            "round": self._round,
             "samples": {plan: list(times) for plan, times in self._samples.items()},
             "chosen": self._chosen,
             "times": dict(self._times),
@@ -260,7 +284,7 @@ class Chooser:
             return
         fresh = self.ways(BY_BUCKET, layouts)
         self.calibration = saved
-        self._plans, self._first = list(state["plans"]), int(state["first"])
+        self._plans, self._first, self._round = list(state["plans"]), int(state["first"]), int(state["round"])
         self._samples = {plan: list(times) for plan, times in state["samples"].items()}
         self._chosen, self._times = state["chosen"], dict(state["times"])
         self._loaded, self._last = True, None
@@ -271,3 +295,11 @@ class Chooser:
                 ", ".join(dict.fromkeys(kept)),
                 ", ".join(dict.fromkeys(fresh)),
             )
+
+
+def _ratio(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and what it may be off by: two standard errors, from the median deviation, which steps that were disturbed do not move."""
+    middle = statistics.median(ratios)
+    deviation = statistics.median(abs(r - middle) for r in ratios)
+    error = 2 * 1.2533 * 1.4826 * deviation / len(ratios) ** 0.5
+    return middle - error, middle, middle + error

@@ -108,7 +108,7 @@ class AutoLane:
         self._told: tuple[str, str, tuple[Layout, ...]] | None = None
 
     def open_step(self, step: int, layouts: Sequence[Layout]) -> None:
-        """Chooses for a step that begins now; collective in the step that ends the trials. Raises PeerError."""
+        """Chooses for a step that begins now; collective in a step that ends a round of trials. Raises PeerError."""
         if self._loaded is not None:
             state, self._loaded = self._loaded, None
             self.chooser.load_state_dict(state, layouts)
@@ -116,7 +116,7 @@ class AutoLane:
         if self.chooser.due(step):
             self.chooser.saw(step, "", now)
             tables = _handshake.gather(self._channels[1], self.chooser.table(), self._timeout, "auto's trial steps")
-            self.chooser.settle(tables)
+            self.chooser.settle(step, tables)
             now = time.perf_counter()
         name = self.chooser.plan_of(step, layouts)
         self.chooser.saw(step, name, now)

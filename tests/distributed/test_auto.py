@@ -21,7 +21,7 @@ from _calibrations import calibration
 import commpress
 from commpress import collectives
 from commpress.cluster import Cluster, Topology
-from commpress.hooks._auto import FIRST_TRIAL, TRIAL_STEPS
+from commpress.hooks._auto import FIRST_TRIAL, ROUNDS, TRIAL_STEPS
 from commpress.telemetry import MemorySink
 
 scenarios = Scenarios(__file__, three=("fast", "slow"))
@@ -206,10 +206,13 @@ def trials(rank, world_size, folder):
     )
     run = Run(rank, calibration=known)
     decided, ways = [], []
-    for _ in range(FIRST_TRIAL + 4 * TRIAL_STEPS + 3):
+    chosen = 0
+    while chosen < 3:
         run.step()
         decided.append(run.state.auto.decided)
         ways.append(run.state._exchange._auto.ways)
+        chosen += decided[-1] == "measured"
+        assert len(decided) < FIRST_TRIAL + 4 * TRIAL_STEPS * ROUNDS + 4
     saved = run.state.state_dict()["auto"]
     return run.outcome() | {"decided": decided, "steps": ways, "saved": saved}
 
@@ -217,16 +220,17 @@ def trials(rank, world_size, folder):
 def test_timed_steps_decide_and_the_choice_stays(two):
     first, second = of(two, "trials")
     assert first["decided"] == second["decided"] and first["steps"] == second["steps"]
-    plans = first["saved"]["plans"]
-    assert 1 < len(plans) <= 4
-    end = FIRST_TRIAL + TRIAL_STEPS * len(plans)
+    chosen, times = first["saved"]["chosen"], first["saved"]["times"]
+    plans = list(times)
+    assert 1 < len(plans) <= 4 and set(first["saved"]["plans"]) <= set(plans)
+    end = len(first["decided"]) - 3
+    assert end >= FIRST_TRIAL + TRIAL_STEPS * len(plans)
     assert set(first["decided"][:FIRST_TRIAL]) == {"model"}
     assert set(first["decided"][FIRST_TRIAL:end]) == {"trial"}
     assert set(first["decided"][end:]) == {"measured"}
     tried = [ways[0] for ways in first["steps"][FIRST_TRIAL:end]]
     assert all(tried.count(plan) >= TRIAL_STEPS for plan in plans if plan != "by bucket")
-    chosen, times = first["saved"]["chosen"], first["saved"]["times"]
-    assert set(times) == set(plans) and times[chosen] <= 1.03 * min(times.values())
+    assert times[chosen] <= 1.1 * min(times.values())  # pairs of steps decide, not medians
     assert len({tuple(ways) for ways in first["steps"][end:]}) == 1
     assert same([first, second], "parameters")
 
