@@ -39,7 +39,7 @@ class Turns:
     Args:
         calls: by the way's name.
         prepare, check: called before and after each, untimed.
-        warm_up: untimed calls of each way.
+        warm_up: untimed calls of each way. settled: whether they were enough; until then there are more.
         budget: seconds for each way.
         most: timed calls of each way at most.
     """
@@ -53,6 +53,7 @@ class Turns:
         most: int,
         prepare: Callable[[], Any] = lambda: None,
         check: Callable[[str], Any] = lambda name: None,
+        settled: Callable[[str], bool] = lambda name: True,
     ) -> None:
         self._calls, self._prepare, self._check = calls, prepare, check
         self.seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -61,6 +62,8 @@ class Turns:
         wanted: dict[str, int] = {}
         for name in calls:
             for _ in range(warm_up[name]):
+                took = self._one(name)
+            while not settled(name):
                 took = self._one(name)
             self.seconds[name].clear()
             self.sent[name].clear()
@@ -141,6 +144,7 @@ def steps(arguments: dict[str, Any], writer: RunWriter) -> None:
         warm_up={name: job.way.warm_up for name, job in jobs.items()},
         budget=arguments["budget"],
         most=arguments["most"],
+        settled=lambda name: jobs[name].way.settled,
     )
     for name, job in jobs.items():
         writer.write("step", way=name, numel=job.numel, **_figures(turns, name))

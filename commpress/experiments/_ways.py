@@ -76,6 +76,11 @@ class Way(abc.ABC):
     warm_up: int = 2
     """Steps before one is like all that follow: DDP rebuilds its buckets after the first."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether, after `warm_up` steps, the next one is like all that follow. Equal on all ranks."""
+        return True
+
     agreement_every: int = 0
     """Steps between two comparisons of the ranks' gradients, where a codec of this library is in use; set before :meth:`connect`."""
 
@@ -110,9 +115,14 @@ class Compressed(Way):
 
     def __init__(self, name: str, codec: str | None, bits: float | None) -> None:
         super().__init__(name)
-        # The first steps repack buckets, make the first plan, and measure the link; "auto" tries up to four plans.
+        # The first steps repack buckets, make the first plan, and measure the link; "auto" tries up to four plans, and again those in doubt.
         self.warm_up = 32 if codec == AUTO else 6
         self._codec, self._bits = codec, bits
+
+    @property
+    def settled(self) -> bool:
+        auto = None if self.state is None else self.state.auto
+        return auto is None or auto.decided != "trial"
 
     def connect(self, ddp: DistributedDataParallel, *, seed: int, telemetry: Sink | None) -> None:
         every = self.agreement_every
