@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from commpress.errors import CommpressError
-from commpress.telemetry._report_data import Columns, Layers, Snapshots, matrix, mean_to_others, number
+from commpress.telemetry._report_data import Columns, Layers, Scales, Snapshots, matrix, mean_to_others, number
 
 _CHUNK = 1 << 20
 _MOST_STANDING_OUT = 1000
@@ -55,6 +55,7 @@ class RunLog:
         agreements: of the worker-agreement monitor, thinned out evenly when there are many: ``step``, ``cosines`` (float64, ranks x ranks, NaN where unknown).
         agreement: by step ``mean`` and ``least``: over the ranks, of a rank's mean cosine to the others.
         standing_out: what stood out, in order, at most the last 1000: ``step``, ``rank``, ``why``, ``cosine``, ``others``, ``norm``.
+        scales: of the same monitor: every layer's rms on most ranks, and which ranks were far from it.
         plans: plan records: ``step``, ``objective``, ``reason``, ``budget_bytes``, ``planned_bytes``, and ``bits`` by
             layer's name.
         head: ``codec``, ``world_size``, ``numel`` as far as known.
@@ -95,6 +96,7 @@ class RunLog:
         self.agreements = Snapshots()
         self.agreement = Columns("mean", "least")
         self.standing_out: list[dict[str, Any]] = []
+        self.scales = Scales(_MOST_STANDING_OUT)
         self.plans: list[dict[str, Any]] = []
         self.head: dict[str, Any] = {}
         self.unreadable = 0
@@ -165,6 +167,11 @@ class RunLog:
                 figures_of = {name: number(one.get(name)) for name in ("rank", "cosine", "others", "norm")}
                 self.standing_out.append({"step": step, "why": str(one.get("why", "")), **figures_of})
         self.standing_out = self.standing_out[-_MOST_STANDING_OUT:]
+        if isinstance(scales := record.get("scales"), dict):
+            layers = _layers(scales)
+            self._know(layers)
+            rms = {layer["name"]: number(layer.get("rms")) for layer in layers}
+            self.scales.add(step, rms, self.layer_names, scales.get("far"))
 
     def _step(self, step: float, record: Mapping[str, Any]) -> None:
         if self.steps.last is not None and step <= self.steps.last:

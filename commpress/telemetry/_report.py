@@ -165,6 +165,8 @@ def _body(runs: Sequence[RunLog]) -> tuple[str, list[tuple[str, bytes]]]:
         parts.append(f"<h2>Do the ranks agree?{heading}</h2>\n")
         picture(f"agreement{suffix}", f"Cosines between the ranks' gradients, {run.name}", agreement.heat_map(run))
         parts.append(agreement.words(run))
+        if picture(f"scales{suffix}", f"Gradient scale by layer over time, {run.name}", figures.scales_map(run)):
+            parts.append(agreement.scale_words(run))
     parts.append("<h2>Bytes per step</h2>\n")
     if not picture("bytes", "Bytes sent in each step", figures.step_bytes(runs)):
         note("The records tell no bytes.")
