@@ -56,6 +56,7 @@ class RunLog:
         agreement: by step ``mean`` and ``least``: over the ranks, of a rank's mean cosine to the others.
         standing_out: what stood out, in order, at most the last 1000: ``step``, ``rank``, ``why``, ``cosine``, ``others``, ``norm``.
         scales: of the same monitor: every layer's rms on most ranks, and which ranks were far from it.
+        history: the last that a step told of predictions from more than one aggregate, as written; {} if none did.
         plans: plan records: ``step``, ``objective``, ``reason``, ``budget_bytes``, ``planned_bytes``, and ``bits`` by
             layer's name.
         head: ``codec``, ``world_size``, ``numel`` as far as known.
@@ -97,6 +98,7 @@ class RunLog:
         self.agreement = Columns("mean", "least")
         self.standing_out: list[dict[str, Any]] = []
         self.scales = Scales(_MOST_STANDING_OUT)
+        self.history: dict[str, Any] = {}
         self.plans: list[dict[str, Any]] = []
         self.head: dict[str, Any] = {}
         self.unreadable = 0
@@ -181,6 +183,7 @@ class RunLog:
             self.plans = old + self.plans[self._old_plans :]
         self._old_plans = len(self.plans)
         self._take_head(record)
+        self.history = told if isinstance(told := record.get("history"), dict) else self.history
         layers = _layers(record)
         self._know(_model_order(record, layers))
         figures = {name: number(record.get(name)) for name in self.steps.names}
