@@ -36,7 +36,7 @@ def decay(runs: Sequence[RunLog]) -> bytes | None:
         limits = [limit for run in shown if (limit := number(run.history.get("pays_below"))) is not None]
         if limits:
             axes.axhline(limits[0], color=_COLOURS[1], linewidth=1.2, linestyle="--")
-            axes.annotate("below this a layer is predicted", (0.99, limits[0]), xycoords=("axes fraction", "data"), va="top", ha="right", fontsize=9)  # fmt: skip
+            axes.annotate("below this a layer is predicted", (0.99, limits[0]), xycoords=("axes fraction", "data"), va="top", ha="right", fontsize=9, xytext=(0, -4), textcoords="offset points")  # fmt: skip
         lowest = min(min(told(run)) for run in shown)
         axes.set_ylim(max(0.0, min([lowest, *limits]) - 0.06), max(1.02, *(max(told(run)) for run in shown)))
         axes.set_title("part of the gradient's energy that a prediction leaves")
@@ -56,7 +56,8 @@ def words(run: RunLog) -> str:
         saved = 0.5 * math.log2(max(errors[0], 1e-9) / max(errors[at - 1], 1e-9))
         parts.append(
             f", the last {at} foretell {1 - errors[at - 1]:.1%}: {saved:.3f} bits a coordinate more, for {4 * (at - 1)} bytes of memory. "
-            f"The decay is best described by {_law(law, said)}; from <b>{window:,.0f} steps</b> of history on {eps or 0:.0%} of the energy or less is left to gain."
+            f"The decay is best described by {_law(law, said)}; from <b>{window:,.0f} steps</b> of history on {eps or 0:.0%} of the energy or less is left to gain"
+            + (f", which is extrapolated: {len(errors)} were measured." if window > len(errors) else ".")
         )
     else:
         parts.append(f", and more of them less than {eps or 0:.0%} more: <b>one step of history is enough</b>.")
