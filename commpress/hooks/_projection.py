@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from commpress.codecs import Key
-from commpress.reference._random import ROTATION_1, words
+from commpress.hooks._signs import PER_COUNTER, sign_bits
 
 WIDTH = 4096
 _SIGNS = 1 << 20  # coordinates whose signs are drawn at once
@@ -47,8 +47,7 @@ class Projection:
         squares, numel = self._layers.get(index, (0.0, 0))
         for start in range(0, flat.size, _SIGNS):
             part = flat[start : start + _SIGNS]
-            drawn = words(key, ROTATION_1, start // 128, -(-part.size // 128))
-            signs = np.unpackbits(drawn.view(np.uint8))
+            signs = sign_bits(key, start // PER_COUNTER, -(-part.size // PER_COUNTER))
             for at in range(0, part.size, _FOLD):
                 squares += self._fold(part[at : at + _FOLD], signs[at : at + _FOLD])
         self._layers[index] = squares, numel + flat.size
