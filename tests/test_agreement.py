@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 import torch
 from _runs import run_records, write
+from _threads import values as on_ranks
 
 from commpress.codecs import Key
+from commpress.collectives import make_channel
 from commpress.errors import SpecError
 from commpress.estimation import Unlike
 from commpress.hooks import HookState
+from commpress.hooks._layer_scales import NAMED, FarLayer, LayerScales, ScaleWatch
 from commpress.hooks._projection import WIDTH, Projection
+from commpress.hooks._signs import sign_bits
 from commpress.hooks._worker_agreement import Agreement, sentence
 from commpress.reference._random import ROTATION_1, words
 from commpress.telemetry import load_run, write_report
+from commpress.telemetry._report_agreement import scale_words
 from commpress.telemetry._report_agreement import words as told
 from commpress.telemetry._report_data import Snapshots, matrix, mean_to_others
 from commpress.telemetry._tensorboard import scalars
@@ -45,6 +50,16 @@ def test_projections_against_the_definition(sizes):
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
     assert projection.norm == pytest.approx(norm, rel=1e-5)
     assert projection.projections(100) == pytest.approx(hadamard(WIDTH)[:100] @ folded / norm, abs=1e-3)
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 0), (0, 1), (5, 2049), (2**32 - 3, 10), (7, 2048), (1 << 31, 4100)])
+@pytest.mark.parametrize(
+    "key", [Key(0, 0, phase=3), Key(2**63 - 1, 2**32 - 1, tensor=2**16 - 1, phase=3), Key(7, 11, tensor=4)]
+)
+def test_signs_are_those_of_the_twin(key, first, count):
+    bits = sign_bits(key, first, count)
+    assert bits.dtype == np.uint8 and bits.shape == (128 * count,)
+    assert np.array_equal(bits, np.unpackbits(words(key, ROTATION_1, first, count).view(np.uint8)))
 
 
 def test_projections_are_standard_normal_and_linear():
@@ -88,6 +103,14 @@ def test_options_and_words():
         assert text in sentence(Unlike(3, 0.1, 0.6, 50.0, why)) and "rank 3" in sentence(Unlike(3, 0.1, 0.6, 50.0, why))
 
 
+def scales(step, bad, n):
+    """Of two layers that the other records know, and one that they do not."""
+    names = ("blocks.0.up.weight", "head.weight", "other")
+    far = () if bad is None else (FarLayer(bad, "head.weight", 0.0), FarLayer(bad, "<other>", 64.0))
+    counts = tuple(2 * (rank == bad) for rank in range(n))
+    return LayerScales(names, (262144, 65536, 100), np.array([1e-3, 1e-2 / (1 + step), 0.0]), far, counts, 2, 50, 4)
+
+
 def records(steps=30, bad=2, n=4):
     found = run_records(steps=steps)
     for step in range(0, steps, 5):
@@ -97,7 +120,7 @@ def records(steps=30, bad=2, n=4):
             cosines[bad] = cosines[:, bad] = 0.02
             unlike = (Unlike(bad, 0.02, 0.5, 1.1, "cosine"),)
         np.fill_diagonal(cosines, 1.0)
-        found.append(Agreement(step, cosines, np.ones(n), 0.035, unlike).record(0))
+        found.append(Agreement(step, cosines, np.ones(n), 0.035, unlike, scales(step, bad, n)).record(0))
     return found
 
 
@@ -108,9 +131,18 @@ def test_the_log_and_the_page(tmp_path: pathlib.Path):
     page, *pictures = write_report([run], tmp_path / "report.html")
     text = page.read_text()
     assert "Do the ranks agree?" in text and "<b>Rank 2 stood out</b> in 6 of 6 looks" in text
-    assert "report-agreement.png" in {picture.name for picture in pictures}
+    assert {"report-agreement.png", "report-scales.png"} <= {picture.name for picture in pictures}
+    assert run.scales.looks == 6 and run.scales.looks_of == {2: 6} and len(run.scales.far) == 12
+    steps, rms = run.scales.rms.table()
+    assert list(steps) == [0, 5, 10, 15, 20, 25]
+    assert rms[run.layer_names.index("head.weight")] == pytest.approx([1e-2 / (1 + step) for step in steps])
+    assert run.layer_numels[run.layer_names.index("other")] == 100
+    assert (
+        "<b>Layers of rank 2 had another size</b> than on most ranks in 6 of 6 looks" in text
+        and "&lt;other&gt;" in text
+    )
     calm = load_run(write(tmp_path / "calm.jsonl", records(bad=None)))
-    assert "No rank stood out." in told(calm)
+    assert "No rank stood out." in told(calm) and "No rank's layers" in scale_words(calm)
     without = load_run(write(tmp_path / "without.jsonl", run_records(steps=5)))
     page, *pictures = write_report([without, run], tmp_path / "both.html")
     assert {picture.name for picture in pictures if "agreement" in picture.name} == {"both-agreement-2.png"}
@@ -122,6 +154,8 @@ def test_unknown_figures_and_many_ranks_are_drawn(tmp_path: pathlib.Path):
     found[-1]["standing_out"] = [{"rank": 1000, "why": "<b>"}, {"rank": "x"}, 3]
     page, *_ = write_report([load_run(write(tmp_path / "run.jsonl", found))], tmp_path / "report.html")
     assert "<b></td>" not in page.read_text() and "Rank 1000" in page.read_text()
+    run = load_run(write(tmp_path / "odd.jsonl", [{**r, "scales": odd} for r in records() if r["kind"] == "agreement" for odd in (3, {}, {"layers": [1, {"name": "x", "rms": "y"}], "far": [1, {"rank": "z"}]})]))  # fmt: skip
+    assert run.scales.far == [] and write_report([run], tmp_path / "odd.html")
     found = [{**record, "cosines": bad} for record in records() for bad in ([[1]], "x", [[1, 2], [3]]) if record["kind"] == "agreement"]  # fmt: skip
     run = load_run(write(tmp_path / "bad.jsonl", [*run_records(steps=3), *found]))
     assert not run.agreements.kept and run.ignored >= len(found)
@@ -147,3 +181,37 @@ def test_scalars():
         "agreement/least_cosine": pytest.approx(0.02),
     }
     assert list(scalars({"kind": "agreement", "step": 1})) == []
+
+
+def watched(looks, *, ranks=3, sizes=(1000, 1000, 15, 1000)):
+    """What ScaleWatch makes of rms by look, rank and layer; and the ranks that are news."""
+
+    def one(rank, group):
+        watch = ScaleWatch([f"l{i}" for i in range(len(sizes))], make_channel(group), 20.0)
+        found = [watch.compare(np.array(look[rank], dtype=float), np.array(sizes)) for look in looks]
+        return [(scales, watch.news(scales)) for scales in found]
+
+    return on_ranks(ranks, one)
+
+
+def test_far_layers_and_those_that_cannot_be_judged():
+    usual = [1.0, 1e-6, 1.0, 0.0]
+    first = [
+        usual,
+        [1.2, 1e-6, 1.0, 5.0],
+        [12.0, 1e-8, 99.0, 0.0],
+    ]  # 15 coordinates are too few; most have no gradient in the last
+    looks = [first, first, [usual, usual, usual]]
+    for found in watched(looks):
+        (one, news), (again, no_news), (calm, _) = found
+        assert news == [2] and no_news == [] and calm.far == () and calm.counts == (0, 0, 0)
+        assert one.counts == (0, 0, 2) == again.counts
+        assert [(f.rank, f.layer) for f in one.far] == [(2, "l1"), (2, "l0")]  # the furthest first
+        assert one.far[1].ratio == pytest.approx(12 / 1.25)
+        assert one.values == pytest.approx([1.25, 1e-6, 1.0, 0.0], rel=0.26)
+        assert "in 2 of 4 layers: l1 (0.0" in one.sentence(2) and "times" in one.sentence(2)
+    many = watched([[[1.0] * 9, [1.0] * 9, [0.0] * 9]], sizes=(50,) * 9)[0][0][0]
+    assert many.counts == (0, 0, 9) and len(many.far) == NAMED and "l0 (zero there)" in many.sentence(2)
+    assert "and 5 more" in many.sentence(2)
+    pair = watched([[[1.0, 1.0], [100.0, 1.0]]], ranks=2, sizes=(50, 50))[0][0][0]
+    assert pair.far == () and pair.values == pytest.approx([1.0, 1.0])  # of two, who is wrong?

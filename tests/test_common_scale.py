@@ -10,7 +10,7 @@ from _threads import run_ranks, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commpress.collectives import FakeWorld, common_scale
+from commpress.collectives import FakeWorld, common_scale, common_scales
 from commpress.errors import PeerError, SpecError, TensorError
 
 
@@ -85,4 +85,59 @@ def test_errors():
         found, _ = run_ranks(
             2, lambda rank, group, n=name, o=options: common_scale(x, group=group, **{n: o[rank]}), timeout=20
         )
+        assert all(isinstance(one, PeerError) and "other options" in str(one) for one in found)
+
+
+# ---- many at once
+
+
+def many(own, **options):
+    def one(rank, group):
+        return common_scales(torch.tensor(own[rank], dtype=torch.float32), group=group, **options)
+
+    return values(len(own), one)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.integers(0, 11), st.sampled_from(["max", "median"]), st.sampled_from([0, 2, 7]), st.booleans())
+def test_many_at_once_are_those_found_one_by_one(data, count, across, digits, known):
+    numbers = st.one_of(st.just(0.0), st.floats(2.0**-126, 2.0**127, width=32))
+    rows = st.lists(numbers, min_size=count, max_size=count)
+    own, near = [data.draw(rows) for _ in range(3)], data.draw(rows)
+    started = {"near": torch.tensor(near, dtype=torch.float32)} if known else {}
+    found = many(own, across=across, digits=digits, **started)
+    assert len(found[0].values) == count
+    rounds = 0
+    for i in range(count):
+        each = {"near": near[i]} if known else {}
+        alone = scales([row[i] for row in own], across=across, digits=digits, **each)[0]
+        assert all(float(one.values[i]) == alone.value for one in found)
+        rounds = max(rounds, alone.rounds)
+    head = count != 1  # a byte, in which the ranks make sure that they search for the same
+    for one in found:
+        assert one.rounds == rounds and one.messages_each == rounds + head
+        assert one.bytes_each == rounds * -(-count // 8) + head
+
+
+def test_bytes_of_many_are_those_counted():
+    own = [[1.0 * (1 + rank)] * 20 for rank in range(3)]
+    found, worlds = run_ranks(3, lambda rank, group: common_scales(torch.tensor(own[rank]), group=group, digits=2))
+    sent = [sum(world.nbytes_sent[rank] for world in worlds) for rank in range(3)]
+    assert sent == [2 * one.bytes_each for one in found] == [2 * (10 * 3 + 1)] * 3
+    again = many(own, digits=2, near=found[0].values)[0]
+    assert again.rounds == 2 and again.bytes_each == 7  # 20 scales that did not move, 40 bits and the byte of a head
+
+
+def test_errors_of_many():
+    x = torch.ones(4)
+    for bad in (torch.ones(2, 2), torch.ones(2, dtype=torch.int32), -x, 3.0):
+        with pytest.raises(TensorError):
+            common_scales(bad)
+    for near in (torch.ones(3), x * math.inf):
+        with pytest.raises(SpecError):
+            common_scales(x, near=near)
+    found, _ = run_ranks(3, lambda rank, group: common_scales(x / (rank != 1), group=group))
+    assert all(isinstance(one, TensorError) and "rank 1 " in str(one) for one in found)
+    for sizes in ((4, 3), (1, 2)):  # before a message of another size is sent
+        found, _ = run_ranks(2, lambda rank, group, n=sizes: common_scales(x[: n[rank]], group=group), timeout=20)
         assert all(isinstance(one, PeerError) and "other options" in str(one) for one in found)

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from commpress.cli import main
-from commpress.experiments.cosine._runs import PUBLISHED, Check, Gradient, Point, Results, best, changes_of_best, checks
+from commpress.experiments.cosine._runs import PUBLISHED, Gradient, Point, Results, best, changes_of_best, checks
 
 
 def test_the_best_number_of_bits():
@@ -28,19 +28,18 @@ def made_up(**changes):
 
 
 def test_checks_have_teeth():
-    assert all(check.good for check in checks(made_up()))
+    assert all(check.passed for check in checks(made_up()))
     bad = checks(made_up(measured=1.06 * 1.645))
-    assert [check.good for check in bad].count(False) == 1
-    assert not all(check.good for check in checks(made_up(predicted=1.66)))
+    assert [check.passed for check in bad].count(False) == 1
+    assert not all(check.passed for check in checks(made_up(predicted=1.66)))
     worse = dataclasses.replace(made_up(), gradients=[Gradient(0.5, 1000, 100, 0.05, 0.03, 0.001)])
-    assert not all(check.good for check in checks(worse))
-    assert not Check("", float("nan"), 0.0, 1.0).good
+    assert not all(check.passed for check in checks(worse))
 
 
 def test_command(tmp_path, capsys):
     assert main(["experiment", "cosine", "--quick", "--seed", "5", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "What has to come out" in shown and "FAILED" not in shown and "the best b" in shown
+    assert "What must hold" in shown and "FAILED" not in shown and "the best b" in shown
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {r["kind"] for r in records} == {"cosine", "cosine-gradient", "check"}
     assert (tmp_path / "cosine.png").stat().st_size > 10_000

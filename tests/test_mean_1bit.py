@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from commpress.cli import main
-from commpress.experiments.mean_1bit._runs import Check, Located, Results, checks, growth_fit, two_stage_prediction
+from commpress.experiments._checks import between
+from commpress.experiments.mean_1bit._runs import Located, growth_fit, two_stage_prediction
 from commpress.experiments.mean_1bit._simulate import Way, measure, pareto
 
 SEED = 4711
@@ -54,13 +55,13 @@ def test_growth_is_measured_and_a_control_fails():
     slope, bend, _ = growth_fit(located(lambda x: 150 + 7 * math.log2(x)))
     assert slope == pytest.approx(7) and bend == pytest.approx(0, abs=1e-9)
     slope, bend, se = growth_fit(located(lambda x: 150 + math.log2(x) ** 2))  # not constant per doubling
-    assert not Check("", bend, -1.0, 1.0, 3 * se).good or not Check("", slope, 6.0, 8.0).good
+    assert not between("", bend, 0.0, (-1.0, 1.0), 3 * se).passed or not between("", slope, 7.0, (6.0, 8.0)).passed
 
 
 def test_command(tmp_path, capsys):
     assert main(["experiment", "mean-1bit", "--quick", "--seed", "11", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "What has to come out" in shown and "FAILED" not in shown and "queries per doubling" in shown
+    assert "What must hold" in shown and "FAILED" not in shown and "queries per doubling" in shown
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {r["kind"] for r in records} == {"mean-1bit", "mean-1bit-growth", "check"}
     assert (tmp_path / "mean-1bit.png").stat().st_size > 10_000
@@ -68,8 +69,6 @@ def test_command(tmp_path, capsys):
 
 
 def test_a_failure_is_one():
-    good = Check("x", 1.0, 0.9, 1.1)
-    assert good.good and not dataclasses.replace(good, measured=1.2).good
-    assert dataclasses.replace(good, measured=1.2, allowance=0.15).good
-    assert not dataclasses.replace(good, measured=math.nan).good
-    assert callable(checks) and dataclasses.is_dataclass(Results)
+    limits = (0.9, 1.1)
+    assert between("x", 1.0, 1.0, limits).passed and not between("x", 1.2, 1.0, limits).passed
+    assert between("x", 1.2, 1.0, limits, 0.15).passed and not between("x", math.nan, 1.0, limits, 9.0).passed

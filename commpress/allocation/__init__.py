@@ -11,7 +11,7 @@ from commpress.allocation._allocator import LLOYD_MAX, Allocator
 from commpress.allocation._continuous import objective_value, solve
 from commpress.allocation._curve import Curve
 from commpress.allocation._dimensions import Dimensions, share_dimensions
-from commpress.allocation._history import History, history_window
+from commpress.allocation._history import History, history_window, prediction_errors
 from commpress.allocation._objective import OBJECTIVES, weights_from_gamma
 from commpress.allocation._plan import Plan
 from commpress.allocation._problem import Allocation, solve_on_curve
@@ -31,6 +31,7 @@ __all__ = [
     "Timing",
     "fastest",
     "history_window",
+    "prediction_errors",
     "objective_value",
     "share_dimensions",
     "solve",

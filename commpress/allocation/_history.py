@@ -86,6 +86,23 @@ def history_window(errors: Sequence[float], *, eps: float) -> History:
     return History(law, window, best.floor, **known)
 
 
+def prediction_errors(fit: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Energy that the best linear prediction from the last 1, 2, ... vectors leaves, over the energy: what `history_window` takes.
+
+    Args:
+        fit, test: mean products of (g_t, g_(t-1), ..., g_(t-W)) with each other, shape (W+1, W+1): of the steps that coefficients are fitted to, and of those that they are tested on. The
+            same twice is optimistic: every further coefficient gains something by chance.
+
+    Returns:
+        float64, shape (W,), in units of ``test[0, 0]``.
+    """
+    found = []
+    for w in range(1, len(fit)):
+        a = np.linalg.lstsq(fit[1 : w + 1, 1 : w + 1], fit[1 : w + 1, 0], rcond=1e-10)[0]
+        found.append(test[0, 0] - 2 * a @ test[1 : w + 1, 0] + a @ test[1 : w + 1, 1 : w + 1] @ a)
+    return np.array(found) / test[0, 0]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Line:
     floor: float

@@ -44,14 +44,14 @@ a phase 2 that brings verdicts only; and phase 2 alone. `reduce_scatter` and `al
 said above of ranks holds for the ranks of the same local rank on all nodes, who reduce that part; a gather inside the nodes ends it. `encoded` and `reduced` then cover the part alone, in
 positions of `flat`; `gain` is still 1/n of all ranks, since what is encoded is a node's sum; `key.sender` is the node's number. `prepare` comes before everything, on each rank's own values.
 
-`common_scale(x)` finds one scale for all ranks (the range of a quantiser, say) at one bit for each rank and round.
+`common_scale(x)` finds one scale for all ranks (the range of a quantiser, say) at one bit for each rank and round; `common_scales(statistics)` many at once.
 
 World size 1: nothing is encoded or sent; `prepare` and `complete` are called, the tensor stays as it is (mean and sum).
 """
 
 from commpress.collectives._accounting import Report, wire_nbytes
 from commpress.collectives._all_reduce import all_reduce, close, group_timeout, last_report, make_channel, make_channels
-from commpress.collectives._common_scale import CommonScale, common_scale
+from commpress.collectives._common_scale import CommonScale, CommonScales, common_scale, common_scales
 from commpress.collectives._factor_plan import (
     FactorPlan,
     MatrixShape,
@@ -84,6 +84,7 @@ __all__ = [
     "Asked",
     "ChannelError",
     "CommonScale",
+    "CommonScales",
     "Communicator",
     "ExactReducer",
     "FactorPlan",
@@ -111,6 +112,7 @@ __all__ = [
     "close",
     "codec_cost",
     "common_scale",
+    "common_scales",
     "factor_nbytes",
     "gather",
     "group_timeout",

@@ -47,6 +47,11 @@ def near(what: str, measured: float, expected: float, absolute: float) -> Check:
     return Check(what, measured, expected, expected - absolute, expected + absolute)
 
 
+def between(what: str, measured: float, expected: float, limits: tuple[float, float], allowance: float = 0.0) -> Check:
+    """Between the limits, or beyond them by no more than the `allowance`, which is chance's."""
+    return Check(what, measured, expected, limits[0] - allowance, limits[1] + allowance)
+
+
 def at_least(what: str, measured: float, least: float) -> Check:
     """No less than that."""
     return Check(what, measured, least, low=least)

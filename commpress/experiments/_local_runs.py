@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from commpress.experiments._checks import aligned
 from commpress.experiments._launch import launch
 from commpress.experiments._local_quadratic import Momentum, SpeedUp, outer_momentum, speed_up
-from commpress.experiments._mean_runs import _aligned
 from commpress.experiments._records import Run, file_name
 
 Tell = Callable[[float, str], None]
@@ -145,7 +145,7 @@ def tables(points: Sequence[SpeedUp], momenta: Sequence[Momentum], runs: Sequenc
         rows.append(
             (_MODES[p.mode], p.codec, every, str(p.parts), str(p.workers), share, f"{p.product:.3f}", predicted)
         )
-    text = "Linear speed-up: a noisy quadratic, steps 1/t\n" + _aligned(rows)
+    text = "Linear speed-up: a noisy quadratic, steps 1/t\n" + aligned(rows)
     text += (
         f"\nerror x M K   mean squared error of a coordinate times workers and steps, over sigma^2: 1 is what M K exact samples give.\n"
         f"              From 1 to 8 workers with {CODEC} it spreads by {spread(points):.1%} (goal: {FLAT:.0%})\n"
@@ -156,7 +156,7 @@ def tables(points: Sequence[SpeedUp], momenta: Sequence[Momentum], runs: Sequenc
     rows = [("outer optimiser", *(part for i in marks for part in (f"loss after {i + 1}", "predicted")))]
     for m in momenta:
         rows.append((m.name, *(f"{v:.4g}" for i in marks for v in (m.losses[i], m.predicted[i]))))
-    text += "\nOuter momentum: an ill-conditioned quadratic, rounds of 8 steps\n" + _aligned(rows)
+    text += "\nOuter momentum: an ill-conditioned quadratic, rounds of 8 steps\n" + aligned(rows)
     if runs:
         rows = [("main job", "held-out loss", "against fp32", "bytes a step", "of fp32")]
         for t in runs:
@@ -173,6 +173,6 @@ def tables(points: Sequence[SpeedUp], momenta: Sequence[Momentum], runs: Sequenc
             )
         text += (
             f"\nThe main job: four bits unless said otherwise, the same number of steps, {runs[0].run.head['world_size']} ranks\n"
-            + _aligned(rows)
+            + aligned(rows)
         )
     return text

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from commpress.errors import SpecError
+from commpress.experiments._checks import aligned
 from commpress.experiments._drifting_mean import (
     CorrelatedMean,
     Reconstruction,
@@ -136,7 +137,7 @@ def points_table(found: Sequence[Point]) -> str:
             p.codec, f"{p.d}", f"{p.bits}", f"{p.bits / p.d:.4f}", f"{p.rounds:.1f}", f"{p.rounds_se:.1f}", f"{p.forecast:.1f}",
             f"{p.limit:.1f}", f"{p.ratio:.3f}", f"{p.ratio_se:.3f}", f"{p.ratio_with_header:.2f}", "BEATEN" if p.beaten else "",
         ))  # fmt: skip
-    text = _aligned(rows)
+    text = aligned(rows)
     if not found:
         return text
     first = found[0]
@@ -161,7 +162,7 @@ def drifting_table(records: Sequence[dict[str, Any]]) -> str:
         mine = [{k: v for k, v in r.items() if k != "kind"} for r in records if r["kind"] == kind]
         if mine:
             rows = [tuple(mine[0]), *(tuple(_short(v) for v in r.values()) for r in mine)]
-            parts.append(f"{title}\n{_aligned(rows)}")
+            parts.append(f"{title}\n{aligned(rows)}")
     return "\n".join(parts)
 
 
@@ -169,12 +170,3 @@ def _short(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]]) + "\n"

@@ -20,10 +20,11 @@ from commpress.errors import CommpressError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks._auto import AutoPlan
 from commpress.hooks._auto_lane import AutoLane, AutoSettings
+from commpress.hooks._history import HistoryMeter
 from commpress.hooks._information import information_record
 from commpress.hooks._notes import Notes
 from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs
-from commpress.hooks._prediction import Predictor, prediction_record
+from commpress.hooks._prediction import PAYS_BELOW, Predictor, prediction_record
 from commpress.hooks._reduction import Reduction, agree, due, make_pair, nodes_of
 from commpress.hooks._replicas import name_difference, replica_hash
 from commpress.hooks._shaping import Shaper
@@ -119,6 +120,9 @@ class Exchange(Reduction):
             )
         self._predictor = Predictor(dims) if plan is not None and plan.predict and senders > 1 else None
         self._shaper = Shaper(dims, shaping, codec.bits) if shaping and senders > 1 else None
+        # Where there is a record that could tell it.
+        measured = self.sink is not None and telemetry_every > 0 and senders > 1 and not codec.lossless
+        self._history = HistoryMeter(dims, PAYS_BELOW) if measured else None
         self._looked = False
         self._held: tuple[dict[str, Any], tuple[float, float, float]] | None = None
         self._codecs: list[Any] = []
@@ -197,6 +201,7 @@ class Exchange(Reduction):
             keep=self._predictor is not None and (gather or self._gathers(step.number + 1)),
             shaping=None if self._shaper is None else self._shaper.bucket(layout),
             look=self._shaper is not None and self._shaper.due(step.number),
+            history=None if self._history is None else self._history.bucket(layout),
             check=replica_hash(layout, self.parameters) if due(self._check_every, step.number) else None,
             diverged=lambda: self._diverged(layout, index, step.number),
             failed=self.fail,
@@ -231,6 +236,8 @@ class Exchange(Reduction):
             self.counts["compressed_numel"] += step.compressed_numel
             self.counts["nonfinite_steps"] += not step.finite
             self.counts["held"] += step.held
+        if self._history is not None:
+            self._history.end(step.number, whole=step.finite and step.members is None)
         gathers = self._statistics is not None and self._gathers(step.number)
         if step.record is not None and self.sink is not None:
             if gathers and self._statistics is not None:
@@ -242,6 +249,8 @@ class Exchange(Reduction):
                 ]
                 step.record.add_overhead(*counts[0], far, *counts[1])
             record = step.record.as_dict(feedback=outcome, dropped=self.sink.dropped)
+            if self._history is not None and due(self._telemetry_every, step.number):
+                record |= self._history.record()
             if gathers and due(self._information_every, step.number):
                 self._held = record, step.sent.rates()  # until the others' statistics are here
             else:

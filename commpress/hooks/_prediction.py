@@ -21,6 +21,8 @@ from commpress.hooks._sums import Column, LayerSums
 
 _NEW = 0.5  # weight of the newest step in the running means
 _ON, _OFF = 1.1, 1.05  # gains in energy from which prediction begins and under which it ends: a tenth is 0.07 bits
+PAYS_BELOW = 1 / _ON
+"""Part of a layer's energy that a prediction may leave for the layer to be predicted."""
 
 
 @final

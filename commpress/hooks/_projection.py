@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from commpress.codecs import Key
-from commpress.reference._random import ROTATION_1, words
+from commpress.hooks._signs import PER_COUNTER, sign_bits
 
 WIDTH = 4096
 _SIGNS = 1 << 20  # coordinates whose signs are drawn at once
@@ -38,33 +38,43 @@ class Projection:
     def __init__(self, seed: int, step: int) -> None:
         self._seed, self._step = seed, step & 0xFFFFFFFF
         self._folded = np.zeros(WIDTH)
-        self._squares = 0.0
+        self._layers: dict[int, tuple[float, int]] = {}  # sum of squares, coordinates
 
     def add(self, index: int, values: torch.Tensor) -> None:
         """The gradient of parameter number `index`: flat, contiguous, of any floating-point dtype."""
         key = Key(self._seed, self._step, tensor=index, phase=_PHASE)
         flat: NDArray[np.float32] = values.detach().to(torch.float32).numpy()
+        squares, numel = self._layers.get(index, (0.0, 0))
         for start in range(0, flat.size, _SIGNS):
             part = flat[start : start + _SIGNS]
-            drawn = words(key, ROTATION_1, start // 128, -(-part.size // 128))
-            signs = np.unpackbits(drawn.view(np.uint8))
+            signs = sign_bits(key, start // PER_COUNTER, -(-part.size // PER_COUNTER))
             for at in range(0, part.size, _FOLD):
-                self._fold(part[at : at + _FOLD], signs[at : at + _FOLD])
+                squares += self._fold(part[at : at + _FOLD], signs[at : at + _FOLD])
+        self._layers[index] = squares, numel + flat.size
 
-    def _fold(self, values: NDArray[np.float32], bits: NDArray[np.uint8]) -> None:
+    def _fold(self, values: NDArray[np.float32], bits: NDArray[np.uint8]) -> float:
+        """The sum of squares."""
         with np.errstate(all="ignore"):  # what is not finite is seen by the norm
-            self._squares += float(np.dot(values, values))
+            squares = float(np.dot(values, values))
             signed = bits[: values.size].astype(np.float32)
             signed -= np.float32(0.5)
             signed *= values
             whole = values.size // WIDTH * WIDTH
             self._folded += signed[:whole].reshape(-1, WIDTH).sum(0)
             self._folded[: values.size - whole] += signed[whole:]
+        return squares
 
     @property
     def norm(self) -> float:
         """Of the gradient so far."""
-        return math.sqrt(self._squares) if self._squares >= 0 else math.nan
+        squares = sum(squares for squares, _ in self._layers.values())
+        return math.sqrt(squares) if squares >= 0 else math.nan
+
+    def rms(self, count: int) -> tuple[Array, NDArray[np.int64]]:
+        """Of parameters 0 to `count` - 1 the root mean square, and the coordinates; 0 of what was not added. Only where the norm is finite."""
+        pairs = [self._layers.get(index, (0.0, 0)) for index in range(count)]
+        squares, numels = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], dtype=np.int64)
+        return np.sqrt(squares / np.maximum(numels, 1)), numels
 
     def projections(self, count: int) -> Array:
         """The first `count`, at most 4096, over the norm; NaN where that is 0 or not finite."""

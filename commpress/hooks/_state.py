@@ -59,7 +59,7 @@ class HookState:
         telemetry_every: distortion by layer is measured every so many steps (0: never); every step has its record.
         check_every: parameters are compared between the ranks every so many steps (0: never): costs a checksum.
         agreement_every: the ranks' gradients are compared every so many steps (0: never): the cosine of every two, from 260 bytes of each rank and a pass over
-            its gradient; `agreement` has the last, telemetry all, and the log names a rank that stands out (docs/cosine.md).
+            its gradient; `agreement` has the last, telemetry all, and the log names a rank that stands out, or some layer of its by its size (docs/cosine.md).
         timeout: seconds that a wait for a peer may take; None means the process group's own timeout.
         hierarchical: None (default): exact sums inside each node, compressed between nodes, where the launcher started at least two
             nodes of two ranks or more, equally many on each; else flat, as always with "lowrank" and "auto". False, True, or the ranks of each

@@ -11,6 +11,7 @@ import torch
 
 from commpress.collectives import Observer, wire_nbytes
 from commpress.feedback import BucketFeedback, Layout
+from commpress.hooks._history import BucketHistory
 from commpress.hooks._notes import Notes, Pending
 from commpress.hooks._prediction import BucketPrediction
 from commpress.hooks._shaping import BucketShaping
@@ -113,6 +114,7 @@ class BucketObserver(Observer):
         statistics: where the sums go when the bucket is complete, or None.
         prediction: of the bucket's layers, or None. keep: remember the mean of all layers.
         shaping: of the bucket's layers, or None. look: let it see the mean.
+        history: measures what more aggregates would foretell, or None.
         check: hash of this rank's parameters in the bucket, 8 bytes, on steps that compare replicas; else None.
         diverged: called when the ranks' hashes differ; raises.
         failed: called with the error if the bucket could not be reduced.
@@ -140,6 +142,7 @@ class BucketObserver(Observer):
         keep: bool,
         shaping: BucketShaping | None,
         look: bool,
+        history: BucketHistory | None,
         check: bytes | None,
         diverged: Callable[[], None],
         failed: Callable[[Exception], None],
@@ -165,6 +168,7 @@ class BucketObserver(Observer):
         self._keep = keep
         self._shaping = shaping
         self._look = look
+        self._history = history
         self._check = check
         self._diverged = diverged
         self._failed = failed
@@ -203,6 +207,8 @@ class BucketObserver(Observer):
     def prepare(self, flat: torch.Tensor) -> None:
         if self._notes is not None:
             self._pending = self._notes.post(self._note())
+        if self._history is not None:
+            self._history.gradient(flat)
         if self._sums is not None:
             self._sums.add_squares(Column.LOCAL, flat)
             if self._prediction is not None:
@@ -289,6 +295,8 @@ class BucketObserver(Observer):
             self._prediction.keep(self._flat, every_layer=self._keep)
         if self._shaping is not None and self._look and finite:
             self._shaping.look(self._flat)
+        if self._history is not None:
+            self._history.mean(self._flat)
         if self._target is not None:
             self._target.copy_(self._flat)
             # Only here can a finite mean leave the dtype's range; the same on every rank.

@@ -1,4 +1,4 @@
-"""How well the ranks' gradients agree: the cosine of every two of them, from a few hundred bytes of each."""
+"""How well the ranks' gradients agree: the cosine of every two of them, and every layer's scale, from a few hundred bytes of each."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from commpress.collectives import ChannelError, FakeGroup, wire_nbytes
 from commpress.errors import CommpressError, PeerError
 from commpress.estimation import CosineEstimator, Unlike, standing_out
 from commpress.feedback import Layout
+from commpress.hooks._layer_scales import LayerScales, ScaleWatch
 from commpress.hooks._notes import Notes, Pending
 from commpress.hooks._projection import Projection
 from commpress.hooks._reduction import due, make_one
@@ -41,6 +42,7 @@ class Agreement:
         norms: float64 (ranks,), of each rank's own gradient; float32's precision.
         standard_error: of one cosine near 0; nearer to 1 it is less.
         unlike: ranks that stand out, see :func:`commpress.estimation.standing_out`.
+        scales: of the layers, and who is far from them; None where some gradient was not finite, and of a look that no further step followed.
     """
 
     step: int
@@ -48,6 +50,7 @@ class Agreement:
     norms: np.ndarray
     standard_error: float
     unlike: tuple[Unlike, ...]
+    scales: LayerScales | None = None
 
     def record(self, rank: int) -> dict[str, Any]:
         """For telemetry."""
@@ -66,6 +69,7 @@ class Agreement:
                 "cosines": np.round(self.cosines, 4).tolist(),
                 "norms": self.norms.tolist(),
                 "standing_out": [dataclasses.asdict(one) for one in self.unlike],
+                "scales": None if self.scales is None else self.scales.record(),
             }
         )
 
@@ -101,15 +105,24 @@ class WorkerAgreement:
         self._estimator = CosineEstimator(BITS)
         self._near, self._far = near, self._comm.size - 1 - near
         self._projection: Projection | None = None
-        self._pending: tuple[int, Pending] | None = None
+        self._scales = ScaleWatch(names, self._comm, timeout)
+        self._pending: tuple[int, Pending, Projection] | None = None
         self.last: Agreement | None = None
 
     def opened(self, step: int, record: StepRecord | None) -> None:
         """A step begins: takes in what the step before has told, and adds to the record what a look costs. Raises PeerError."""
-        self.collect()
-        if record is not None and due(self._every, step):
-            far, near = ((peers * NBYTES, peers) for peers in (self._far, self._near))
-            record.add_overhead(far[0], wire_nbytes(*far, *far), far[1], near[0], wire_nbytes(*near, *near))
+        found = self.collect()
+        if record is None:
+            return
+        if due(self._every, step):
+            self._count(record, NBYTES, 1)
+        if found is not None and found.scales is not None:
+            self._count(record, found.scales.bytes_each, found.scales.messages_each)
+
+    def _count(self, record: StepRecord, nbytes: int, messages: int) -> None:
+        """What goes to each other rank, and comes from it."""
+        far, near = ((peers * nbytes, peers * messages) for peers in (self._far, self._near))
+        record.add_overhead(far[0], wire_nbytes(*far, *far), far[1], near[0], wire_nbytes(*near, *near))
 
     def look(self, step: int, seen: Sequence[tuple[Layout, torch.Tensor]], *, last: bool) -> None:
         """At DDP's buckets, as this rank's backward pass left them, if it is the step's turn; after the last one tells the others, and does not wait. Raises PeerError."""
@@ -130,29 +143,42 @@ class WorkerAgreement:
         packed = np.packbits((cells[:, None] >> shifts & 1).astype(np.uint8).ravel())
         with np.errstate(over="ignore"):
             norm = np.float32(projection.norm)
-        self._pending = step, self._notes.post(norm.tobytes() + packed.tobytes())
+        self._pending = step, self._notes.post(norm.tobytes() + packed.tobytes()), projection
 
-    def collect(self) -> Agreement | None:
+    def collect(self, *, alone: bool = False) -> Agreement | None:
         """What the last look led to, once; None if there is nothing. Waits for ranks that are behind; tells telemetry, and the log who stands out.
+
+        Args:
+            alone: other ranks may not be there any more: takes what they have sent, and asks nothing further.
 
         Raises:
             PeerError: a rank does not answer.
         """
         if self._pending is None:
             return None
-        step, pending = self._pending
+        step, pending, projection = self._pending
         self._pending = None
         try:
             notes = pending.collect()
         except ChannelError as error:
             raise PeerError(f"a rank did not send its projections of step {step}: {error}") from error
-        self.last = self._compare(step, notes)
-        for one in self.last.unlike:
-            if self._comm.rank in (0, one.rank):
-                _log.warning("step %d: %s", step, sentence(one))
+        found = self._compare(step, notes)
+        if not alone and np.isfinite(found.norms).all():
+            found = dataclasses.replace(found, scales=self._scales.compare(*projection.rms(len(self._index))))
+        self.last = found
+        self._warn(found)
         if self._sink is not None:
             self._sink.emit(self.last.record(self._comm.rank))
         return self.last
+
+    def _warn(self, found: Agreement) -> None:
+        """Of a rank that stands out, rank 0's log tells and its own."""
+        said = [(one.rank, sentence(one)) for one in found.unlike]
+        if found.scales is not None:
+            said += [(rank, found.scales.sentence(rank)) for rank in self._scales.news(found.scales)]
+        for rank, words in said:
+            if self._comm.rank in (0, rank):
+                _log.warning("step %d: %s", found.step, words)
 
     def _compare(self, step: int, notes: Sequence[bytes]) -> Agreement:
         n = len(notes)
@@ -179,7 +205,7 @@ class WorkerAgreement:
         """Takes in what is under way, unless the reduction `failed`, and lets go of the channel."""
         if not failed:
             with contextlib.suppress(CommpressError):  # a peer may be gone already
-                self.collect()
+                self.collect(alone=True)
         self._comm.close()
 
 

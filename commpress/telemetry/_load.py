@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from commpress.errors import CommpressError
-from commpress.telemetry._report_data import Columns, Layers, Snapshots, matrix, mean_to_others, number
+from commpress.telemetry._report_data import Columns, Layers, Scales, Snapshots, matrix, mean_to_others, number
 
 _CHUNK = 1 << 20
 _MOST_STANDING_OUT = 1000
@@ -55,6 +55,8 @@ class RunLog:
         agreements: of the worker-agreement monitor, thinned out evenly when there are many: ``step``, ``cosines`` (float64, ranks x ranks, NaN where unknown).
         agreement: by step ``mean`` and ``least``: over the ranks, of a rank's mean cosine to the others.
         standing_out: what stood out, in order, at most the last 1000: ``step``, ``rank``, ``why``, ``cosine``, ``others``, ``norm``.
+        scales: of the same monitor: every layer's rms on most ranks, and which ranks were far from it.
+        history: the last that a step told of predictions from more than one aggregate, as written; {} if none did.
         plans: plan records: ``step``, ``objective``, ``reason``, ``budget_bytes``, ``planned_bytes``, and ``bits`` by
             layer's name.
         head: ``codec``, ``world_size``, ``numel`` as far as known.
@@ -95,6 +97,8 @@ class RunLog:
         self.agreements = Snapshots()
         self.agreement = Columns("mean", "least")
         self.standing_out: list[dict[str, Any]] = []
+        self.scales = Scales(_MOST_STANDING_OUT)
+        self.history: dict[str, Any] = {}
         self.plans: list[dict[str, Any]] = []
         self.head: dict[str, Any] = {}
         self.unreadable = 0
@@ -165,6 +169,11 @@ class RunLog:
                 figures_of = {name: number(one.get(name)) for name in ("rank", "cosine", "others", "norm")}
                 self.standing_out.append({"step": step, "why": str(one.get("why", "")), **figures_of})
         self.standing_out = self.standing_out[-_MOST_STANDING_OUT:]
+        if isinstance(scales := record.get("scales"), dict):
+            layers = _layers(scales)
+            self._know(layers)
+            rms = {layer["name"]: number(layer.get("rms")) for layer in layers}
+            self.scales.add(step, rms, self.layer_names, scales.get("far"))
 
     def _step(self, step: float, record: Mapping[str, Any]) -> None:
         if self.steps.last is not None and step <= self.steps.last:
@@ -174,6 +183,7 @@ class RunLog:
             self.plans = old + self.plans[self._old_plans :]
         self._old_plans = len(self.plans)
         self._take_head(record)
+        self.history = told if isinstance(told := record.get("history"), dict) else self.history
         layers = _layers(record)
         self._know(_model_order(record, layers))
         figures = {name: number(record.get(name)) for name in self.steps.names}

@@ -29,6 +29,7 @@ class StepRecord:
     * ``buckets``: a list of ``{"bucket", "numel", "payload_bytes", "times"}``
     * ``times``: sums over buckets (which overlap); ``step_time``: from the first hook to the last result
     * ``information``: on sampled steps, what the bits carried against the Gaussian limit (docs/information.md)
+    * ``history``: on sampled steps, what predictions from the last 1 to 8 aggregates leave of the gradient's energy, and the window that would pay (docs/side-information.md)
     * ``low_rank``: with low-rank factors a list of ``{"name", "fidelity", "restarted"}`` by matrix (docs/lowrank.md)
     * ``local_sgd``: of a round of LocalSGD, which is a step here (docs/local-sgd.md)
     * ``finite``: false if some gradient was not; ``feedback``: "off", "kept" (residuals held back) or "updated"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from commpress.telemetry import _report_agreement as agreement
 from commpress.telemetry import _report_figures as figures
+from commpress.telemetry import _report_history as history
 from commpress.telemetry import _report_text as text
 from commpress.telemetry._load import LogError, RunLog, load_run
 
@@ -165,6 +166,17 @@ def _body(runs: Sequence[RunLog]) -> tuple[str, list[tuple[str, bytes]]]:
         parts.append(f"<h2>Do the ranks agree?{heading}</h2>\n")
         picture(f"agreement{suffix}", f"Cosines between the ranks' gradients, {run.name}", agreement.heat_map(run))
         parts.append(agreement.words(run))
+        if picture(f"scales{suffix}", f"Gradient scale by layer over time, {run.name}", figures.scales_map(run)):
+            parts.append(agreement.scale_words(run))
+    if any(history.told(run) for run in runs):
+        parts.append("<h2>Would a longer memory pay?</h2>\n")
+        picture(
+            "history", "Energy left by a prediction, by the number of aggregates it is made from", history.decay(runs)
+        )
+        parts += [history.heading(run, several) + history.words(run) for run in runs if history.told(run)]
+        note(
+            "Measured on rank 0 from a sample of its coordinates, with one set of coefficients for all layers, fitted on other steps than those it is tested on (docs/side-information.md)."
+        )
     parts.append("<h2>Bytes per step</h2>\n")
     if not picture("bytes", "Bytes sent in each step", figures.step_bytes(runs)):
         note("The records tell no bytes.")

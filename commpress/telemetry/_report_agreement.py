@@ -1,4 +1,4 @@
-"""The report's part about the worker-agreement monitor: a heat map of cosines, lines by rank, and who stood out."""
+"""The report's part about the worker-agreement monitor: a heat map of cosines, lines by rank, who stood out; and the layers' scales."""
 
 from __future__ import annotations
 
@@ -151,4 +151,33 @@ def words(run: RunLog) -> str:
     parts.append(
         "<p class=note>Estimated from 2-bit random projections of each rank's own gradient, before compression (docs/cosine.md).</p>\n"
     )
+    return "\n".join(parts)
+
+
+def scale_words(run: RunLog) -> str:
+    """What the picture of the layers' scales says, and the list of ranks that were far from them, as HTML."""
+    parts = [
+        "<p class=note>How large each layer's gradient is on most ranks: the median of their root mean squares, to a quarter. "
+        "A row that fades is a layer whose gradient vanishes, one that brightens may be about to explode; all rows at once are the loss scale or the learning rate.</p>\n"
+    ]
+    looks = run.scales.looks
+    counts = run.scales.looks_of
+    if not counts and looks and int(run.head.get("world_size") or 0) > 2:
+        parts.append("<p>No rank's layers were eight times as large as on most ranks, or an eighth.</p>")
+    for rank, count in sorted(counts.items(), key=lambda pair: -pair[1])[:3]:
+        parts.append(
+            f"<p><b>Layers of rank {rank} had another size</b> than on most ranks in {count:,} of {looks:,} looks: its loss scale, "
+            "a part of its parameters or its data may be wrong.</p>"
+        )
+    rows = [
+        [
+            text.figure(one["step"]),
+            text.figure(one["rank"]),
+            text.escape(one["layer"]),
+            text.figure(one["ratio"], ".3g"),
+        ]
+        for one in run.scales.far[-_LISTED:]
+    ]
+    if rows:
+        parts.append(text.table(("step", "rank", "layer", "over most ranks\u2019"), rows))
     return "\n".join(parts)

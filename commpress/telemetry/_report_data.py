@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from array import array
 from collections.abc import Mapping, Sequence
@@ -146,3 +147,42 @@ class Layers:
         for i, (_, row) in enumerate(self.snapshots):
             values[: len(row), i] = row
         return steps, values
+
+
+@final
+class Scales:
+    """Of the worker-agreement monitor: the layers' common scales over the steps, and what was far from them.
+
+    Attributes:
+        rms: by layer. far: in order, at most so many of the last: ``step``, ``rank``, ``layer``, ``ratio``.
+        looks: how many there were. looks_of: by rank, in how many of them some layer of its was far.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.rms = Layers()
+        self.far: list[dict[str, Any]] = []
+        self._most = most
+        self._ranks: list[tuple[float, list[int]]] = []
+
+    @property
+    def looks(self) -> int:
+        return len(self._ranks)
+
+    @property
+    def looks_of(self) -> dict[int, int]:
+        return dict(collections.Counter(rank for _, ranks in self._ranks for rank in ranks))
+
+    def add(self, step: float, layers: Mapping[str, float | None], names: Sequence[str], listed: Any) -> None:
+        """One record's; this and later steps, if any, are of an earlier attempt and go."""
+        self.rms.add(step, [layers.get(name) for name in names])
+        self.far = [one for one in self.far if one["step"] < step]
+        self._ranks = [one for one in self._ranks if one[0] < step]
+        known = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        found: list[dict[str, Any]] = [
+            {"step": step, "rank": int(rank), "layer": str(one.get("layer", "")), "ratio": number(one.get("ratio"))}
+            for one in known
+            if (rank := number(one.get("rank"))) is not None
+        ]
+        self.far = (self.far + found)[-self._most :]
+        ranks: set[int] = {int(one["rank"]) for one in found}
+        self._ranks.append((step, sorted(ranks)))

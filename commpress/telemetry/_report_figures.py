@@ -121,6 +121,19 @@ def nmse_map(run: RunLog) -> bytes | None:
     return _heat_map(run, steps, values, "NMSE (log scale)", "YlOrRd", (min(low, top / 2), top), None, log=True)
 
 
+def scales_map(run: RunLog) -> bytes | None:
+    """Root mean square of each layer's gradient on most ranks, over the looks, logarithmic."""
+    steps, values = run.scales.rms.table()
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not positive.size:
+        return None
+    top = float(positive.max())
+    low = max(float(positive.min()), top * 1e-8)
+    return _heat_map(
+        run, steps, values, "rms of the gradient (log scale)", "viridis", (min(low, top / 2), top), None, log=True
+    )
+
+
 def _heat_map(
     run: RunLog,
     steps: np.ndarray,

@@ -104,3 +104,56 @@ def test_telemetry_names_the_layers_their_gain_and_the_limit(results):
     assert 4 < late["prediction"]["gain"] < 1 / (1 - A * A)
     assert late["prediction"]["layers"][0]["a"] == pytest.approx(A, abs=0.05)
     assert all("prediction" not in one and one["binding"] == "memoryless" for one in without)
+
+
+WIDE, ODD = 60_000, 300
+
+
+def sequences(steps, theta):
+    """What the ranks' gradients have in common: a moving average of normal noise, z_t + theta z_(t-1), or (theta None) nothing of the past."""
+    generator = torch.Generator().manual_seed(9)
+    noise = [[torch.randn(n, generator=generator) for n in (WIDE, ODD)] for _ in range(steps + 1)]
+    return [[z + (theta or 0.0) * y for z, y in zip(new, old, strict=True)] for old, new in zip(noise, noise[1:], strict=False)]  # fmt: skip
+
+
+def remembered(rank, world_size, folder, steps=90, broken=20):
+    for theta in (0.9, None):
+        ddp = DDP(Given([WIDE, ODD]), bucket_cap_mb=0.1)
+        path = f"{folder}/{theta}.jsonl"
+        state = commpress.register(ddp, "hadamard+lloyd:4", telemetry=path, telemetry_every=8, timeout=30)
+        for step, mean in enumerate(sequences(steps, theta)):
+            noise = torch.Generator().manual_seed(31 * step + rank)
+            local = [m + 0.2 * torch.randn(m.numel(), generator=noise) for m in mean]
+            if step == broken:
+                local[0][3] = float("inf")
+            ddp.zero_grad()
+            ddp(local).backward()
+        state.close()
+
+
+def test_what_a_longer_history_foretells_is_measured(tmp_path):
+    [r.ok() for r in launch(__file__, "remembered", 2, args={"folder": str(tmp_path)}, timeout=150)]
+    found = {}
+    for theta in (0.9, None):
+        records = [json.loads(line) for line in (tmp_path / f"{theta}.jsonl").read_text().splitlines()]
+        steps = [r for r in records if r["kind"] == "step"]
+        assert not steps[20]["finite"]
+        found[theta] = [r["history"] for r in steps if "history" in r]
+        # Measured at 8, 16 (full from the 8th step on), and again only when eight whole steps follow the broken one.
+        assert [h["measurements"] for h in found[theta]][:3] == [2, 2, 3]
+        assert all(r["step"] % 8 == 0 for r in steps if "history" in r)
+    # Least squares by hand: autocovariances of the means, and of a rank's gradient with them.
+    theta, own, mean = 0.9, 0.2**2, 0.2**2 / 2
+    lags = [1 + theta**2, theta] + [0.0] * 7
+    exact = []
+    for w in range(1, 9):
+        gram = torch.tensor([[lags[abs(i - j)] + mean * (i == j) for j in range(w)] for i in range(w)])
+        cross = torch.tensor(lags[1 : w + 1])
+        exact.append(1 - float(cross @ torch.linalg.solve(gram, cross)) / (lags[0] + own))
+    last = found[0.9][-1]
+    assert last["errors"] == pytest.approx(exact, abs=0.03)
+    assert last["law"] in ("power", "exponential") and 3 <= last["window"] <= 20
+    assert last["pays_below"] == pytest.approx(1 / 1.1)
+    # The control: nothing to gain, and what is gained by chance counts as a loss.
+    last = found[None][-1]
+    assert last["law"] == "none" and last["window"] == 1 and min(last["errors"]) > 0.99

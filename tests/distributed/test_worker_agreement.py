@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import commpress
 from commpress.collectives import common_scale, make_channel
+from commpress.hooks._layer_scales import NOTE_NBYTES
 from commpress.hooks._worker_agreement import NBYTES
 
 SIZES = [120_000, 1000, 33_001, 7]
@@ -43,6 +44,8 @@ def gradients(rank, step, kind, bad):
         found[2][5] = float("nan")
     if rank == bad and kind == "zero":
         found = [torch.zeros_like(g) for g in found]
+    if rank == bad and kind == "layer":
+        found[1] *= 0.02
     return found
 
 
@@ -71,6 +74,7 @@ def monitored(rank, world_size, folder, kind, bad=2, codec="hadamard+lloyd:4", e
         "cosines": torch.from_numpy(last.cosines),
         "norms": torch.from_numpy(last.norms),
         "unlike": [[one.rank, one.why] for one in last.unlike],
+        "scales": last.scales is not None,
         "messages": messages,
     }
 
@@ -126,10 +130,44 @@ def check_replaced(values, records):
 
 def check_control(values, records):
     found = [r for r in records if r["kind"] == "agreement"]
+    assert [r["scales"] is None for r in found] == [False] * 4 + [
+        True
+    ]  # the last look has no step after it that could ask
+    for record in found[:-1]:
+        assert record["scales"]["far"] == [] and record["scales"]["far_layers"] == [0, 0, 0, 0]
+        check_scales(record, "none")
+    assert max(r["scales"]["rounds"] for r in found[1:-1]) <= 6 < found[0]["scales"]["rounds"]  # a hint is worth rounds
     assert len(found) == STEPS and all(not r["standing_out"] for r in found)
     assert all(not value["messages"] and not value["unlike"] for value in values)
     off = np.array(found[-1]["cosines"])[~np.eye(4, dtype=bool)]
     assert np.abs(off - 0.8).max() < 0.1  # 1 / (1 + 0.25)
+
+
+def check_scales(record, kind):
+    """Each layer's is the (lower) median of the ranks' rms, rounded up to two binary digits."""
+    n = record["world_size"]
+    layers = record["scales"]["layers"]
+    assert [one["numel"] for one in layers] == SIZES
+    for i, layer in enumerate(layers):
+        rms = sorted(float(gradients(r, record["step"], kind, 2)[i].square().mean().sqrt()) for r in range(n))
+        middle = rms[(n - 1) // 2]
+        assert middle * (1 - 1e-5) <= layer["rms"] <= middle * 1.25 * (1 + 1e-5)
+
+
+def test_a_layer_that_the_norm_and_the_cosine_hide(tmp_path):
+    """A fiftieth of its size on one rank: 0.6 percent of the coordinates."""
+    ((values, records),) = run(tmp_path, 4, {"kind": "layer", "every": 1})
+    found = [r for r in records if r["kind"] == "agreement"]
+    for record in found[:-1]:
+        assert not record["standing_out"]
+        check_scales(record, "layer")
+        (far,) = record["scales"]["far"]
+        assert (far["rank"], far["layer"]) == (2, "weights.1") and 0.02 / 1.4 < far["ratio"] < 0.02 * 1.1
+        assert record["scales"]["far_layers"] == [0, 0, 1, 0]
+    for rank, value in enumerate(values):
+        said = [message for message in value["messages"] if "has not the size" in message]
+        assert len(said) == (rank in (0, 2)), said  # once, by rank 0 and by itself
+        assert all("step 0: the gradient of rank 2 " in m and "weights.1 (0.0" in m for m in said)
 
 
 FAULTS = {"negated": "cosine", "scaled": "norm", "nan": "not finite", "zero": "norm"}
@@ -140,8 +178,18 @@ def test_other_faults(tmp_path):
     for (kind, why), (values, records) in zip(FAULTS.items(), found, strict=True):
         for value in values:
             assert value["unlike"] == [[2, why]], value
+        scales = [r["scales"] for r in records if r["kind"] == "agreement"][:-1]
+        if kind == "nan":
+            assert scales == [None, None]  # nothing to compare
+            cosines = [r for r in records if r["kind"] == "agreement"][-1]["cosines"]
+            assert cosines[2] == [None, None, None] and cosines[0][1] == pytest.approx(0.8, abs=0.1)
+            continue
+        # All layers, but the one of 7 coordinates is too small to judge.
+        assert all(one["far_layers"] == [0, 0, 3 * (kind in ("scaled", "zero")), 0][:3] for one in scales)
+        if kind == "zero":
+            assert [one["ratio"] for one in scales[0]["far"]] == [0, 0, 0]
         last = [r for r in records if r["kind"] == "agreement"][-1]
-        if kind in ("nan", "zero"):
+        if kind == "zero":
             assert last["cosines"][2] == [None, None, None] and last["cosines"][0][1] == pytest.approx(0.8, abs=0.1)
 
 
@@ -149,11 +197,20 @@ def test_bytes_are_counted(tmp_path):
     (_, with_monitor), (_, without) = run(tmp_path, 3, {"kind": "none"}, {"kind": "none", "every": 0})
     assert not [r for r in without if r["kind"] == "agreement"]
     steps = [[r for r in records if r["kind"] == "step"] for records in (with_monitor, without)]
+    # What a look leads to is asked for when the next step begins; the first step's buckets begin when all are known, after the look.
+    looks = {r["step"]: r["scales"] for r in with_monitor if r["kind"] == "agreement" and r["scales"]}
+    assert set(looks) == {0, 2}
+    asked = {0: looks[0], 3: looks[2]}
     for a, b in zip(*steps, strict=True):
-        looked = a["step"] % 2 == 0
-        assert a["header_bytes"] - b["header_bytes"] == (2 * NBYTES if looked else 0)
-        assert a["messages"] - b["messages"] == (2 if looked else 0)
-        assert (a["wire_bytes"] > b["wire_bytes"] + 2 * NBYTES) == looked
+        scales, looked = asked.get(a["step"]), a["step"] % 2 == 0
+        nbytes, messages = (NBYTES, 1) if looked else (0, 0)
+        if scales is not None:
+            # Four layers: a byte for each round, and a head.
+            assert scales["bytes_each"] == 1 + scales["rounds"] + NOTE_NBYTES
+            nbytes, messages = nbytes + scales["bytes_each"], messages + scales["rounds"] + 2
+        assert a["header_bytes"] - b["header_bytes"] == 2 * nbytes
+        assert a["messages"] - b["messages"] == 2 * messages
+        assert (a["wire_bytes"] > b["wire_bytes"] + 2 * nbytes) == (looked or scales is not None)
         assert a["payload_bytes"] == b["payload_bytes"]
     assert NBYTES < 300
 

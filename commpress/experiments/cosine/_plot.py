@@ -13,7 +13,7 @@ from commpress.experiments._plot import _COLOURS
 from commpress.experiments.cosine._runs import BIT_WIDTHS, PROJECTED, Results, changes_of_best
 
 
-def plot_results(results: Results, path: Path) -> None:
+def plot(results: Results, path: Path) -> None:
     """Writes a PNG of 1650 x 720 pixels: the price of a cosine in bits by b, and what reading codes as numbers gives.
 
     Raises:

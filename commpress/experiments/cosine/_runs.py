@@ -1,4 +1,4 @@
-"""What is measured, what has to come out, and the tables."""
+"""What is measured, what must hold, and the tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from commpress.estimation import CosineEstimator, fisher_information_unquantised
+from commpress.experiments._checks import Check, between, near
 from commpress.hooks._projection import Projection
 from commpress.hooks._worker_agreement import BITS, NBYTES, PROJECTIONS
 
@@ -95,21 +96,17 @@ class Results:
     points: list[Point]
     gradients: list[Gradient]
 
+    def records(self) -> list[dict[str, Any]]:
+        """Lines of JSON."""
+        return [*(one.record() for one in self.points), *(one.record() for one in self.gradients)]
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """Something that must come out: a figure and its limits, wider by `allowance` in a quick run (three Monte-Carlo standard errors)."""
+    def table(self) -> str:
+        """Text for people."""
+        return tables(self)
 
-    text: str
-    measured: float
-    lowest: float
-    highest: float
-    allowance: float = 0.0
-
-    @property
-    def good(self) -> bool:
-        """Whether it did."""
-        return self.lowest - self.allowance <= self.measured <= self.highest + self.allowance
+    def checks(self) -> list[Check]:
+        """What must hold."""
+        return checks(self)
 
 
 def run(*, quick: bool, seed: int, on_progress: Callable[[float, str], None] | None = None) -> Results:
@@ -198,20 +195,20 @@ def _gradients(rho: float, numel: int, repeats: int, seed: int) -> Gradient:
 
 
 def checks(results: Results) -> list[Check]:
-    """What has to come out."""
+    """What must hold."""
     found = []
     for (bits, rho), published in PUBLISHED.items():
         point = next(p for p in results.points if (p.bits, p.rho) == (bits, rho))
         # The table has three or four digits.
-        found.append(Check(f"bits * variance by theory, b = {bits}, rho = {rho:g}", point.predicted, published * 0.997, published * 1.003))  # fmt: skip
+        found.append(between(f"bits * variance by theory, b = {bits}, rho = {rho:g}", point.predicted, published, (published * 0.997, published * 1.003)))  # fmt: skip
     for p in results.points:
         allowance = _STANDARD_ERRORS * p.ratio_se if results.quick else 0.0
         text = f"variance over 1/(m I), b = {p.bits}, rho = {p.rho:g}"
-        found.append(Check(text, p.ratio, 1 - _WITHIN, 1 + _WITHIN, allowance))
-    found.append(Check("I_1(0)", CosineEstimator(1).fisher_information(0.0), 4 / math.pi**2 - 1e-6, 4 / math.pi**2 + 1e-6))  # fmt: skip
+        found.append(between(text, p.ratio, 1.0, (1 - _WITHIN, 1 + _WITHIN), allowance))
+    found.append(near("I_1(0)", CosineEstimator(1).fisher_information(0.0), 4 / math.pi**2, 1e-6))
     for g in results.gradients:
         spread = _STANDARD_ERRORS * math.sqrt(0.5 / g.repeats)
-        found.append(Check(f"monitor's error over its forecast, rho = {g.rho:.2f}", g.rms / g.forecast, 1 - 0.05, 1 + 0.05, spread))  # fmt: skip
+        found.append(between(f"monitor's error over its forecast, rho = {g.rho:.2f}", g.rms / g.forecast, 1.0, (0.95, 1.05), spread))  # fmt: skip
     return found
 
 
@@ -255,12 +252,5 @@ def tables(results: Results) -> str:
     for g in results.gradients:
         lines.append(
             f"{g.rho:>7.3f}{g.numel:>13,}{g.repeats:>7}{g.rms:>11.4f}{g.forecast:>10.4f}{1e9 * g.seconds / g.numel:>19.2f}"
-        )
-    lines += ["", f"{'What has to come out':52}{'measured':>10}   limits"]
-    for check in checks(results):
-        extra = f" +- {check.allowance:.3g}" if check.allowance else ""
-        verdict = "" if check.good else "   FAILED"
-        lines.append(
-            f"{check.text:52}{check.measured:>10.4g}   {check.lowest:.4g} to {check.highest:.4g}{extra}{verdict}"
         )
     return "\n".join(lines) + "\n"

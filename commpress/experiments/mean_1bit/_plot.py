@@ -12,7 +12,7 @@ from commpress.experiments._plot import _COLOURS
 from commpress.experiments.mean_1bit._runs import ERROR, ORDERS, Results, by_order, growth_fit
 
 
-def plot_results(results: Results, path: Path) -> None:
+def plot(results: Results, path: Path) -> None:
     """Writes a PNG of 1650 x 720 pixels: queries against lambda, and error against n.
 
     Raises:

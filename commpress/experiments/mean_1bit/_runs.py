@@ -1,14 +1,16 @@
-"""The experiment as a whole: what is measured, what has to come out, and the tables."""
+"""The experiment as a whole: what is measured, what must hold, and the tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from commpress.estimation import fisher_information, second_stage_thresholds, spread_information
+from commpress.experiments._checks import Check, between
 from commpress.experiments.mean_1bit._simulate import Outcome, Way, measure
 
 HALF_WIDTH = 1024.0
@@ -20,26 +22,6 @@ _SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 ORDERS = (1.5, 2.0, 3.0)
 _EXPONENT = 0.06
 _TAIL = 0.2  # the noise's tail index is so much above the moment that is bounded
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """Something that must come out.
-
-    Attributes:
-        text: what. measured, lowest, highest: the figure and its limits (widened by `allowance` in a quick run, where it is three Monte-Carlo standard errors).
-    """
-
-    text: str
-    measured: float
-    lowest: float
-    highest: float
-    allowance: float = 0.0
-
-    @property
-    def good(self) -> bool:
-        """Whether it did."""
-        return self.lowest - self.allowance <= self.measured <= self.highest + self.allowance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +43,19 @@ class Results:
     growth: list[Located]
     fixed: list[Outcome]
     moments: list[Outcome]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Lines of JSON."""
+        found = [one.record() for one in (*self.variants, *self.fixed, *self.moments)]
+        return found + [{"kind": "mean-1bit-growth", **vars(one)} for one in self.growth]
+
+    def table(self) -> str:
+        """Text for people."""
+        return tables(self)
+
+    def checks(self) -> list[Check]:
+        """What must hold."""
+        return checks(self)
 
 
 def variants(quick: bool) -> list[Way]:
@@ -196,31 +191,38 @@ def by_order(results: Results, order: float, method: str) -> list[Outcome]:
 
 
 def checks(results: Results) -> list[Check]:
-    """What has to come out."""
+    """What must hold."""
 
     def allowance(se: float) -> float:
         return _STANDARD_ERRORS * se if results.quick else 0.0
 
     short, long, free = results.variants[:3]
     slope, bend, bend_se = growth_fit(results.growth)
+    half = math.pi / 2
     found = [
-        Check("n MSE, Gaussian noise, n = 4000", short.n_mse, 0.0, 1.75, allowance(short.n_mse_se)),
-        Check("n MSE, Gaussian noise, n = 16000", long.n_mse, 0.0, 1.62, allowance(long.n_mse_se)),
-        Check("n Var, distribution-free, n = 16000", free.n_mse, 0.97 * FREE, 1.03 * FREE, allowance(free.n_mse_se)),
-        Check("queries per doubling of lambda", slope, 6.0, 8.0),
-        Check("  change of that over the range", bend, -1.0, 1.0, _STANDARD_ERRORS * bend_se),
+        between("n MSE, Gaussian noise, n = 4000", short.n_mse, half, (0.0, 1.75), allowance(short.n_mse_se)),
+        between("n MSE, Gaussian noise, n = 16000", long.n_mse, half, (0.0, 1.62), allowance(long.n_mse_se)),
+        between(
+            "n Var, distribution-free, n = 16000",
+            free.n_mse,
+            FREE,
+            (0.97 * FREE, 1.03 * FREE),
+            allowance(free.n_mse_se),
+        ),
+        between("queries per doubling of lambda", slope, 7.0, (6.0, 8.0)),
+        between("change of that over the range", bend, 0.0, (-1.0, 1.0), _STANDARD_ERRORS * bend_se),
     ]
     for outcome in results.fixed:
         predicted = outcome.way.predicted or math.nan
         text = f"n MSE, {outcome.way.name}, lambda = {outcome.way.half_width:g}"
         limits = 0.9 * predicted, 1.15 * predicted
-        found.append(Check(text, outcome.n_mse, *limits, _STANDARD_ERRORS * outcome.n_mse_se))
+        found.append(between(text, outcome.n_mse, predicted, limits, _STANDARD_ERRORS * outcome.n_mse_se))
     for order in ORDERS:
         # The theory bounds the error for every law with that moment; one law may be kinder.
         mine = by_order(results, order, "adaptive")
-        highest = expected_exponent(order, mine) + _EXPONENT
+        worst = expected_exponent(order, mine)
         text = f"exponent of the error in n, moment {order:g}"
-        found.append(Check(text, exponent(mine), -0.7, highest, allowance(0.02)))
+        found.append(between(text, exponent(mine), worst, (-0.7, worst + _EXPONENT), allowance(0.02)))
     return found
 
 
@@ -252,12 +254,5 @@ def tables(results: Results) -> str:
         rates = [exponent(by_order(results, order, method)) for method in ("adaptive", "exact")]
         lines.append(
             f"{'':5}{'slope':>8}{rates[0]:>10.3f}{rates[1]:>13.3f}   theory, worst law: {expected_exponent(order, by_order(results, order, 'adaptive')):.3f}"
-        )
-    lines += ["", f"{'What has to come out':52}{'measured':>10}   limits"]
-    for check in checks(results):
-        extra = f" +- {check.allowance:.3g}" if check.allowance else ""
-        verdict = "" if check.good else "   FAILED"
-        lines.append(
-            f"{check.text:52}{check.measured:>10.4g}   {check.lowest:.4g} to {check.highest:.4g}{extra}{verdict}"
         )
     return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from commpress.allocation import prediction_errors
 from commpress.experiments._gradients import Recording
 from commpress.experiments._settings import Settings
 from commpress.experiments.side_information._coding import statistics_from
@@ -67,8 +68,7 @@ class Aggregates:
         for layer in range(len(self.layers)):
             grams = np.stack([self._gram(int(i), layer, window) for i in t])
             halves = [grams[fold == which].mean(0) for which in (0, 1)]
-            for w in range(1, window + 1):
-                found[layer, w - 1] = np.mean([_left(halves[a], halves[1 - a], w) for a in (0, 1)])
+            found[layer] = np.mean([prediction_errors(halves[a], halves[1 - a]) for a in (0, 1)], axis=0)
         return found
 
     def shares(self) -> np.ndarray:
@@ -105,12 +105,6 @@ class Aggregates:
             found[i, i:] = self.products[t - i, layer, : window + 1 - i]
         found = found + np.triu(found, 1).T
         return found / max(found[0, 0], 1e-300)
-
-
-def _left(fit: np.ndarray, test: np.ndarray, w: int) -> float:
-    """Of the energy in `test`, after the prediction from w steps that is best for `fit`. Both are mean products of (g_t, g_(t-1), ...)."""
-    a = np.linalg.lstsq(fit[1 : w + 1, 1 : w + 1], fit[1 : w + 1, 0], rcond=1e-10)[0]
-    return float(test[0, 0] - 2 * a @ test[1 : w + 1, 0] + a @ test[1 : w + 1, 1 : w + 1] @ a)
 
 
 def aggregates(settings: Settings, ranks: int, window: int, tell: Callable[[float, str], None]) -> Aggregates:
@@ -155,4 +149,4 @@ def sequence_errors(x: torch.Tensor, window: int) -> np.ndarray:
     lags = [float((x[:, lag:] * x[:, : steps - lag]).mean()) for lag in range(window + 1)]
     index = np.abs(np.arange(window + 1)[:, None] - np.arange(window + 1))
     gram = np.array(lags)[index] / lags[0]
-    return np.array([_left(gram, gram, w) for w in range(1, window + 1)])
+    return prediction_errors(gram, gram)
