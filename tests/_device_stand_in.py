@@ -20,6 +20,7 @@ from commpress.collectives import DeviceOps, Fetched
 from commpress.errors import SpecError, WireError
 
 CALLER, COMM = "caller's stream", "communication stream"
+ALL = -1
 HOST_WAITS = ("aten._local_scalar_dense", "aten.equal", "aten.nonzero", "aten.item", "aten.is_nonzero")
 
 
@@ -131,7 +132,7 @@ class _StandInFetched(Fetched):
 
 
 class StandIn(DeviceOps):
-    """Args: group: gloo, or None for one rank. drop: a kind ("wait", "keep" or "complete") and which of its calls, from 0 on, goes wrong."""
+    """Args: group: gloo, or None for one rank. drop: a kind ("wait", "keep" or "complete") and which of its calls, from 0 on, or ALL, goes wrong."""
 
     def __init__(self, group: Any, drop: tuple[str, int] | None = None) -> None:
         self.device = torch.device("cpu")
@@ -184,7 +185,7 @@ class StandIn(DeviceOps):
 
     def _dropped(self, kind: str) -> bool:
         self.calls[kind] += 1
-        return self._drop == (kind, self.calls[kind] - 1)
+        return self._drop in ((kind, self.calls[kind] - 1), (kind, ALL))
 
     # ---- streams
 
@@ -297,5 +298,6 @@ class StandIn(DeviceOps):
     def all_gather(self, received: Any, sent: Any) -> None:
         with self._unseen():
             self.book.touch("all_gather", [sent], [received])
-            dist.all_gather_into_tensor(received, sent, group=self._group)
+            gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+            gather(received, sent, group=self._group)
             self.sent_nbytes += sent.numel() * (self.size - 1)

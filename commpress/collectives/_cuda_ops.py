@@ -166,7 +166,8 @@ class CudaOps(DeviceOps):
         dist.all_to_all_single(received, sent, received_nbytes, sent_nbytes, group=self._group)
 
     def all_gather(self, received: torch.Tensor, sent: torch.Tensor) -> None:
-        dist.all_gather_into_tensor(received, sent, group=self._group)
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name until torch 2.13
+        gather(received, sent, group=self._group)
 
 
 def layers_of_ranges(codec: Codec, ranges: Sequence[Range]) -> list[ops.DeviceLayer]:

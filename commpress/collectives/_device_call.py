@@ -88,6 +88,9 @@ class DeviceCalls:
     def _enqueue(
         self, reducer: DeviceReducer, tensors: Sequence[torch.Tensor], codec: Codec, key: Key, op: str
     ) -> None:
+        if self._ops.size == 1:
+            reducer.leave(tensors, codec)
+            return
         if len(tensors) == 1 and is_flat_fp32(tensors[0]):
             one = tensors[0]
             reducer.reduce((torch.view_as_real(one) if one.is_complex() else one).view(-1), codec, key, op=op)
@@ -108,7 +111,7 @@ class DeviceCalls:
                 raise TensorError(
                     f"all tensors of a call must be on one device, got {self._ops.device} and {one.device}"
                 )
-            if codec.lossless and one.dtype in _WIDE:
+            if codec.lossless and one.dtype in _WIDE and self._ops.size > 1:
                 raise TensorError(f"on a device the work is done in fp32, and {codec} would lose bits of {one.dtype}")
         self._ops.check(codec)
         if hierarchical:

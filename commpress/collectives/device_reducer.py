@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -165,17 +166,27 @@ class DeviceReducer:
         step = self._opened()
         if flat.dtype != torch.float32 or flat.dim() != 1 or not flat.is_contiguous():
             raise TensorError(f"expected a 1-D contiguous fp32 tensor, got {flat.dtype} of shape {tuple(flat.shape)}")
-        bucket = len(step.reports)
-        facts = step.findings[bucket * _FACTS : (bucket + 1) * _FACTS]
-        report = Report(flat.numel(), self.world_size, str(codec), str(codec), bucket, chunks=1)
-        step.reports.append(report)
-        step.events.append([])
         if self.world_size == 1:
-            facts[3:].logical_or_(torch.isfinite(flat).all().logical_not())
-            return facts[3:]
+            return self.leave([flat], codec)
+        facts, report = self._begin(step, flat.numel(), codec)
         gain = 1.0 / self.world_size if op == "mean" else 1.0
         _Bucket(self, step, facts, report, flat, codec, key, gain).run()
         return facts[3:]
+
+    def leave(self, tensors: Sequence[torch.Tensor], codec: Codec) -> torch.Tensor:
+        """A bucket of the only rank there is: tensors of any dtype stay as they are, and are looked at. As :meth:`reduce`."""
+        step = self._opened()
+        facts, _ = self._begin(step, sum(one.numel() for one in tensors), codec)
+        for one in tensors:
+            facts[3:].logical_or_(torch.isfinite(one).all().logical_not())
+        return facts[3:]
+
+    def _begin(self, step: _Step, numel: int, codec: Codec) -> tuple[torch.Tensor, Report]:
+        bucket = len(step.reports)
+        report = Report(numel, self.world_size, str(codec), str(codec), bucket, chunks=1)
+        step.reports.append(report)
+        step.events.append([])
+        return step.findings[bucket * _FACTS : (bucket + 1) * _FACTS], report
 
     def arena(self, nbytes: int) -> torch.Tensor:
         """Room for one bucket's messages. One is enough: buckets follow each other on one stream."""

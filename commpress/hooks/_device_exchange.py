@@ -85,7 +85,7 @@ class DeviceExchange(Reduction):
     def open_step(self, number: int, layouts: Sequence[Layout], members: Sequence[int] | None = None) -> Step:
         codecs = plan_codecs(self._planner, self._codec, layouts)
         for layout, codec in zip(layouts, codecs, strict=True):
-            if codec.lossless and layout.dtype == "float64":
+            if codec.lossless and layout.dtype == "float64" and self.world_size > 1:
                 raise SpecError(f"on a CUDA device the work is done in fp32, and {codec} would lose bits of float64")
         chosen = list(range(len(layouts))) if members is None else list(members)
         facts: dict[str, object] = {
@@ -117,20 +117,26 @@ class DeviceExchange(Reduction):
         with ops.communicating():
             ops.wait(ready)  # the gradients are there
             ops.keep(buffer)  # DDP may give it back before this stream is through with it
-            flat = buffer
-            if buffer.dtype != torch.float32:
-                flat = ops.empty(buffer.numel(), torch.float32)
-                flat.copy_(buffer)
-            found = self._reducer.reduce(flat, self._codecs[index], key)
-            if flat is not buffer:
-                buffer.copy_(flat)
-                if buffer.dtype == torch.float16:  # only here can a finite mean leave the dtype's range
-                    found.logical_or_(torch.isfinite(buffer).all().logical_not())
+            self._enqueue(buffer, self._codecs[index], key)
             self._open -= 1
             if not self._open:
                 self._reducer.finish()
             ops.complete(future, buffer)
         return future
+
+    def _enqueue(self, buffer: torch.Tensor, codec: Codec, key: Key) -> None:
+        if self.world_size == 1:
+            self._reducer.leave([buffer], codec)
+            return
+        flat = buffer
+        if buffer.dtype != torch.float32:
+            flat = self._ops.empty(buffer.numel(), torch.float32)
+            flat.copy_(buffer)
+        found = self._reducer.reduce(flat, codec, key)
+        if flat is not buffer:
+            buffer.copy_(flat)
+            if buffer.dtype == torch.float16:  # only here can a finite mean leave the dtype's range
+                found.logical_or_(torch.isfinite(buffer).all().logical_not())
 
     def deliver(
         self,
