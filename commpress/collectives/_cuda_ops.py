@@ -163,11 +163,16 @@ class CudaOps(DeviceOps):
     def all_to_all(
         self, received: torch.Tensor, received_nbytes: list[int], sent: torch.Tensor, sent_nbytes: list[int]
     ) -> None:
-        dist.all_to_all_single(received, sent, received_nbytes, sent_nbytes, group=self._group)
+        _behind(dist.all_to_all_single(received, sent, received_nbytes, sent_nbytes, group=self._group, async_op=True))
 
     def all_gather(self, received: torch.Tensor, sent: torch.Tensor) -> None:
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name until torch 2.13
-        gather(received, sent, group=self._group)
+        _behind(gather(received, sent, group=self._group, async_op=True))
+
+
+def _behind(work: Any) -> None:
+    """What the current stream is given from now on comes after a collective, which runs on the group's own stream, in the order of all its collectives."""
+    work.wait()  # of NCCL: the stream waits, the host does not
 
 
 def layers_of_ranges(codec: Codec, ranges: Sequence[Range]) -> list[ops.DeviceLayer]:

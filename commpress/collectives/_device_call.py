@@ -70,7 +70,7 @@ class DeviceCalls:
                 "key tensor": key.tensor,
             }
             self._take(self._reducer.open(self._calls, facts, 1, timed=True))
-            future = self._ops.new_future()
+            future = self._ops.new_future() if async_op else None
             ready = self._ops.record()
             with self._ops.communicating():
                 self._ops.wait(ready)
@@ -79,8 +79,9 @@ class DeviceCalls:
                 self._enqueue(self._reducer, plain, codec, key, op)
                 self._reducer.finish()
                 done = self._ops.record()
-                self._ops.complete(future, tensor)
-            if async_op:
+                if future is not None:
+                    self._ops.complete(future, tensor)
+            if future is not None:
                 return future
             self._ops.wait(done)
         return tensor
