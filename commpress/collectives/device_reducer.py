@@ -15,6 +15,7 @@ from commpress.collectives._layout import split
 from commpress.collectives._own_shard import passes_on
 from commpress.collectives.communicator import Communicator
 from commpress.collectives.device import DeviceOps, Fetched
+from commpress.collectives.observer import Observer
 from commpress.errors import CommpressError, StateError, TensorError, WireError
 
 _FACTS = 4  # of a bucket on one rank: 1 + the position of an invalid payload and whether something is not finite, in phase 1 and in phase 2
@@ -152,13 +153,16 @@ class DeviceReducer:
 
     # ---- one bucket
 
-    def reduce(self, flat: torch.Tensor, codec: Codec, key: Key, *, op: str = "mean") -> torch.Tensor:
+    def reduce(
+        self, flat: torch.Tensor, codec: Codec, key: Key, *, op: str = "mean", observer: Observer | None = None
+    ) -> torch.Tensor:
         """Enqueues the all-reduce of one bucket; to be called with the communication stream current, and behind what wrote `flat`.
 
         Args:
             flat: 1-D contiguous fp32; overwritten.
             codec: of both phases; :meth:`DeviceOps.check` knows it. key: equal on all ranks; `sender` and `phase` are filled in.
             op: "mean" or "sum".
+            observer: its `prepare`, `encoded` and `reduced` are called as a `Reducer` would, to enqueue more; for a whole shard at a time.
 
         Returns:
             int32 (1) on the device, for more findings: not 0 if the caller finds something that is not finite in what it makes of the result.
@@ -170,7 +174,7 @@ class DeviceReducer:
             return self.leave([flat], codec)
         facts, report = self._begin(step, flat.numel(), codec)
         gain = 1.0 / self.world_size if op == "mean" else 1.0
-        _Bucket(self, step, facts, report, flat, codec, key, gain).run()
+        _Bucket(self, step, facts, report, flat, codec, key, gain, observer).run()
         return facts[3:]
 
     def leave(self, tensors: Sequence[torch.Tensor], codec: Codec) -> torch.Tensor:
@@ -197,10 +201,10 @@ class DeviceReducer:
 
     # ---- the rest
 
-    def shard(self, numel: int, codec: Codec) -> int:
-        """How many coordinates of a bucket this rank owns."""
+    def shard(self, numel: int, codec: Codec) -> tuple[int, int]:
+        """Limits of what this rank owns of a bucket."""
         start, stop = split(codec, 0, numel, self.world_size)[self.rank : self.rank + 2]
-        return stop - start
+        return start, stop
 
     @property
     def header_bytes_each(self) -> int:
@@ -259,7 +263,9 @@ class _Bucket:
         codec: Codec,
         key: Key,
         gain: float,
+        observer: Observer | None,
     ) -> None:
+        self._observer = observer
         self._ops, self._timed, self._events = reducer.ops, step.timed, step.events[-1]
         self._found1, self._found2 = facts[:2], facts[2:]
         self._flat, self._codec, self._gain, self._report = flat, codec, gain, report
@@ -287,9 +293,13 @@ class _Bucket:
     def run(self) -> None:
         if not self._flat.numel():
             return
+        if self._observer is not None:
+            self._observer.prepare(self._flat)
         self._mark()
         ranges = [(self._cuts[r], self._cuts[r + 1]) for r, nbytes in enumerate(self._sent1) if nbytes]
         self._ops.encode(self._codec, self._flat, ranges, self._key1[self._rank], self._send1, self._gain)
+        if self._observer is not None:
+            self._tell_sent(self._observer)
         self._mark()
         self._ops.all_to_all(self._recv1, self._received1, self._send1, self._sent1)
         self._mark()
@@ -303,8 +313,12 @@ class _Bucket:
             )
         self._mark()
         if own.numel():
+            if self._observer is not None:
+                self._observer.reduced(*self._own)
             gain = self._gain if both else 1.0
             self._ops.encode(self._codec, self._flat, [self._own], self._key2[self._rank], payload, gain)
+            if self._observer is not None:
+                self._observer.encoded(2, *self._own, payload, self._key2[self._rank], gain)
         self._mark()
         self._ops.all_gather(self._recv2, self._send2)
         self._mark()
@@ -312,6 +326,14 @@ class _Bucket:
             self._decode2(r, both)
         self._mark()
         self._count()
+
+    def _tell_sent(self, observer: Observer) -> None:
+        position = 0
+        for r, nbytes in enumerate(self._sent1):
+            if nbytes:
+                payload = self._send1[position : position + nbytes]
+                observer.encoded(1, self._cuts[r], self._cuts[r + 1], payload, self._key1[self._rank], self._gain)
+            position += nbytes
 
     def _decode2(self, owner: int, both: bool) -> None:
         """Everybody decodes what the owner published, the owner too. Of two ranks each adds the other's contribution, which one of them sent and one received in phase 1."""

@@ -16,8 +16,9 @@ from commpress.codecs import Codec, Key
 from commpress.collectives import DeviceOps, DeviceReducer, Report, Verdict, wire_nbytes
 from commpress.collectives import group_timeout as timeout_of
 from commpress.errors import CommpressError, SpecError
-from commpress.feedback import Layout
+from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks import _handshake
+from commpress.hooks._device_feedback import DeviceDecoder, DeviceFeedback, LayerFlags
 from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs
 from commpress.hooks._reduction import Reduction, make_one
 from commpress.hooks._step import Step
@@ -34,7 +35,7 @@ class DeviceExchange(Reduction):
     the step under way; what the device found of the last one is read when a step begins, so its errors are raised then, or by :meth:`close`.
 
     Args:
-        codec: of both phases. parameters, group, identity, timeout, telemetry: as for :class:`Exchange`.
+        codec: of both phases. parameters, group, identity, feedback, timeout, telemetry: as for :class:`Exchange`.
         plan: a bit budget with a pinned plan, or None.
         ops: the device that the parameters are on.
 
@@ -51,6 +52,7 @@ class DeviceExchange(Reduction):
         group: dist.ProcessGroup,
         identity: dict[str, Any],
         *,
+        feedback: bool,
         timeout: float | None,
         telemetry: str | os.PathLike[str] | Sink | None,
         plan: PlanSettings | None,
@@ -64,7 +66,7 @@ class DeviceExchange(Reduction):
                 raise SpecError(
                     "on a CUDA device bits= needs a plan= that is kept, made by a run on CPUs or by commpress.allocation: statistics are not gathered there yet; or name a codec with a rate"
                 )
-            self._planner = Planner(layers_of(parameters), plan, feedback=False)
+            self._planner = Planner(layers_of(parameters), plan, feedback=feedback)
             identity = identity | self._planner.identity()
         control = make_one(group, timeout)
         try:
@@ -78,7 +80,22 @@ class DeviceExchange(Reduction):
         self._codecs: list[Codec] = []
         self._layouts: list[Layout] = []
         self._open = 0  # buckets of the step that have not come yet
-        self._held: tuple[Step, list[Layout], list[Codec]] | None = None
+        self._timeout = timeout
+        self._held: tuple[Step, list[Layout], list[Codec], list[DeviceFeedback]] | None = None
+        self._flags: dict[Layout, LayerFlags] = {}
+        if feedback:
+            with ops.communicating():
+                self._scratch = ops.empty(2, torch.int32)
+            self.feedback = ErrorFeedback(
+                self._decoder(codec),
+                rank=self.rank,
+                world_size=self.world_size,
+                shard=lambda numel, decoder: self._reducer.shard(numel, decoder.codec),
+                device=ops.device,
+            )
+
+    def _decoder(self, codec: Codec) -> DeviceDecoder:
+        return DeviceDecoder(codec, self._ops, self._scratch)
 
     # ---- a step
 
@@ -96,6 +113,9 @@ class DeviceExchange(Reduction):
         # Of the last step, whatever happens to this one.
         self._take(self._reducer.open(number, facts, len(chosen), timed=self.sink is not None))
         self._codecs, self._layouts, self._open = codecs, list(layouts), len(chosen)
+        if self.feedback is not None:
+            with self._ops.communicating():
+                self.feedback.arrange(layouts, [self._decoder(codec) for codec in codecs])
         record = None
         if self.sink is not None:
             record = StepRecord(
@@ -106,7 +126,7 @@ class DeviceExchange(Reduction):
                 requested_rate=self._codec.bits,
             )
         step = Step(number, len(chosen), record, lambda _: None, members)
-        self._held = step, [layouts[i] for i in chosen], [codecs[i] for i in chosen]
+        self._held = step, [layouts[i] for i in chosen], [codecs[i] for i in chosen], []
         return step
 
     def submit(
@@ -117,14 +137,15 @@ class DeviceExchange(Reduction):
         with ops.communicating():
             ops.wait(ready)  # the gradients are there
             ops.keep(buffer)  # DDP may give it back before this stream is through with it
-            self._enqueue(buffer, self._codecs[index], key)
+            self._enqueue(buffer, index, layout, key)
             self._open -= 1
             if not self._open:
                 self._reducer.finish()
             ops.complete(future, buffer)
         return future
 
-    def _enqueue(self, buffer: torch.Tensor, codec: Codec, key: Key) -> None:
+    def _enqueue(self, buffer: torch.Tensor, index: int, layout: Layout, key: Key) -> None:
+        codec = self._codecs[index]
         if self.world_size == 1:
             self._reducer.leave([buffer], codec)
             return
@@ -132,7 +153,16 @@ class DeviceExchange(Reduction):
         if buffer.dtype != torch.float32:
             flat = self._ops.empty(buffer.numel(), torch.float32)
             flat.copy_(buffer)
-        found = self._reducer.reduce(flat, codec, key)
+        observer = None
+        if self.feedback is not None and self.feedback.active:
+            if layout not in self._flags:
+                self._flags[layout] = LayerFlags(layout, self._ops)
+            observer = DeviceFeedback(self._ops, self.feedback.bucket(index), self._flags[layout], flat)
+            assert self._held is not None
+            self._held[3].append(observer)
+        found = self._reducer.reduce(flat, codec, key, observer=observer)
+        if observer is not None:
+            observer.finish()
         if flat is not buffer:
             buffer.copy_(flat)
             if buffer.dtype == torch.float16:  # only here can a finite mean leave the dtype's range
@@ -162,14 +192,22 @@ class DeviceExchange(Reduction):
         held, self._held = self._held, None
         if verdict is None or held is None:
             return
-        step, layouts, codecs = held
+        step, layouts, codecs, observers = held
         step.finite = all(verdict.finite)
         for bucket, (layout, codec, report) in enumerate(zip(layouts, codecs, verdict.reports, strict=True)):
             if not codec.lossless and self.world_size > 1:
                 step.compressed_numel += layout.numel
             if step.record is not None:
                 self._add_to_record(step.record, bucket, layout, codec, report)
+        outcome = "off"
+        if self.feedback is not None:
+            outcome = "updated" if step.finite else "kept"
+            with self._ops.communicating():
+                step.held = sum(observer.hold(self._timeout) for observer in observers)
+            if step.finite:
+                self.feedback.commit(step.members)
         with self._lock:
+            self.counts["held"] += step.held
             self.counts["steps"] += 1
             self.counts["buckets"] += step.buckets
             self.counts["compressed_numel"] += step.compressed_numel
@@ -178,10 +216,11 @@ class DeviceExchange(Reduction):
             header = self._reducer.header_bytes_each
             peers = self.world_size - 1
             step.record.add_overhead(header, wire_nbytes(header, peers, header, peers), peers)
-            self.sink.emit(step.record.as_dict(feedback="off", dropped=self.sink.dropped))
+            self.sink.emit(step.record.as_dict(feedback=outcome, dropped=self.sink.dropped))
 
     def _add_to_record(self, record: StepRecord, bucket: int, layout: Layout, codec: Codec, report: Report) -> None:
-        own = self._reducer.shard(layout.numel, codec)
+        start, stop = self._reducer.shard(layout.numel, codec)
+        own = stop - start
         others = self.world_size - 1
         sent = layout.numel - own + own * others if others else 0
         record.add_bucket(
@@ -215,12 +254,22 @@ class DeviceExchange(Reduction):
 
     def saved(self) -> dict[str, Any]:
         self._take(self._reducer.settle())
-        return {"allocator": None if self._planner is None else self._planner.state_dict()}
+        residuals = None
+        if self.feedback is not None:
+            with self._ops.communicating():  # the copies wait for it
+                residuals = self.feedback.state_dict()
+        return {"residuals": residuals, "allocator": None if self._planner is None else self._planner.state_dict()}
 
     def load(self, saved: dict[str, Any]) -> None:
         if saved.get("allocator") is not None and self._planner is not None:
             state = saved["allocator"]
             self._planner.load_state_dict({name: value for name, value in state.items() if name != "prediction"})
+        if self.feedback is not None:
+            with self._ops.communicating():
+                self._load_residuals(saved.get("residuals"), self._decoder_of)
+
+    def _decoder_of(self, layout: Layout) -> DeviceDecoder:
+        return self._decoder(self._codec if self._planner is None else self._planner.codec(layout))
 
     def close(self) -> None:
         """Raises what the device found of the last step, once all is closed."""

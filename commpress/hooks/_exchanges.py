@@ -44,6 +44,7 @@ def make_reduction(
             parameters,
             group,
             identity,
+            feedback=coding.feedback,
             timeout=timeout,
             telemetry=telemetry,
             plan=coding.plan,

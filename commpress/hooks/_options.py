@@ -100,12 +100,6 @@ def on_device(chosen: Coding, shaping: float | None, hierarchical: Asked, every:
         raise SpecError(
             f'{AUTO if chosen.auto is not None else chosen.codec} is for parameters on CPUs so far; on a CUDA device name a codec such as "hadamard+lloyd:2"'
         )
-    if chosen.feedback:
-        raise SpecError(
-            f'error feedback cannot be had with parameters on a CUDA device yet: give feedback=False, or an unbiased codec such as "{DEFAULT}"; {chosen.codec} is biased without it'
-            if not chosen.codec.unbiased
-            else "error feedback cannot be had with parameters on a CUDA device yet: give feedback=False"
-        )
     if chosen.shaping:
         _log.info("noise shaping is off: it is for parameters on CPUs so far")
     return dataclasses.replace(chosen, shaping=0.0)

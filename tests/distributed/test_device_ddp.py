@@ -23,7 +23,7 @@ STEPS = 8
 class Run:
     """A small model under DDP with several buckets, and its hook: on a stand-in, or with `drop=None` and `cpu=True` the CPU's."""
 
-    def __init__(self, codec="hadamard+lloyd:2", *, cpu=False, drop=None, dtype=torch.float32, **options):
+    def __init__(self, codec="hadamard+lloyd:2", *, cpu=False, drop=None, dtype=torch.float32, frozen=False, **options):
         torch.manual_seed(3)
         net = torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in ((40, 120), (120, 130), (130, 20), (20, 3))))
         self.ddp = DDP(net.to(dtype), bucket_cap_mb=0.02, gradient_as_bucket_view=True)
@@ -31,6 +31,7 @@ class Run:
         options = {"shaping": 0.0, "feedback": False, "predict": False} | options
         self.state = commpress.HookState(codec, **options)
         self.ops = None if cpu else StandIn(dist.group.WORLD, drop)
+        self.frozen = frozen
         self.rank, self.dtype, self.steps, self.poison = dist.get_rank(), dtype, 0, None
         self.state.bind(dict(self.ddp.module.named_parameters()), dist.group.WORLD, self.ops)
         run = self
@@ -50,7 +51,12 @@ class Run:
         generator = torch.Generator().manual_seed(100 * self.steps + self.rank)
         x = torch.randn(16, 40, generator=generator).to(self.dtype)
         self.optimizer.zero_grad(set_to_none=False)
-        self.ddp(x).float().square().mean().backward()
+        loss = self.ddp(x).float().square().mean()
+        if self.frozen and self.steps >= 3:
+            handle = next(iter(self.ddp.parameters())).register_hook(torch.zeros_like)
+        loss.backward()
+        if self.frozen and self.steps >= 3:
+            handle.remove()
         if self.ops is not None:
             self.ops.wait_for_futures()
             self.ops.reads(*(p.grad for p in self.ddp.parameters()))
@@ -96,6 +102,16 @@ def parity(rank: int, size: int, folder: str) -> dict:
         assert counts["repacked_steps"] > 0 and counts["buckets"] > STEPS  # DDP rebuilt its buckets
         assert (counts["compressed_numel"] > 0) == (size > 1 and codec != "none")
         lossless = got if codec == "none" else lossless
+    # With error feedback, and a layer that nobody has a gradient for from step 3 on.
+    for codec in ("lloyd:3", "hadamard+lloyd:4", "hadamard+lloyd:1"):
+        runs = [Run(codec, cpu=cpu, feedback=True, frozen=True) for cpu in (True, False)]
+        want, got = (run.train() for run in runs)
+        assert torch.equal(got, want), codec
+        runs[1].ops.verify()
+        counts = [{name: run.state.counts[name] for name in ("held", "steps", "compressed_numel")} for run in runs]
+        if size > 1:
+            assert counts[0] == counts[1] and counts[0]["held"] > 0
+            assert not torch.equal(want, Run(codec, frozen=True).train())
     # A plan of the allocator, with a rate for each layer.
     planned = Run("hadamard+lloyd", bits=3.0, cpu=True)
     planned.train()
@@ -129,8 +145,8 @@ def test_the_bits_are_the_cpu_hooks(size, tmp_path):
 
 def behaviour(rank: int, size: int) -> dict:
     found = {}
-    # An infinity on one rank reaches all, and leaves no trace.
-    run = Run("hadamard+lloyd:2")
+    # An infinity on one rank reaches all, and leaves no trace, not in the residuals either.
+    run = Run("hadamard+lloyd:2", feedback=True)
     finite = []
     for number in range(4):
         run.poison = float("inf") if number == 2 and rank == size - 1 else None
@@ -144,7 +160,9 @@ def behaviour(rank: int, size: int) -> dict:
     saved = run.state.state_dict()
     weights = {name: value.clone() for name, value in run.ddp.state_dict().items()}
     want = run.train(4)
-    again = Run("hadamard+lloyd:2")
+    assert all(bool(torch.isfinite(entry["sent"]).all()) for entry in saved["residuals"]["residuals"].values())
+    assert any(bool(entry["sent"].any()) for entry in saved["residuals"]["residuals"].values())
+    again = Run("hadamard+lloyd:2", feedback=True)
     again.ddp.load_state_dict(weights)
     again.state.load_state_dict(saved)
     again.steps = 5
@@ -169,7 +187,7 @@ def behaviour(rank: int, size: int) -> dict:
         run.ops.corrupt = spoil
     found["corrupt"] = [error(run.step), error(run.step), error(run.state.state_dict)]
     found["registration"] = error(lambda: Run("uniform:4" if rank else "uniform:5"))
-    options = ({"shaping": 0.5}, {"feedback": True}, {"check_every": 5}, {"agreement_every": 5}, {"hierarchical": True})
+    options = ({"shaping": 0.5}, {"check_every": 5}, {"agreement_every": 5}, {"hierarchical": True})
     refused = [error(lambda given=given: Run(**given)) for given in options]
     refused += [error(lambda codec=codec: Run(codec)) for codec in ("lowrank:2", "trellis:2")]
     found["refused"] = [*refused, error(lambda: Run("hadamard+lloyd", bits=2.0))]
@@ -189,14 +207,14 @@ def test_not_finite_restarts_and_errors():
             and later.startswith("StateError: this HookState failed earlier")
         )
         assert "ranks disagree on codec" in value["registration"]
-        names = ("shaping", "error feedback", "check_every", "agreement_every", "hierarchical", "lowrank", "trellis")
+        names = ("shaping", "check_every", "agreement_every", "hierarchical", "lowrank", "trellis")
         for text, name in zip(value["refused"], (*names, "plan= that is kept"), strict=True):
             assert text.startswith("SpecError") and name in text, (text, name)
 
 
 def omissions(rank: int, size: int) -> dict:
     def run(drop) -> tuple[dict, str]:
-        run = Run("uniform:4", drop=drop)
+        run = Run("lloyd:2", feedback=True, drop=drop)
         run.train(7)
         try:
             run.ops.verify()
