@@ -74,7 +74,7 @@ class DeviceHeaders:
         if wrong:
             raise MismatchError("ranks disagree on " + ", and on ".join(wrong))
 
-    def fail(self, problem: Exception) -> None:
+    def abort(self) -> None:
         """This rank gives up: whoever waits for its next header learns so."""
         self._comm.abort()
 

@@ -19,7 +19,7 @@ from commpress.collectives.factor_reducer import FactorReducer
 from commpress.collectives.nodes import Asked, asked_of
 from commpress.collectives.observer import Observer
 from commpress.collectives.reducer import Reducer
-from commpress.errors import SpecError, TensorError
+from commpress.errors import CommpressError, SpecError, TensorError
 
 if TYPE_CHECKING:
     from commpress.codecs import Key
@@ -83,11 +83,17 @@ class Entry:
 
     def close(self) -> None:
         """Waits for what is in flight and gives the channels back. Raises what went wrong in the last call on a device."""
+        problem: CommpressError | None = None
         for calls in self._devices.values():
-            calls.close()
+            try:
+                calls.close()
+            except CommpressError as error:
+                problem = problem or error
         for reducer in (*self._reducers.values(), self._factors):
             if reducer is not None:
                 reducer.close()
+        if problem is not None:
+            raise problem
 
     def take(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
         with self._lock:

@@ -215,7 +215,7 @@ class DeviceReducer:
         """Something went wrong on this rank alone: later calls raise, and peers that wait for the next header learn that this rank is gone."""
         if self.error is None:
             self.error = problem if isinstance(problem, CommpressError) else StateError(str(problem))
-            self._headers.fail(problem)
+            self._headers.abort()
 
     def close(self) -> None:
         """Ends the reducer. What the last step left is read first: raises as :meth:`settle`. Twice does no harm."""
