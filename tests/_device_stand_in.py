@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from commpress.collectives import DeviceOps, Fetched
 from commpress.errors import SpecError, WireError
 
-CALLER, COMM = "caller's stream", "communication stream"
+CALLER, COMM, HOST = "caller's stream", "communication stream", "host"
 ALL = -1
 HOST_WAITS = ("aten._local_scalar_dense", "aten.equal", "aten.nonzero", "aten.item", "aten.is_nonzero")
 
@@ -70,6 +70,8 @@ class Book:
             if not tensor.numel():
                 continue
             address = self.storage(tensor)
+            if self.home[address] == HOST:
+                continue
             if self.home[address] != stream:
                 self.strangers.setdefault((address, stream), what)
             low = tensor.storage_offset() * tensor.itemsize
@@ -159,6 +161,12 @@ class StandIn(DeviceOps):
 
     def writes(self, *tensors: torch.Tensor) -> None:
         self.book.touch("the caller", (), tensors)
+
+    def on_host(self, *tensors: torch.Tensor) -> None:
+        """These stand for host memory: a copy from there is done when the call returns."""
+        for tensor in tensors:
+            self.book.storage(tensor)
+            self.book.home[tensor.untyped_storage().data_ptr()] = HOST
 
     def wait_for_futures(self) -> None:
         """As DDP does at the end of a backward pass."""
