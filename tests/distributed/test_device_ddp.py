@@ -127,7 +127,7 @@ def parity(rank: int, size: int, folder: str) -> dict:
     return {"parameters": want, "sent": run.ops.sent_nbytes, "buckets": run.state.counts["buckets"]}
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 2, 3, pytest.param(4, marks=pytest.mark.nightly)])
 def test_the_bits_are_the_cpu_hooks(size, tmp_path):
     values = [r.ok().value for r in launch(__file__, "parity", size, args={"folder": str(tmp_path)}, timeout=150)]
     assert all(torch.equal(value["parameters"], values[0]["parameters"]) for value in values)
@@ -226,7 +226,10 @@ def omissions(rank: int, size: int) -> dict:
 
     counts, wrong = run(None)
     assert wrong == "" and counts["complete"] > 6
-    drops = [(kind, n) for kind in ("wait", "complete") for n in range(counts[kind])] + [("keep", ALL)]
+    drops = [(kind, n) for kind in ("wait", "complete") for n in range(counts[kind])] + [
+        ("keep", ALL),
+        ("complete", ALL),
+    ]
     return {f"{kind} {n}": run((kind, n))[1] for kind, n in drops}
 
 
@@ -234,7 +237,9 @@ def test_every_wait_is_needed():
     for result in launch(__file__, "omissions", 2, timeout=150):
         caught = result.ok().value
         completions = [found for what, found in caught.items() if what.startswith("complete")]
-        assert sum("has not waited" in found for found in completions) >= 6  # the rest is behind another one
+        # A step's last is behind all others of it, so they alone are missed, in steps that are not repacked; or all.
+        assert sum("has not waited" in found for found in completions) == 3
+        assert "has not waited" in caught[f"complete {ALL}"]
         for what, found in caught.items():
             if what.startswith("wait"):
                 assert "has not waited" in found, what
