@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from _device_stand_in import COMM, Race, StandIn
 
 import commpress
@@ -116,6 +117,18 @@ def test_noise_shaping_by_default_is_off_on_a_device_and_logged(caplog):
     with caplog.at_level("INFO", "commpress.hooks"):
         assert on_device(chosen, None, None, {}).shaping == 0
     assert "noise shaping is off" in caplog.text
+
+
+def test_a_group_without_nccl_is_refused(monkeypatch, tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(ops, "cuda_built", lambda: True)
+        with pytest.raises(
+            StateError, match="no backend that exchanges CUDA tensors, only .*gloo.* 'cpu:gloo,cuda:nccl'"
+        ):
+            CudaOps(torch.device("cuda", 0), dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_build_or_a_group_without_cuda_says_so():

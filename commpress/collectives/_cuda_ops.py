@@ -59,12 +59,10 @@ class CudaOps(DeviceOps):
             raise StateError(
                 "this build of commpress has no CUDA kernels, so tensors on CUDA devices cannot be reduced: build it where nvcc is found (docs/cuda.md)"
             )
-        try:
-            group._get_backend(torch.device("cuda"))
-        except RuntimeError as error:
+        if _backend_of(group) in (None, "gloo"):  # gloo takes CUDA tensors, but has no all-to-all for them
             raise StateError(
-                f"the process group has no backend for CUDA tensors, only {dist.get_backend_config(group)}: make it with 'nccl' or 'cpu:gloo,cuda:nccl'"
-            ) from error
+                f"the process group has no backend that exchanges CUDA tensors, only {dist.get_backend_config(group)}: make it with 'nccl' or 'cpu:gloo,cuda:nccl'"
+            )
         self.device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         self.rank, self.size = group.rank(), group.size()
         self._group = group
@@ -168,6 +166,14 @@ class CudaOps(DeviceOps):
     def all_gather(self, received: torch.Tensor, sent: torch.Tensor) -> None:
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name until torch 2.13
         _behind(gather(received, sent, group=self._group, async_op=True))
+
+
+def _backend_of(group: Any) -> str | None:
+    """The name of what carries CUDA tensors in a group."""
+    try:
+        return str(group._get_backend(torch.device("cuda")).name())
+    except RuntimeError:
+        return None
 
 
 def _behind(work: Any) -> None:
