@@ -101,6 +101,7 @@ class BucketFeedback:
         own: tuple[int, int],
         part: tuple[int, int] | None = None,
         senders: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.layout = layout
         self._codec = codec
@@ -109,8 +110,8 @@ class BucketFeedback:
         self.weight = _weight(codec, senders or world_size, world_size)
         self._start, self._stop = own
         self._part = part or (0, layout.numel)
-        self._sent = _pair(layout.numel)
-        self._mean = _pair(self._stop - self._start)
+        self._sent = _pair(layout.numel, device)
+        self._mean = _pair(self._stop - self._start, device)
 
     def add_input(self, tensor: torch.Tensor) -> None:
         """Phase 1, first: ``tensor += sent``. `tensor`: fp32, flat, the whole bucket."""
@@ -177,10 +178,10 @@ class BucketFeedback:
         """By parameter: ``sent`` and, where the own shard cuts the parameter, ``mean`` and its ``mean_start`` in it."""
         found: dict[str, dict[str, Any]] = {}
         for name, start, stop in self.layout.segments():
-            found[name] = {"sent": self._sent[0][start:stop].clone()}
+            found[name] = {"sent": self._sent[0][start:stop].to("cpu", copy=True)}
             low, high = max(start, self._start), min(stop, self._stop)
             if low < high:
-                piece = self._mean[0][low - self._start : high - self._start].clone()
+                piece = self._mean[0][low - self._start : high - self._start].to("cpu", copy=True)
                 found[name] |= {"mean": piece, "mean_start": low - start}
         return found
 
@@ -197,7 +198,7 @@ class BucketFeedback:
             if self._start <= low and high <= self._stop and weight == self.weight:
                 self._mean[0][low - self._start : high - self._start].copy_(piece)
             else:
-                self._sent[0][low:high].add_(piece, alpha=weight)
+                self._sent[0][low:high].add_(piece.to(self._sent[0].device), alpha=weight)
 
 
 @final
@@ -211,6 +212,7 @@ class ErrorFeedback:
         shard: (numel, codec) -> ``(start, stop)``, the range of a bucket that this rank owns.
         part: (numel, codec) -> ``(start, stop)``, the range that it exchanges in compressed form; None: all. What the rest owes is given on, exactly, with the gradient.
         senders: how many contributions each sum has, if not `world_size`: the nodes, where their ranks add up before.
+        device: where the residuals are; None: on the CPU. All methods work on the device's current stream, which must be the same one always.
     """
 
     def __init__(
@@ -222,7 +224,9 @@ class ErrorFeedback:
         shard: Callable[[int, Any], tuple[int, int]],
         part: Callable[[int, Any], tuple[int, int]] | None = None,
         senders: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        self._device = device
         self._part = part
         self._senders = senders or world_size
         self._codec = codec
@@ -258,6 +262,7 @@ class ErrorFeedback:
                 self._shard(lay.numel, codec),
                 None if self._part is None else self._part(lay.numel, codec),
                 self._senders,
+                self._device,
             )
             for lay, codec in zip(layouts, codecs, strict=True)
         ]
@@ -345,8 +350,8 @@ def _weight(codec: Any, senders: int, world_size: int) -> int:
     return 1 if hasattr(codec, "passes_on") and codec.passes_on(senders) else world_size
 
 
-def _pair(numel: int) -> list[torch.Tensor]:
-    return [torch.zeros(numel), torch.zeros(numel)]
+def _pair(numel: int, device: torch.device | None) -> list[torch.Tensor]:
+    return [torch.zeros(numel, device=device), torch.zeros(numel, device=device)]
 
 
 def _sizes(layouts: Sequence[Layout]) -> dict[str, int]:

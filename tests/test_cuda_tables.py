@@ -6,7 +6,8 @@ import torch
 import commpress
 from commpress import ops
 from commpress.codecs import LayeredCodec
-from commpress.errors import TensorError
+from commpress.collectives._cuda_ops import layers_of_ranges
+from commpress.errors import SpecError, TensorError
 
 CPU = torch.device("cpu")
 
@@ -38,6 +39,27 @@ def test_every_block_knows_its_layer():
     assert table.rows[:, 8].tolist() == [0, 2, 3]  # blocks before
     assert table.rows[:, 10].tolist() == [16384, 2064, 8192]
     assert (table.blocks, table.nbytes, table.families) == (6, 16440 + 24576, 0b1011)
+
+
+def test_a_gap_has_values_and_no_bytes():
+    """One launch for all shards but the own one: its table leaves out what lies in between."""
+    codec = commpress.codec("uniform:4")
+    numel, own = 5 * 4096 + 77, (4096, 3 * 4096)
+    layers = layers_of_ranges(codec, [(0, own[0]), (own[1], numel)])
+    table = ops.device_table(layers, CPU)
+    assert table.rows[:, 4].tolist() == [0, own[1]]  # offset
+    assert table.rows[:, 6].tolist() == [0, own[1]]  # first value
+    assert table.rows[:, 7].tolist() == [0, codec.payload_nbytes(4096)]
+    assert table.rows[:, 8].tolist() == [0, 1] and table.units.tolist() == [0, 1, 1, 1]
+    assert table.nbytes == codec.payload_nbytes(4096) + codec.payload_nbytes(numel - own[1], offset=own[1])
+    layered = LayeredCodec([(9000, codec), (50, commpress.codec("none")), (9000, commpress.codec("hadamard+lloyd:2"))])
+    table = ops.device_table(layers_of_ranges(layered, [(4096, 8192), (9050, 18050)]), CPU)
+    assert table.rows[:, 0].tolist() == [3, 5] and table.rows[:, 3].tolist() == [65536, 3 * 65536]
+    assert table.rows[:, 4].tolist() == [4096, 0] and table.rows[:, 6].tolist() == [0, 9050 - 4096]
+    whole = ops.device_table(layers_of_ranges(layered, [(0, 8192), (8192, 18050)]), CPU)
+    assert whole.nbytes == layered.payload_nbytes(18050)
+    with pytest.raises(SpecError, match="no kernels"):
+        layers_of_ranges(commpress.codec("trellis:2"), [(0, 5)])
 
 
 @pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:2", "trellis:2", "topk:0.1"])

@@ -75,6 +75,10 @@ class Codec(abc.ABC):
         """Whether tensors on this device can be encoded and decoded: the CPU, and for some codecs CUDA devices."""
         return device.type == "cpu"
 
+    def device_layers(self, offset: int, numel: int) -> list[tuple[int, int, int, int, int, int, int]] | None:
+        """What the CUDA kernels are told of fp32 coordinates [offset, offset + numel): rows of :func:`commpress.ops.device_table`. None: they cannot do it in one pass."""
+        return None
+
     @property
     def needs_side(self) -> bool:
         """Whether ``decode`` needs side information."""

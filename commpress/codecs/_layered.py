@@ -204,17 +204,24 @@ class LayeredCodec(Codec):
     def runs_on(self, device: torch.device) -> bool:
         return all(codec.runs_on(device) for _, codec in self._layers)
 
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer] | None:
+        if not self._uniform:
+            return None
+        layers: list[ops.DeviceLayer] = []
+        for i, codec, values, inner, part in self._bytes(offset, numel, torch.float32):
+            kind = (codec.family, codec.rate, codec.centroid) if isinstance(codec, QuantisingCodec) else (0, 0, 0)
+            family, rate, centroid = map(int, kind)
+            nbytes = part.stop - part.start
+            layers.append((family, rate, centroid, (i + 1) * _TENSOR_STEP, inner, values.stop - values.start, nbytes))
+        return layers
+
     def _device_table(self, offset: int, numel: int, like: torch.Tensor) -> ops.DeviceTable | None:
         """The same for the CUDA kernels."""
         place = (offset, numel, like.device)
         if not like.is_cuda or not self._uniform or like.dtype != torch.float32 or not numel:
             return None
         if place not in self._device_tables:
-            layers = []
-            for i, codec, values, inner, part in self._bytes(offset, numel, like.dtype):
-                kind = (codec.family, codec.rate, codec.centroid) if isinstance(codec, QuantisingCodec) else (0, 0, 0)
-                size, nbytes = values.stop - values.start, part.stop - part.start
-                layers.append((*map(int, kind), (i + 1) * _TENSOR_STEP, inner, size, nbytes))
+            layers = self.device_layers(offset, numel) or []
             self._device_tables[place] = ops.device_table(layers, like.device)
         return self._device_tables[place]
 

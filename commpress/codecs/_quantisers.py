@@ -98,9 +98,12 @@ class QuantisingCodec(Codec):
     def runs_on(self, device: torch.device) -> bool:
         return _device.runs_on(device)
 
-    def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
         nbytes = self.payload_nbytes(numel, offset=offset)
-        return ops.device_table([(self.family, self.rate, self.centroid, 0, offset, numel, nbytes)], device)
+        return [(int(self.family), self.rate, int(self.centroid), 0, offset, numel, nbytes)]
+
+    def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
+        return ops.device_table(self.device_layers(offset, numel), device)
 
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
         if x.is_cuda:

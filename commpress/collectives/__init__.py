@@ -46,12 +46,15 @@ positions of `flat`; `gain` is still 1/n of all ranks, since what is encoded is 
 
 `common_scale(x)` finds one scale for all ranks (the range of a quantiser, say) at one bit for each rank and round; `common_scales(statistics)` many at once.
 
+A `DeviceReducer` does the same to tensors on a device with streams, on a `DeviceOps` (docs/cuda.md): everything is enqueued, and what went wrong is known when the next step begins.
+
 World size 1: nothing is encoded or sent; `prepare` and `complete` are called, the tensor stays as it is (mean and sum).
 """
 
 from commpress.collectives._accounting import Report, wire_nbytes
 from commpress.collectives._all_reduce import all_reduce, close, group_timeout, last_report, make_channel, make_channels
 from commpress.collectives._common_scale import CommonScale, CommonScales, common_scale, common_scales
+from commpress.collectives._cuda_ops import CudaOps
 from commpress.collectives._factor_plan import (
     FactorPlan,
     MatrixShape,
@@ -69,11 +72,14 @@ from commpress.collectives._mpi import MpiCommunicator
 from commpress.collectives._mpi_call import all_reduce as mpi_all_reduce
 from commpress.collectives._mpi_call import close as mpi_close
 from commpress.collectives._mpi_call import last_report as mpi_last_report
+from commpress.collectives._notes import Notes, Pending
 from commpress.collectives._passage import Passage, PassageObserver
 from commpress.collectives._probe import message_nbytes, probe
 from commpress.collectives._rows_call import all_gather, reduce_scatter, rows_codec
 from commpress.collectives._torch import TorchCommunicator
 from commpress.collectives.communicator import ChannelError, Communicator, Handle
+from commpress.collectives.device import DeviceOps, Fetched
+from commpress.collectives.device_reducer import DeviceReducer, Verdict
 from commpress.collectives.exact_reducer import ExactReducer
 from commpress.collectives.factor_reducer import FactorReducer
 from commpress.collectives.nodes import Asked, Hierarchical, NodeMap, agree_on_nodes, asked_of
@@ -86,24 +92,31 @@ __all__ = [
     "CommonScale",
     "CommonScales",
     "Communicator",
+    "CudaOps",
+    "DeviceOps",
+    "DeviceReducer",
     "ExactReducer",
     "FactorPlan",
     "FactorReducer",
     "FakeCommunicator",
     "FakeGroup",
     "FakeWorld",
+    "Fetched",
     "Handle",
     "Hierarchical",
     "MatrixShape",
     "MpiCommunicator",
     "NodeMap",
+    "Notes",
     "Observer",
     "Passage",
     "PassageObserver",
+    "Pending",
     "Reducer",
     "Report",
     "Sent",
     "TorchCommunicator",
+    "Verdict",
     "all_gather",
     "agree_on_nodes",
     "all_reduce",

@@ -12,9 +12,13 @@ import torch.distributed as dist
 
 from commpress.collectives import _torch
 from commpress.collectives._accounting import Report
+from commpress.collectives._cuda_ops import CudaOps
+from commpress.collectives._device_call import DeviceCalls
 from commpress.collectives._fake import FakeGroup
 from commpress.collectives._one_call import Entry, reduce_tensor
 from commpress.collectives.communicator import Communicator
+from commpress.collectives.device import DeviceOps
+from commpress.collectives.device_reducer import DeviceReducer
 from commpress.collectives.nodes import Asked, Hierarchical
 from commpress.collectives.reducer import Reducer, on_nodes
 from commpress.errors import StateError
@@ -55,11 +59,13 @@ def group_timeout(group: Any = None) -> float:
     """The timeout of a process group in seconds; half an hour where its backend does not tell."""
     if isinstance(group, FakeGroup):
         return group.timeout
-    try:
-        options = _resolve(group)._get_backend(torch.device("cpu")).options
-        return float(options._timeout.total_seconds())
-    except (RuntimeError, AttributeError):
-        return _DEFAULT_TIMEOUT
+    for device in ("cpu", "cuda"):
+        try:
+            options = _resolve(group)._get_backend(torch.device(device)).options
+            return float(options._timeout.total_seconds())
+        except (RuntimeError, AttributeError):
+            continue
+    return _DEFAULT_TIMEOUT
 
 
 def _resolve(group: Any) -> Any:
@@ -75,7 +81,9 @@ def _entry(group: Any) -> Entry:
     with _entries_lock:
         if group not in _entries:
             alive = weakref.ref(group)  # the entry must not keep its own key alive
-            _entries[group] = Entry(lambda asked: _make_reducer(alive(), asked))
+            _entries[group] = Entry(
+                lambda asked: _make_reducer(alive(), asked), lambda device: _make_device_calls(alive(), device)
+            )
         return _entries[group]
 
 
@@ -87,6 +95,16 @@ def group_entry(group: Any = None) -> Entry:
 def _make_reducer(group: Any, asked: Asked) -> Reducer:
     timeout = group_timeout(group)
     return on_nodes(*make_channels(group, timeout), asked, timeout)
+
+
+def make_device_reducer(ops: DeviceOps, group: Any, timeout: float) -> DeviceReducer:
+    """A reducer of tensors on a device, with a channel between the hosts. Collective."""
+    return DeviceReducer(ops, make_channel(group, timeout), timeout)
+
+
+def _make_device_calls(group: Any, device: torch.device) -> DeviceCalls:
+    ops = CudaOps(device, group)
+    return DeviceCalls(ops, lambda: make_device_reducer(ops, group, group_timeout(group)))
 
 
 def close(group: Any = None) -> None:
@@ -105,9 +123,9 @@ def close(group: Any = None) -> None:
 
 
 def last_report(group: Any = None) -> Report | None:
-    """Bytes and times of the last completed `all_reduce` of `group`, or None."""
+    """Bytes and times of the last completed `all_reduce` of `group`, or None. Of CUDA tensors: of the last one whose outcome is known."""
     entry = _entries.get(_resolve(group))
-    return None if entry is None else entry.report
+    return None if entry is None else entry.newest_report()
 
 
 def all_reduce(
@@ -130,7 +148,7 @@ def all_reduce(
     a flat one's.
 
     Args:
-        tensor: CPU tensor of a floating-point or complex dtype, of any shape and strides; or a list of such, which are reduced as if they were one, laid end to end: one message
+        tensor: CPU or CUDA tensor of a floating-point or complex dtype, of any shape and strides; or a list of such, which are reduced as if they were one, laid end to end: one message
             where each would need its own. The work is done in fp32 (fp64 tensors with a lossless codec: fp64),
             the mean is taken before the result is narrowed to the tensor's dtype. fp32 and complex64 tensors that are contiguous need no copy.
         codec: a codec, or a spec such as "uniform:4"; equal on all ranks. "lowrank:4" takes a matrix, (shape[0], the rest), and begins with power iterations, as it
@@ -147,8 +165,12 @@ def all_reduce(
     Returns:
         `tensor`, or with `async_op` a torch.futures.Future of it, whose `wait` raises what this function would.
 
+    On a CUDA device everything is enqueued on a stream of its own, over the group's NCCL backend, and the host waits for nothing: the current stream waits for the result (with `async_op`
+    where the future is waited for). Codecs with kernels there serve, in one level. What went wrong on the device, such as an invalid payload, is raised by the group's next call or by
+    `close`; the host itself waits then for the call before (docs/cuda.md).
+
     Raises:
-        TensorError: integer, bool, sparse or CUDA tensor, or an unknown `op`. Nothing was sent: the other ranks wait.
+        TensorError: integer, bool or sparse tensor, tensors of several devices, or an unknown `op`. Nothing was sent: the other ranks wait.
         SpecError: the spec is malformed, or not for so many ranks, or `hierarchical` is not as above or not for this codec.
         TopologyError: `hierarchical` demands what the nodes do not allow; on all ranks.
         MismatchError: ranks disagree on codec, version, size, dtype, key, operation, `hierarchical`, or sizes of a list's tensors; raised on all.

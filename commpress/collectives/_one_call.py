@@ -11,13 +11,15 @@ import torch
 
 from commpress.codecs import LowRankCodec
 from commpress.collectives._accounting import Report
+from commpress.collectives._device_call import DeviceCalls
 from commpress.collectives._factor_call import reduce_by_factors
 from commpress.collectives._factor_plan import MatrixShape, matrix_shape
+from commpress.collectives._tensors import is_flat_fp32, numel_of, pieces_of, put_back
 from commpress.collectives.factor_reducer import FactorReducer
 from commpress.collectives.nodes import Asked, asked_of
 from commpress.collectives.observer import Observer
 from commpress.collectives.reducer import Reducer
-from commpress.errors import SpecError, TensorError
+from commpress.errors import CommpressError, SpecError, TensorError
 
 if TYPE_CHECKING:
     from commpress.codecs import Key
@@ -29,10 +31,17 @@ class Entry:
 
     Args:
         make_reducer: makes a Reducer on channels of its own, hierarchical as asked for; collective, so all ranks call it at the same point. Called when a reducer is first needed.
+        make_device: likewise for tensors on a CUDA device; None: there are none.
     """
 
-    def __init__(self, make_reducer: Callable[[Asked], Reducer]) -> None:
+    def __init__(
+        self,
+        make_reducer: Callable[[Asked], Reducer],
+        make_device: Callable[[torch.device], DeviceCalls] | None = None,
+    ) -> None:
         self._make = make_reducer
+        self._make_device = make_device
+        self._devices: dict[torch.device, DeviceCalls] = {}
         self._reducers: dict[Asked, Reducer] = {}
         self._factors: FactorReducer | None = None  # for low-rank codecs
         self.calls = 0
@@ -58,11 +67,33 @@ class Entry:
                 self._factors = FactorReducer(self._make(False), self._make(False))
             return self._factors
 
+    def device(self, device: torch.device) -> DeviceCalls:
+        """The calls on a CUDA device. Raises TensorError."""
+        with self._making:
+            if self._make_device is None:
+                raise TensorError(f"tensors must be on the CPU here, got {device}")
+            if device not in self._devices:
+                self._devices[device] = self._make_device(device)
+            return self._devices[device]
+
+    def newest_report(self) -> Report | None:
+        """Of the last all-reduce whose figures are known."""
+        found = [calls.report for calls in self._devices.values() if calls.report is not None]
+        return found[-1] if found else self.report
+
     def close(self) -> None:
-        """Waits for what is in flight and gives the channels back."""
+        """Waits for what is in flight and gives the channels back. Raises what went wrong in the last call on a device."""
+        problem: CommpressError | None = None
+        for calls in self._devices.values():
+            try:
+                calls.close()
+            except CommpressError as error:
+                problem = problem or error
         for reducer in (*self._reducers.values(), self._factors):
             if reducer is not None:
                 reducer.close()
+        if problem is not None:
+            raise problem
 
     def take(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
         with self._lock:
@@ -87,12 +118,8 @@ class _Call(Observer):
         self._work = work
 
     def complete(self, report: Report) -> None:
-        for target, piece in zip(self._tensors, _pieces(self._tensors, self._work), strict=True):
-            if target.is_complex():
-                pairs = piece.view(*target.shape, 2)  # maybe at an odd place, where no complex view may begin
-                target.copy_(torch.complex(pairs[..., 0], pairs[..., 1]))
-            else:
-                target.copy_(piece.view(target.shape))
+        for target, piece in zip(self._tensors, pieces_of(self._tensors, self._work), strict=True):
+            put_back(piece, target)
         if self._tensors:
             self._entry.give(self._work)
         self._entry.report = report
@@ -108,7 +135,10 @@ def reduce_tensor(
     async_op: bool,
     hierarchical: Any,
 ) -> Any:
-    """Reduces `tensor` in place; arguments, result and errors are those of `all_reduce`. `entry_of` is asked for the group's entry once the arguments are known to be good."""
+    """Reduces `tensor` in place; arguments, result and errors are those of `all_reduce`. `entry_of` is asked for the group's entry once the arguments are known to be good.
+
+    Tensors on a CUDA device go to the entry's calls on that device.
+    """
     if isinstance(codec, str):
         from commpress.codecs import codec as parse
 
@@ -127,15 +157,20 @@ def reduce_tensor(
 
         key = Key(seed=0, step=entry.calls % (1 << 32))
         entry.calls += 1
+    if tensors[0].is_cuda:
+        calls = entry.device(tensors[0].device)
+        return calls.all_reduce(tensor, codec, op=op, key=key, async_op=async_op, hierarchical=asked)
+    if any(one.is_cuda for one in tensors):
+        raise TensorError("all tensors of a call must be on one device")
     plain = [one.detach() for one in tensors]
-    numel = sum(map(_numel, plain))
-    if len(plain) == 1 and _is_flat_fp32(plain[0]):
+    numel = sum(map(numel_of, plain))
+    if len(plain) == 1 and is_flat_fp32(plain[0]):
         flat = (torch.view_as_real(plain[0]) if plain[0].is_complex() else plain[0]).view(-1)
         call = _Call(entry, [], flat)
     else:
         wide = codec.lossless and any(one.dtype in (torch.float64, torch.complex128) for one in plain)
         flat = entry.take(numel, torch.float64 if wide else torch.float32)
-        for one, piece in zip(plain, _pieces(plain, flat), strict=True):
+        for one, piece in zip(plain, pieces_of(plain, flat), strict=True):
             source = torch.view_as_real(one.resolve_conj()) if one.is_complex() else one
             piece.view(source.shape).copy_(source)
         call = _Call(entry, plain, flat)
@@ -147,7 +182,7 @@ def reduce_tensor(
     start = reducer.submit if async_op else reducer.run
     second = getattr(codec, "of_second_phase", codec)
     # Where one tensor ends and the next begins must be the same everywhere, and the total does not say.
-    plan = f"tensors of {', '.join(str(_numel(one)) for one in plain)} elements" if several else None
+    plan = f"tensors of {', '.join(str(numel_of(one)) for one in plain)} elements" if several else None
     return start(flat, codec, second, key, op=op, observer=call, result=tensor, plan=plan)
 
 
@@ -160,35 +195,17 @@ def _check(tensors: Sequence[torch.Tensor]) -> None:
             raise TensorError(f"expected tensors, got {type(one).__name__}")
         if one.layout != torch.strided:
             raise TensorError(f"expected a dense tensor, got layout {one.layout}")
-        if one.device.type != "cpu":
-            raise TensorError(f"tensors must be on the CPU, got {one.device}: the CUDA kernels come later")
+        if one.device.type not in ("cpu", "cuda"):
+            raise TensorError(f"tensors must be on the CPU or a CUDA device, got {one.device}")
         if not (one.is_floating_point() or one.is_complex()):
             raise TensorError(f"expected a floating-point or complex tensor, got {one.dtype}")
-
-
-def _numel(tensor: torch.Tensor) -> int:
-    return tensor.numel() * (2 if tensor.is_complex() else 1)
-
-
-def _is_flat_fp32(tensor: torch.Tensor) -> bool:
-    return (
-        tensor.is_contiguous()
-        and tensor.dtype in (torch.float32, torch.complex64)
-        and not tensor.is_conj()
-        and not tensor.is_neg()
-    )
-
-
-def _pieces(tensors: Sequence[torch.Tensor], flat: torch.Tensor) -> list[torch.Tensor]:
-    """Where each tensor's values lie in the work buffer."""
-    return list(flat.split([_numel(one) for one in tensors])) if tensors else []
 
 
 def _matrices_of(tensors: Sequence[torch.Tensor]) -> list[MatrixShape]:
     """Each tensor of more than one dimension as a matrix of its first dimension and the rest."""
     found, start = [], 0
     for one in tensors:
-        numel = _numel(one)
+        numel = numel_of(one)
         if one.dim() > 1 and numel:
             strides = torch.empty(one.shape, device="meta").stride()  # of the work buffer: in order
             found.append(matrix_shape(start, one.shape, strides, numel))

@@ -179,7 +179,9 @@ def _check(output: torch.Tensor, input: torch.Tensor) -> None:
         if tensor.layout != torch.strided:
             raise TensorError(f"{name} must be dense, got layout {tensor.layout}")
         if tensor.device.type != "cpu":
-            raise TensorError(f"{name} must be on the CPU, got {tensor.device}: the CUDA kernels come later")
+            raise TensorError(
+                f"{name} must be on the CPU, got {tensor.device}, where reduce_scatter and all_gather work so far"
+            )
         if not (tensor.is_floating_point() or tensor.is_complex()):
             raise TensorError(f"{name} must be a floating-point or complex tensor, got {tensor.dtype}")
     if output.dtype != input.dtype:

@@ -259,7 +259,9 @@ class Reducer:
     ) -> Job:
         """Checks everything and takes the next sequence number. With the lock held."""
         if flat.device.type != "cpu":
-            raise TensorError(f"tensors must be on the CPU, got {flat.device}: the CUDA kernels come later")
+            raise TensorError(
+                f"tensors must be on the CPU, got {flat.device}: a Reducer is for those, CUDA tensors go through all_reduce"
+            )
         if flat.dtype not in (torch.float32, torch.float64) or flat.dim() != 1 or not flat.is_contiguous():
             raise TensorError(
                 f"expected a 1-D contiguous fp32 or fp64 tensor, got {flat.dtype} of shape {tuple(flat.shape)}"

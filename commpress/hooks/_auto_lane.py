@@ -14,12 +14,11 @@ import torch.distributed as dist
 from commpress.cluster import Calibration
 from commpress.codecs import Codec
 from commpress.codecs import codec as make_codec
-from commpress.collectives import Communicator, ExactReducer, probe
+from commpress.collectives import Communicator, ExactReducer, Notes, probe
 from commpress.errors import SpecError
 from commpress.feedback import Layout
 from commpress.hooks import _handshake
 from commpress.hooks._auto import CODECS, EXACT, TORCH_WAYS, AutoPlan, Chooser
-from commpress.hooks._notes import Notes
 from commpress.hooks._reduction import make_pair
 from commpress.hooks._step import NOTE_NBYTES
 from commpress.telemetry import FORMAT, Sink, json_values

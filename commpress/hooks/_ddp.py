@@ -35,9 +35,11 @@ def ddp_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[
     ``divide_by_initial_world_size=True``).
 
     Raises:
-        TensorError: the bucket is sparse, not on the CPU, or not floating-point.
+        TensorError: the bucket is sparse, neither on the CPU nor on a CUDA device, or not floating-point.
         StateError: the state is closed, failed before, or belongs to another model.
         MismatchError, PeerError: see :func:`register`; ``backward()`` raises them, too, when they come up later.
+
+    On a CUDA device what goes wrong in a step is raised by the next one (docs/cuda.md).
     """
     if not isinstance(bucket, dist.GradBucket):
         raise ModelError(
@@ -94,6 +96,7 @@ def register(
         PeerError: a rank did not take part within the timeout.
         SpecError: the codec's spec or an option is malformed, or the option is not for this kind of model.
         TopologyError: `hierarchical` demands what the nodes do not allow.
+        TensorError, StateError: the parameters are on several devices, or on a CUDA device that the group's backend or this build does not serve (docs/cuda.md).
     """
     given = {"predict": predict, "shaping": shaping, "check_every": check_every, "agreement_every": agreement_every}
     sharded = _sharded(model)

@@ -15,14 +15,13 @@ import torch.distributed as dist
 from commpress.allocation import Plan
 from commpress.codecs import Key, LayeredCodec
 from commpress.codecs import codec as make_codec
-from commpress.collectives import Asked, Communicator, FakeGroup, NodeMap, Reducer, group_timeout, wire_nbytes
+from commpress.collectives import Asked, Communicator, FakeGroup, NodeMap, Notes, Reducer, group_timeout, wire_nbytes
 from commpress.errors import CommpressError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks._auto import AutoPlan
 from commpress.hooks._auto_lane import AutoLane, AutoSettings
 from commpress.hooks._history import HistoryMeter
 from commpress.hooks._information import information_record
-from commpress.hooks._notes import Notes
 from commpress.hooks._planner import Planner, PlanSettings, layers_of, plan_codecs
 from commpress.hooks._prediction import PAYS_BELOW, Predictor, prediction_record
 from commpress.hooks._reduction import Reduction, agree, due, make_pair, nodes_of

@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 
 from commpress.codecs import LowRankCodec
-from commpress.collectives import Asked, group_timeout
+from commpress.collectives import Asked, CudaOps, DeviceOps, group_timeout
+from commpress.errors import TensorError
+from commpress.hooks._device_exchange import DeviceExchange
 from commpress.hooks._exchange import Exchange
 from commpress.hooks._low_rank import LowRankReduction
 from commpress.hooks._options import Coding
@@ -32,8 +34,22 @@ def make_reduction(
     check_every: int,
     agreement_every: int,
     seed: int,
+    device: DeviceOps | None = None,
 ) -> Reduction:
-    """Factors are summed, payloads exchanged. Collective; arguments and errors as in :class:`Exchange`, `agreement_every` and `seed` as in :class:`HookState`."""
+    """Factors are summed, payloads exchanged. Collective; arguments and errors as in :class:`Exchange`, `agreement_every` and `seed` as in :class:`HookState`. `device`: where the parameters are, if not on the CPU."""
+    if device is not None:
+        assert coding.plan is None or isinstance(coding.plan, PlanSettings)
+        return DeviceExchange(
+            coding.codec,
+            parameters,
+            group,
+            identity,
+            feedback=coding.feedback,
+            timeout=timeout,
+            telemetry=telemetry,
+            plan=coding.plan,
+            ops=device,
+        )
     options: dict[str, Any] = {
         "feedback": coding.feedback,
         "timeout": timeout,
@@ -49,6 +65,21 @@ def make_reduction(
     options |= {"plan": coding.plan, "shaping": coding.shaping, "auto": coding.auto, "hierarchical": hierarchical}
     found = Exchange(coding.codec, parameters, group, identity, **options)
     return _watched(found, parameters, group, timeout, agreement_every, seed)
+
+
+def device_of(parameters: dict[str, torch.Tensor], group: dist.ProcessGroup) -> DeviceOps | None:
+    """The CUDA device that the parameters are on; None: the CPU.
+
+    Raises:
+        TensorError: they are on several devices, or on another kind. StateError: the group, or this build, cannot do CUDA.
+    """
+    devices = {p.device for p in parameters.values()}
+    if len(devices) > 1 and any(device.type != "cpu" for device in devices):
+        raise TensorError(
+            f"the parameters are on {', '.join(sorted(map(str, devices)))}, and commpress reduces those of one device"
+        )
+    device = next(iter(devices), torch.device("cpu"))
+    return CudaOps(device, group) if device.type == "cuda" else None
 
 
 def _watched(

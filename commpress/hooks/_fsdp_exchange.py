@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from commpress.codecs import Codec, Key, LayeredCodec
 from commpress.codecs import codec as make_codec
-from commpress.collectives import Communicator, Reducer, group_timeout, rows_codec, shard_bounds
+from commpress.collectives import Communicator, Notes, Reducer, group_timeout, rows_codec, shard_bounds
 from commpress.errors import CommpressError, StateError
 from commpress.feedback import Layout
 from commpress.hooks._fsdp_ledger import Ledger
@@ -30,7 +30,6 @@ from commpress.hooks._fsdp_step import (
     mixed_seed,
     nmse_of,
 )
-from commpress.hooks._notes import Notes
 from commpress.hooks._planner import Planner, PlanSettings
 from commpress.hooks._reduction import agree, due, make_pair
 from commpress.hooks._sums import Column, LayerSums

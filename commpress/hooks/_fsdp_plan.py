@@ -8,7 +8,7 @@ from typing import final
 import numpy as np
 
 from commpress.allocation import Plan
-from commpress.hooks._notes import Notes
+from commpress.collectives import Notes
 from commpress.hooks._planner import Planner
 from commpress.hooks._statistics import LayerStatistics
 from commpress.hooks._sums import Column, captured

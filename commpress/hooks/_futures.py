@@ -9,6 +9,11 @@ from typing import Any
 import torch
 
 
+def promise(buffer: torch.Tensor) -> torch.futures.Future[Any]:
+    """A future that the buffer's device allows to be done while the device is still at work."""
+    return torch.futures.Future(devices=[buffer.device]) if buffer.is_cuda else torch.futures.Future()
+
+
 def settle(
     waiting: Sequence[torch.futures.Future[Any]],
     futures: Sequence[torch.futures.Future[Any]],

@@ -15,9 +15,8 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from commpress.collectives import ChannelError, Communicator, common_scales
+from commpress.collectives import ChannelError, Communicator, Notes, common_scales
 from commpress.errors import PeerError
-from commpress.hooks._notes import Notes
 
 DIGITS = 2  # a common scale is too large by a quarter at most
 FACTOR = 8.0

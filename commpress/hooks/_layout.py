@@ -55,7 +55,7 @@ def layout_of(bucket: dist.GradBucket, buffer: torch.Tensor, names: Sequence[str
     """The layout of one of DDP's buckets whose parameters have these names.
 
     Raises:
-        TensorError: the bucket is sparse, not on the CPU, not floating-point, or its size is not its parameters'.
+        TensorError: the bucket is sparse, neither on the CPU nor on a CUDA device, not floating-point, or its size is not its parameters'.
     """
     where = f"bucket {bucket.index()}"
     if buffer.layout != torch.strided:
@@ -63,8 +63,8 @@ def layout_of(bucket: dist.GradBucket, buffer: torch.Tensor, names: Sequence[str
             f"{where} holds a sparse gradient ({buffer.layout}), and commpress reduces dense ones only: "
             "use sparse=False, or keep the parameter out of DDP"
         )
-    if buffer.device.type != "cpu":
-        raise TensorError(f"{where} is on {buffer.device}: only CPU gradients so far")
+    if buffer.device.type not in ("cpu", "cuda"):
+        raise TensorError(f"{where} is on {buffer.device}: only gradients on CPUs and CUDA devices can be reduced")
     if not buffer.is_floating_point():
         raise TensorError(f"{where} has dtype {buffer.dtype}, not a floating-point one")
     # A complex bucket arrives as pairs of real numbers.
@@ -151,7 +151,7 @@ class Repacking:
         self.flats: list[torch.Tensor] = []
         self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for layout in layouts:
-            flat = torch.empty(layout.numel, dtype=getattr(torch, layout.dtype))
+            flat = torch.empty(layout.numel, dtype=getattr(torch, layout.dtype), device=buffers[0].device)
             for name, start, stop in layout.segments():
                 flat[start:stop].copy_(places[name])
                 self._pairs.append((places[name], flat[start:stop]))

@@ -18,6 +18,7 @@ from commpress.collectives import (
     FactorReducer,
     FakeGroup,
     MatrixShape,
+    Notes,
     Passage,
     Reducer,
     group_timeout,
@@ -28,7 +29,6 @@ from commpress.errors import CommpressError, SpecError, StateError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks._dimensions import DimensionPlanner, DimensionSettings
 from commpress.hooks._low_rank_bucket import LowRankBucket
-from commpress.hooks._notes import Notes
 from commpress.hooks._planner import layers_of
 from commpress.hooks._reduction import Reduction, agree, due, make_pair
 from commpress.hooks._replicas import name_difference, replica_hash

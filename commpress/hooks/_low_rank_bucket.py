@@ -7,9 +7,17 @@ from typing import final
 
 import torch
 
-from commpress.collectives import FactorPlan, Passage, PassageObserver, Report, shard_bounds, wire_nbytes
+from commpress.collectives import (
+    FactorPlan,
+    Notes,
+    Passage,
+    PassageObserver,
+    Pending,
+    Report,
+    shard_bounds,
+    wire_nbytes,
+)
 from commpress.feedback import BucketFeedback, Layout
-from commpress.hooks._notes import Notes, Pending
 from commpress.hooks._step import NOTE_NBYTES, Step
 
 

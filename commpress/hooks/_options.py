@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any, final
 
 import torch
@@ -17,6 +18,7 @@ from commpress.hooks._handshake import library_version
 from commpress.hooks._planner import PlanSettings, plan_settings
 from commpress.hooks._shaping import exponent_of
 
+_log = logging.getLogger("commpress.hooks")
 AUTO = "auto"
 DEFAULT = "hadamard+lloyd:2"
 
@@ -79,6 +81,28 @@ def levels(hierarchical: Hierarchical, chosen: Coding) -> Asked:
     if asked and chosen.auto is not None:
         raise SpecError('the choice of "auto" is between flat exchanges: name a codec, or leave hierarchical out')
     return asked if chosen.auto is None else False
+
+
+def on_device(chosen: Coding, shaping: float | None, hierarchical: Asked, every: dict[str, int]) -> Coding:
+    """The same where the parameters are on a CUDA device: without noise shaping, if none was asked for.
+
+    Args:
+        shaping, every: as they were asked for; `every`: intervals of what is not to be had there, by name.
+
+    Raises:
+        SpecError: something was asked for that is not to be had there.
+    """
+    missing = [name for name, steps in every.items() if steps]
+    missing += [name for name, wanted in (("shaping", shaping), ("hierarchical=True", hierarchical)) if wanted]
+    if missing:
+        raise SpecError(f"{', '.join(missing)} cannot be had with parameters on a CUDA device yet: leave it out")
+    if chosen.auto is not None or isinstance(chosen.codec, LowRankCodec):
+        raise SpecError(
+            f'{AUTO if chosen.auto is not None else chosen.codec} is for parameters on CPUs so far; on a CUDA device name a codec such as "hadamard+lloyd:2"'
+        )
+    if chosen.shaping:
+        _log.info("noise shaping is off: it is for parameters on CPUs so far")
+    return dataclasses.replace(chosen, shaping=0.0)
 
 
 def check_numbers(timeout: Any, seed: Any, **intervals: Any) -> None:

@@ -21,6 +21,7 @@ from commpress.errors import CommpressError, PeerError
 from commpress.feedback import ErrorFeedback, Layout
 from commpress.hooks import _handshake
 from commpress.hooks._auto import AutoPlan
+from commpress.hooks._futures import settle
 from commpress.hooks._step import Step
 from commpress.telemetry import FORMAT, JsonlSink, Sink, json_values
 
@@ -44,7 +45,10 @@ class Reduction(abc.ABC):
         feedback: the residuals, or None without error feedback.
         sink: where records go, or None.
         monitor: compares the ranks' gradients, or None.
+        on_device: whether futures are done when `submit` returns, and a stream is what waits for the values.
     """
+
+    on_device = False
 
     def __init__(
         self,
@@ -75,6 +79,16 @@ class Reduction(abc.ABC):
         self, step: Step, index: int, layout: Layout, buffer: torch.Tensor, seed: int
     ) -> torch.futures.Future[Any]:
         """Starts the reduction of a bucket, in place; returns at once."""
+
+    def deliver(
+        self,
+        waiting: Sequence[torch.futures.Future[Any]],
+        futures: Sequence[torch.futures.Future[Any]],
+        unpack: Callable[[], None] | None,
+        buffers: Sequence[torch.Tensor],
+    ) -> None:
+        """Ends all `waiting` once all `futures` are done and `unpack` was called: with None, or on a device with the `buffers` that DDP waits for."""
+        settle(waiting, futures, unpack)
 
     @abc.abstractmethod
     def give_up(self, error: Exception) -> None:

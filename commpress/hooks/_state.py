@@ -10,15 +10,15 @@ import torch.distributed as dist
 
 from commpress.allocation import Plan
 from commpress.cluster import Calibration
-from commpress.collectives import Hierarchical, NodeMap
+from commpress.collectives import DeviceOps, Hierarchical, NodeMap
 from commpress.errors import StateError
 from commpress.feedback import Layout
 from commpress.hooks._auto import AutoPlan
 from commpress.hooks._checkpoint import PARTS, build_state, check_state
-from commpress.hooks._exchanges import make_reduction
-from commpress.hooks._futures import raise_in_backward, settle
+from commpress.hooks._exchanges import device_of, make_reduction
+from commpress.hooks._futures import promise, raise_in_backward
 from commpress.hooks._layout import Layouts, LayoutTracker, Repacking, layout_of, names_of
-from commpress.hooks._options import check_numbers, coding, identity_of, levels
+from commpress.hooks._options import check_numbers, coding, identity_of, levels, on_device
 from commpress.hooks._reduction import COUNTS, Reduction
 from commpress.hooks._step import Step
 from commpress.hooks._worker_agreement import Agreement
@@ -109,6 +109,7 @@ class HookState:
             floor=plan_floor, predict=predict, gamma=gamma, optimizer=optimizer,
         )  # fmt: skip
         self._codec = self._coding.codec
+        self._asked_shaping = shaping
         self._hierarchical = levels(hierarchical, self._coding)
         self._seed = seed
         self._telemetry = telemetry
@@ -202,12 +203,18 @@ class HookState:
 
     # -- binding
 
-    def bind(self, parameters: dict[str, torch.Tensor], group: dist.ProcessGroup | None) -> None:
+    def bind(
+        self,
+        parameters: dict[str, torch.Tensor],
+        group: dist.ProcessGroup | None,
+        device: DeviceOps | None = None,
+    ) -> None:
         """Agrees with the other ranks and makes the two process groups. Collective.
 
         Args:
             parameters: name to tensor, all that DDP reduces, in the order of the model.
             group: DDP's process group; None means the one given before, or the default group.
+            device: what reduces them on their device; None: as they are on the CPU, or on one CUDA device.
 
         Raises:
             StateError: bound before, or closed, or torch.distributed is not initialised.
@@ -221,6 +228,10 @@ class HookState:
             raise StateError("torch.distributed is not initialised: call init_process_group before")
         group = group or self._process_group or dist.group.WORLD
         assert group is not None
+        device = device or device_of(parameters, group)
+        if device is not None:
+            every = {"check_every": self._check_every, "agreement_every": self._agreement_every}
+            self._coding = on_device(self._coding, self._asked_shaping, self._hierarchical, every)
         identity = identity_of(self._coding, self._seed, self._check_every, group.size(), parameters)
         identity |= {"hierarchical": str(self._hierarchical), "agreement_every": self._agreement_every}
         self._parameters = parameters
@@ -229,7 +240,7 @@ class HookState:
             self._exchange = make_reduction(
                 self._coding, parameters, group, identity, hierarchical=self._hierarchical, timeout=self._timeout,
                 telemetry=self._telemetry, telemetry_every=self._telemetry_every, check_every=self._check_every,
-                agreement_every=self._agreement_every, seed=self._seed,
+                agreement_every=self._agreement_every, seed=self._seed, device=device,
             )  # fmt: skip
         except Exception as error:
             self._error = error
@@ -272,10 +283,12 @@ class HookState:
             self._exchange.look(self._step, self._seen[-1:], last=bucket.is_last())
         future = self._submit_at_once(index, buffer)
         if future is None:
-            future = torch.futures.Future()
+            future = promise(buffer)
             self._waiting.append(future)
         if bucket.is_last():
             self._end_of_buckets()
+        if buffer.is_cuda or (self._exchange is not None and self._exchange.on_device):
+            return future  # of the buffer: what went wrong with this step is raised by the next
         # C++ does not see an exception set by Python: value() in a callback raises it again.
         return future.then(lambda done: (done.value(), buffer)[1])
 
@@ -310,7 +323,8 @@ class HookState:
         self._layouts.presented(self._step, presented)
         self._step += 1
         self._seen = []
-        raise_in_backward(self._submitted, lambda: self.error)
+        if not self._exchange.on_device:
+            raise_in_backward(self._submitted, lambda: self.error)
 
     def _submit_rest(self, layouts: Layouts, presented: Layouts) -> None:
         """Submits what had to wait, repacked into the layout in use if that differs."""
@@ -321,7 +335,8 @@ class HookState:
             buffers, unpack = repacking.flats, repacking.unpack
             self._repacked += 1
         futures = [self._submit(first + i, buffer) for i, buffer in enumerate(buffers)]
-        settle(self._waiting, futures, unpack)
+        assert self._exchange is not None
+        self._exchange.deliver(self._waiting, futures, unpack, [buffer for _, buffer in self._seen[first:]])
 
     def _check_usable(self) -> None:
         if self._closed:

@@ -9,10 +9,9 @@ from typing import final
 
 import numpy as np
 
-from commpress.collectives import ChannelError
+from commpress.collectives import ChannelError, Notes, Pending
 from commpress.errors import PeerError
 from commpress.feedback import Layout
-from commpress.hooks._notes import Notes, Pending
 from commpress.hooks._sums import Column, captured
 
 NBYTES_PER_LAYER = 8 * len(Column)

@@ -9,10 +9,9 @@ from typing import Any, final
 
 import torch
 
-from commpress.collectives import Observer, wire_nbytes
+from commpress.collectives import Notes, Observer, Pending, wire_nbytes
 from commpress.feedback import BucketFeedback, Layout
 from commpress.hooks._history import BucketHistory
-from commpress.hooks._notes import Notes, Pending
 from commpress.hooks._prediction import BucketPrediction
 from commpress.hooks._shaping import BucketShaping
 from commpress.hooks._statistics import Statistics

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from commpress.collectives import ChannelError, FakeGroup, wire_nbytes
+from commpress.collectives import ChannelError, FakeGroup, Notes, Pending, wire_nbytes
 from commpress.errors import CommpressError, PeerError
 from commpress.estimation import CosineEstimator, Unlike, standing_out
 from commpress.feedback import Layout
 from commpress.hooks._layer_scales import LayerScales, ScaleWatch
-from commpress.hooks._notes import Notes, Pending
 from commpress.hooks._projection import Projection
 from commpress.hooks._reduction import due, make_one
 from commpress.telemetry import FORMAT, Sink, StepRecord, json_values

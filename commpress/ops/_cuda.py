@@ -13,6 +13,14 @@ from commpress.ops._library import library, signed, wrote_argument
 COLUMNS = 11
 BLOCK, GROUP, RATE_ONE = 4096, 512, 1_000_000
 RAW, CAST_FP16, CAST_BF16, UNIFORM = range(4)
+_GAP = -1
+DeviceLayer = tuple[int, int, int, int, int, int, int]
+"""Family, rate, centroid, number added to the key's tensor, offset, coordinates, payload bytes."""
+
+
+def gap(numel: int) -> DeviceLayer:
+    """Coordinates of the flat tensor between two layers that belong to none, and have no bytes."""
+    return _GAP, 0, 0, 0, 0, numel, 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,15 +49,20 @@ def _even(family: int, rate: int) -> tuple[int, int]:
     return bits, (2 * BLOCK // GROUP if family == UNIFORM else 4) + bits * BLOCK // 8 if bits else 0
 
 
-def device_table(layers: list[tuple[int, int, int, int, int, int, int]], device: torch.device) -> DeviceTable:
-    """From (family, rate, centroid, number added to the key's tensor, offset, coordinates, payload bytes) of each layer, in order."""
+def device_table(layers: list[DeviceLayer], device: torch.device) -> DeviceTable:
+    """From the layers and gaps, in order; the first and the last are no gaps."""
     rows: list[list[int]] = []
     units: list[int] = []
     first = byte = families = 0
-    for i, (family, rate, centroid, tensor, offset, numel, nbytes) in enumerate(layers):
-        rows.append([family, rate, centroid, tensor, offset, numel, first, byte, len(units), *_even(family, rate)])
-        units += [i] * -(-numel // BLOCK)
-        first, byte, families = first + numel, byte + nbytes, families | 1 << family
+    for family, rate, centroid, tensor, offset, numel, nbytes in layers:
+        if family != _GAP:
+            units_before = len(units)
+            units += [len(rows)] * -(-numel // BLOCK)
+            rows.append(
+                [family, rate, centroid, tensor, offset, numel, first, byte, units_before, *_even(family, rate)]
+            )
+            families |= 1 << family
+        first, byte = first + numel, byte + nbytes
     table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), COLUMNS)
     if len(rows) == 1:
         return DeviceTable(table, None, len(units), byte, families)

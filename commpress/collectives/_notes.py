@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 
-from commpress.collectives import Communicator, Handle
+from commpress.collectives.communicator import Communicator, Handle
 
 
 @final
