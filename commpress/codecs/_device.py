@@ -1,4 +1,4 @@
-"""Codecs whose layers the CUDA kernels take: what :class:`QuantisingCodec` and :class:`LayeredCodec` do with tensors on a device.
+"""Codecs whose layers the CUDA kernels take: what :class:`QuantisingCodec`, :class:`FormatCodec` and :class:`LayeredCodec` do with tensors on a device.
 
 Encoding never waits for the device. Decoding does, once, to raise what it found; :func:`commpress.ops.decode_table` is the form that leaves that in a tensor.
 """
@@ -17,6 +17,11 @@ from commpress.errors import WireError
 def runs_on(device: torch.device) -> bool:
     """Whether this build has kernels for the device."""
     return device.type == "cpu" or (device.type == "cuda" and ops.cuda_built())
+
+
+def table_of(kind: ops.Kind, offset: int, numel: int, nbytes: int, device: torch.device) -> ops.DeviceTable:
+    """Of coordinates with one codec."""
+    return ops.device_table([ops.DeviceLayer(kind, 0, offset, numel, nbytes)], device)
 
 
 def encode(table: ops.DeviceTable, x: torch.Tensor, key: Key, out: torch.Tensor, gain: float) -> None:

@@ -98,9 +98,13 @@ class QuantisingCodec(Codec):
     def runs_on(self, device: torch.device) -> bool:
         return _device.runs_on(device)
 
+    @property
+    def kind(self) -> ops.Kind:
+        """What the CUDA kernels know it by."""
+        return ops.Kind(int(self.family), self.rate, int(self.centroid))
+
     def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
-        nbytes = self.payload_nbytes(numel, offset=offset)
-        return ops.device_table([(self.family, self.rate, self.centroid, 0, offset, numel, nbytes)], device)
+        return _device.table_of(self.kind, offset, numel, self.payload_nbytes(numel, offset=offset), device)
 
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
         if x.is_cuda:

@@ -1,9 +1,27 @@
 """Typed wrappers of the C++ operators, and their fake kernels. Everything about a codec's meaning is in :mod:`commpress.codecs`."""
 
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
-from commpress.ops._cuda import DeviceTable, cuda_built, decode_table, device_table, encode_table, new_report
+from commpress.ops._cuda import (
+    FORMAT,
+    DeviceLayer,
+    DeviceTable,
+    Kind,
+    cuda_built,
+    decode_table,
+    device_table,
+    encode_table,
+    new_report,
+)
 from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes
-from commpress.ops._formats import Format, FormatFlag, Scheme, format_decode, format_encode, format_nbytes
+from commpress.ops._formats import (
+    Format,
+    FormatFlag,
+    Scheme,
+    format_code,
+    format_decode,
+    format_encode,
+    format_nbytes,
+)
 from commpress.ops._homomorphic import (
     homomorphic_add,
     homomorphic_decode,
@@ -19,11 +37,14 @@ from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_n
 from commpress.ops._tcq import tcq_dequantise, tcq_quantise
 
 __all__ = [
+    "DeviceLayer",
     "DeviceTable",
+    "FORMAT",
     "Format",
     "FormatFlag",
     "LIBRARY",
     "Isa",
+    "Kind",
     "Modulo",
     "bitshift_decode",
     "bitshift_encode",
@@ -43,6 +64,7 @@ __all__ = [
     "encode_layers",
     "encode_table",
     "follow_squares",
+    "format_code",
     "format_decode",
     "format_encode",
     "format_nbytes",

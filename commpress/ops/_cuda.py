@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -13,6 +15,7 @@ from commpress.ops._library import library, signed, wrote_argument
 COLUMNS = 11
 BLOCK, GROUP, RATE_ONE = 4096, 512, 1_000_000
 RAW, CAST_FP16, CAST_BF16, UNIFORM = range(4)
+FORMAT = 6  # a number format: its rate is `format_code`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,13 +44,41 @@ def _even(family: int, rate: int) -> tuple[int, int]:
     return bits, (2 * BLOCK // GROUP if family == UNIFORM else 4) + bits * BLOCK // 8 if bits else 0
 
 
-def device_table(layers: list[tuple[int, int, int, int, int, int, int]], device: torch.device) -> DeviceTable:
-    """From (family, rate, centroid, number added to the key's tensor, offset, coordinates, payload bytes) of each layer, in order."""
+class Kind(NamedTuple):
+    """A codec as the kernels know it.
+
+    Attributes:
+        family: of csrc/kernels/wire.h, or ``FORMAT``.
+        rate: millionths of a bit per coordinate, or ``format_code``.
+        centroid: 1 for the least-squares scale.
+        block_nbytes: payload bytes of 4096 coordinates, of a number format only; those of the others follow from the rate.
+    """
+
+    family: int
+    rate: int = 0
+    centroid: int = 0
+    block_nbytes: int = 0
+
+
+class DeviceLayer(NamedTuple):
+    """Coordinates with a codec of their own: ``tensor`` is added to the key's, ``nbytes`` is their payload's size."""
+
+    kind: Kind
+    tensor: int
+    offset: int
+    numel: int
+    nbytes: int
+
+
+def device_table(layers: Sequence[DeviceLayer], device: torch.device) -> DeviceTable:
+    """The table of these layers, in order."""
     rows: list[list[int]] = []
     units: list[int] = []
     first = byte = families = 0
-    for i, (family, rate, centroid, tensor, offset, numel, nbytes) in enumerate(layers):
-        rows.append([family, rate, centroid, tensor, offset, numel, first, byte, len(units), *_even(family, rate)])
+    for i, (kind, tensor, offset, numel, nbytes) in enumerate(layers):
+        family, rate, centroid, block_nbytes = kind
+        even = (0, block_nbytes) if family == FORMAT else _even(family, rate)
+        rows.append([family, rate, centroid, tensor, offset, numel, first, byte, len(units), *even])
         units += [i] * -(-numel // BLOCK)
         first, byte, families = first + numel, byte + nbytes, families | 1 << family
     table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), COLUMNS)
