@@ -234,8 +234,9 @@ COMMPRESS_DEVICE void show_values(const float (&values)[4][8], const Spot& at, u
         make_uint4(bits_of(values[0][row]), bits_of(values[1][row]), bits_of(values[2][row]), bits_of(values[3][row]));
 }
 
-// code(value, multiplier, random word) of all values; random words only if RANDOM. A barrier must follow.
-template <bool RANDOM, class F>
+// code(value, multiplier, random word) of all values; random words only if RANDOM, multipliers only if SCALED. A
+// barrier must follow.
+template <bool RANDOM, bool SCALED, class F>
 COMMPRESS_DEVICE void code_values(const float (&values)[4][8], FormatSpace& s, const Place& place, const Spot& at,
                                   const Shape& shape, const F& code) {
   const uint32_t counter =
@@ -247,7 +248,8 @@ COMMPRESS_DEVICE void code_values(const float (&values)[4][8], FormatSpace& s, c
   }
   COMMPRESS_UNROLL_ALL
   for (int row = 0; row < 8; ++row) {
-    const float multiplier = s.multiplier[(first_row(at) + row) >> shape.shift];
+    const int b = (first_row(at) + row) >> shape.shift;
+    const float multiplier = SCALED && b < shape.scales ? s.multiplier[b] : 0.0f;
     uint32_t four[4];
     COMMPRESS_UNROLL_ALL
     for (int lane = 0; lane < 4; ++lane)
@@ -261,11 +263,11 @@ template <bool STOCHASTIC>
 COMMPRESS_DEVICE void code_floats(const float (&values)[4][8], FormatSpace& s, const Place& place, const Spot& at,
                                   const Shape& shape, float gain) {
   if (shape.scaled())
-    code_values<STOCHASTIC>(values, s, place, at, shape, [&](float y, float multiplier, uint32_t random) {
+    code_values<STOCHASTIC, true>(values, s, place, at, shape, [&](float y, float multiplier, uint32_t random) {
       return float_code(y * multiplier, shape.form, STOCHASTIC, random);
     });
   else
-    code_values<STOCHASTIC>(values, s, place, at, shape, [&](float x, float, uint32_t random) {
+    code_values<STOCHASTIC, false>(values, s, place, at, shape, [&](float x, float, uint32_t random) {
       return magnitude(x) < FLOAT_INFINITY ? float_code(clamped_product(x, gain), shape.form, STOCHASTIC, random)
                                            : special_code(x, shape.form);
     });
@@ -275,16 +277,16 @@ COMMPRESS_DEVICE void code_any(const float (&values)[4][8], FormatSpace& s, cons
                                const Shape& shape, float gain) {
   const Format& f = shape.format;
   if (f.scheme == SIGN || f.scheme == TWO_MEANS) {
-    code_values<false>(values, s, place, at, shape, [](float y, float, uint32_t) { return bits_of(y) >> 31; });
+    code_values<false, false>(values, s, place, at, shape, [](float y, float, uint32_t) { return bits_of(y) >> 31; });
   } else if (f.scheme == LEVELS) {
     const int levels = f.levels, digits = f.stochastic ? level_digits(f) : 0;
     const auto code = [=](float y, float multiplier, uint32_t random) {
       return level_code(y, multiplier, levels, digits, random);
     };
     if (f.stochastic)
-      code_values<true>(values, s, place, at, shape, code);
+      code_values<true, true>(values, s, place, at, shape, code);
     else
-      code_values<false>(values, s, place, at, shape, code);
+      code_values<false, true>(values, s, place, at, shape, code);
   } else if (f.stochastic) {
     code_floats<true>(values, s, place, at, shape, gain);
   } else {

@@ -561,7 +561,12 @@ MUTANTS = [
         "store_bytes(s.largest, nbytes, out, thread(), threads());",
         "threads",
     ),
-    Mutant("sums_of_two_blocks", "cuda_encode_formats.h", "all, width, 16);", "all, width, 32);"),
+    Mutant(
+        "sums_of_eight_lanes",
+        "cuda_encode_formats.h",
+        "int width = 8; width; width /= 2) all",
+        "int width = 4; width; width /= 2) all",
+    ),
     Mutant("one_noise_for_two_lanes", "cuda_encode_formats.h", "ROUND, counter + 1)", "ROUND, counter)"),
     Mutant("noise_ignores_index", "cuda_encode_formats.h", "static_cast<uint32_t>(place.index / 16) +", ""),
     Mutant(

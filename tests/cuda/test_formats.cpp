@@ -228,8 +228,11 @@ void hostile(Run& run) {
         const std::vector<float> x = values(NORMAL, n, noise);
         encode(named.format, key, 0, x.data(), n, 1.0f, bytes, Isa::PLAIN);
         const int64_t scales = scales_nbytes(named.format, n < BLOCK ? n : BLOCK);
-        bytes[noise.below(scales && noise.below(4) ? scales : bucket.nbytes)] =
-            static_cast<uint8_t>(noise.below(2) ? noise.below(256) : 0x7F << noise.below(2));
+        if (named.format.scheme == NVFP4 && noise.below(2))
+          bytes[3] = 0x7B;  // an outer scale that is too large, and nothing else
+        else
+          bytes[noise.below(scales && noise.below(4) ? scales : bucket.nbytes)] =
+              static_cast<uint8_t>(noise.below(2) ? noise.below(256) : 0x7F << noise.below(2));
       }
       sources.payload[sender] = bytes;
       if (invalid_block(named.format, bytes, n) >= 0)
