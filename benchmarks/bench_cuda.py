@@ -30,6 +30,7 @@ CODECS = [
     *(f"hadamard+lloyd:{b}" for b in (1, 2, 2.5, 3, 4, 8)),
     "hadamard+lloyd:2,scale=centroid",
     "cast:bf16",
+    *("mxfp8", "mxfp6", "mxfp4", "nvfp4", "float:e4m3", "int8", "qsgd:7", "ternary", "natural", "sign"),
 ]
 NCCL_CODECS = ("uniform:4", "hadamard+lloyd:4", "hadamard+lloyd:2")
 PREDICTIONS = pathlib.Path(__file__).with_name("cuda_predictions.json")
@@ -94,7 +95,7 @@ def measure(specs: list[str], numel: int) -> list[Row]:
                 report(f"encode {spec} from {str(dtype)[6:]}", seconds, 2 * numel + nbytes)
         for turn in range(4):
             encode(turn, xs)
-        table = ops.device_table([(int(codec.family), codec.rate, int(codec.centroid), 0, 0, numel, nbytes)], device)
+        table = ops.device_table([ops.DeviceLayer(codec.kind, 0, 0, numel, nbytes)], device)
         for senders, accumulate in ((1, True), (4, True)):
             words = [key.words()[1] for key in keys[:senders]]
 

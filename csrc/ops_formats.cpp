@@ -94,6 +94,9 @@ int64_t nbytes_op(std::vector<int64_t> format, int64_t numel) {
   return payload_nbytes(format_of(format), numel);
 }
 
+// The format as one number: the rate of a row in a table of layers (kernels/cuda_job.h).
+int64_t code_op(std::vector<int64_t> format) { return packed_format(format_of(format)); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
@@ -105,6 +108,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
       "-> "
       "int");
   m.def("format_nbytes(int[] format, int numel) -> int");
+  m.def("format_code(int[] format) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
@@ -112,4 +116,7 @@ STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
   m.impl("format_decode", TORCH_BOX(&decode_op));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) { m.impl("format_nbytes", TORCH_BOX(&nbytes_op)); }
+STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) {
+  m.impl("format_nbytes", TORCH_BOX(&nbytes_op));
+  m.impl("format_code", TORCH_BOX(&code_op));
+}

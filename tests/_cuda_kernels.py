@@ -24,7 +24,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "kernels"
 CACHE = ROOT / "build" / "cuda"
 OPTIONS = ["-std=c++17", "-lineinfo", "-I", str(KERNELS)]
-NAMES = ("encode_uniform", "encode_rotated", "decode_uniform", "decode_rotated")
+NAMES = (
+    "encode_uniform",
+    "encode_rotated",
+    "encode_formats",
+    "decode_uniform",
+    "decode_rotated",
+    "decode_formats",
+)
 BLOCK = 4096
 BLOCKS_PER_PROCESSOR = 8
 PROCESSORS = 132
@@ -117,10 +124,9 @@ class Layer:
         return self.codec.payload_nbytes(self.numel, offset=self.offset)
 
     @property
-    def row(self) -> tuple[int, ...]:
-        plain = str(self.codec) == "none"
-        kind = (_RAW, 0, 0) if plain else (int(self.codec.family), self.codec.rate, int(self.codec.centroid))
-        return (*kind, self.tensor, self.offset, self.numel, self.nbytes)
+    def row(self) -> ops.DeviceLayer:
+        kind = ops.Kind(_RAW) if str(self.codec) == "none" else self.codec.kind
+        return ops.DeviceLayer(kind, self.tensor, self.offset, self.numel, self.nbytes)
 
 
 def layers_of(spec: str, numel: int) -> list[Layer]:
@@ -142,12 +148,14 @@ class Placed:
         return self._all[self._align :]
 
 
-def _launches(families: int) -> list[tuple[str, bool]]:
-    """As `launches_of` and `encode` in cuda_job.h: the kernels, and whether they do fp32 and casts as well."""
+def _launches(families: int) -> list[tuple[str, bool | None]]:
+    """As `launches_of` and `encode` in cuda_job.h: the kernels, and whether they do fp32 and casts as well, if they are told."""
     plain = families & (1 << _RAW | 1 << _CAST_FP16 | 1 << _CAST_BF16) != 0
     uniform = families >> _UNIFORM & 1 != 0
-    rotated = families & (1 << _LLOYD | 1 << _HADAMARD_LLOYD) != 0 or not uniform
-    return [("rotated", plain)] * rotated + [("uniform", not (rotated and plain))] * uniform
+    rotated = families & (1 << _LLOYD | 1 << _HADAMARD_LLOYD) != 0 or (plain and not uniform)
+    found: list[tuple[str, bool | None]] = [("rotated", plain)] * rotated
+    found += [("uniform", not (rotated and plain))] * uniform
+    return found + [("formats", None)] * (families >> ops.FORMAT & 1)
 
 
 class Launcher:
@@ -183,7 +191,7 @@ class Launcher:
         data = Placed(self._memory, x.view(torch.uint8).numpy(), align)
         out = Placed(self._memory, np.full(self._table.nbytes, POISON, np.uint8), align_out)
         values = np.array([(data.address, _INPUTS[x.dtype])], _VALUES)[0]
-        self._launch("encode", lambda plain: [self._job, values, np.float32(gain), out.address, int(plain)])
+        self._launch("encode", lambda plain: [self._job, values, np.float32(gain), out.address, *plain])
         return out.bytes().copy()
 
     def decode(
@@ -208,7 +216,7 @@ class Launcher:
         report = np.zeros(2, np.int32)
         reported = self._memory.add(report)
         delivery = np.array([(accumulate, gain, beta)], _DELIVERY)[0]
-        self._launch("decode", lambda plain: [self._job, sources, out.address, delivery, reported, int(plain)])
+        self._launch("decode", lambda plain: [self._job, sources, out.address, delivery, reported, *plain])
         return out.bytes().view(np.float32).copy(), report
 
     def _constant(self, array: np.ndarray) -> int:
@@ -216,13 +224,13 @@ class Launcher:
         array.flags.writeable = False
         return self._memory.add(array)
 
-    def _launch(self, what: str, arguments: typing.Callable[[bool], list[typing.Any]]) -> None:
+    def _launch(self, what: str, arguments: typing.Callable[[list[int]], list[typing.Any]]) -> None:
         if not self._table.blocks:
             return
         for kind, plain in _launches(self._table.families):
             grid = min(self._table.blocks, self._processors * BLOCKS_PER_PROCESSOR)
-            name = f"{what}_{kind}"
-            machine = ptx.Machine(kernel(name), self._memory, grid, threads(name), arguments(plain))
+            name, told = f"{what}_{kind}", [] if plain is None else [int(plain)]
+            machine = ptx.Machine(kernel(name), self._memory, grid, threads(name), arguments(told))
             self.counts.append(machine.run())
 
 

@@ -15,16 +15,26 @@ FOLDER = ROOT / "tests" / "cuda"
 COMPILERS = {"plain": "g++", "sanitize": "g++", "threads": "clang++"}
 # Seed, order (0 in order, 1 reversed, 2 random), blocks in flight, every how many-th case.
 RUNS = [
-    ("plain", (11, 0, 1, 2)),
-    ("plain", (12, 1, 4, 3)),
-    ("plain", (13, 2, 8, 3)),
-    ("sanitize", (14, 0, 4, 4)),
-    ("sanitize", (15, 2, 8, 8)),
-    ("threads", (16, 0, 8, 30)),
-    ("threads", (17, 1, 1, 40)),
-    ("threads", (18, 2, 8, 30)),
+    ("test_kernels", "plain", (11, 0, 1, 2)),
+    ("test_kernels", "plain", (12, 1, 4, 3)),
+    ("test_kernels", "plain", (13, 2, 8, 3)),
+    ("test_kernels", "sanitize", (14, 0, 4, 4)),
+    ("test_kernels", "sanitize", (15, 2, 8, 8)),
+    ("test_kernels", "threads", (16, 0, 8, 30)),
+    ("test_kernels", "threads", (17, 1, 1, 40)),
+    ("test_kernels", "threads", (18, 2, 8, 30)),
+    ("test_formats", "plain", (11, 0, 1, 5)),
+    ("test_formats", "plain", (12, 2, 4, 5)),
+    ("test_formats", "sanitize", (13, 1, 8, 20)),
+    ("test_formats", "threads", (14, 2, 8, 60)),
 ]
-QUICK_MUTANTS = ["tensor_of_layer_forgotten", "fold_barrier_in_one_warp", "zero_scale_means_something"]
+TESTS = ("test_kernels", "test_formats")
+QUICK_MUTANTS = [
+    "tensor_of_layer_forgotten",
+    "fold_barrier_in_one_warp",
+    "zero_scale_means_something",
+    "largest_of_half_a_chunk",
+]
 
 
 def run(*command, timeout):
@@ -37,25 +47,25 @@ def run(*command, timeout):
 
 @functools.cache
 def programs():
-    """test_kernels in every build that there is a compiler for: together, so that no core waits."""
+    """The folder of the tests in every build that there is a compiler for: made together, so that no core waits."""
     builds = [build for build, compiler in COMPILERS.items() if shutil.which(compiler)]
-    targets = [f"../../build/cudatest/{build}/test_kernels" for build in builds]
+    targets = [f"../../build/cudatest/{build}/{test}" for build in builds for test in TESTS]
     code, output = run("make", "-j2", "-C", str(FOLDER), *targets, timeout=170)
     assert code == 0, output
-    return {build: ROOT / "build" / "cudatest" / build / "test_kernels" for build in builds}
+    return {build: ROOT / "build" / "cudatest" / build for build in builds}
 
 
-def program(build):
-    """test_kernels in this build, or a skip that says what is missing."""
+def program(build, test="test_kernels"):
+    """A test in this build, or a skip that says what is missing."""
     for tool in ["make", COMPILERS[build]]:
         if shutil.which(tool) is None:
             pytest.skip(f"the {build} build of the emulated kernels is not tested: no {tool}")
-    return programs()[build]
+    return programs()[build] / test
 
 
-@pytest.mark.parametrize(("build", "schedule"), RUNS, ids=str)
-def test_kernels_give_the_bytes_of_the_cpu(build, schedule):
-    code, output = run(str(program(build)), *map(str, schedule), timeout=120)
+@pytest.mark.parametrize(("test", "build", "schedule"), RUNS, ids=str)
+def test_kernels_give_the_bytes_of_the_cpu(test, build, schedule):
+    code, output = run(str(program(build, test)), *map(str, schedule), timeout=120)
     if code != 0 and "unexpected memory mapping" in output:
         pytest.skip(
             "the threads build of the emulated kernels is not tested: ThreadSanitizer cannot run on this kernel"

@@ -31,6 +31,37 @@ UNIFORM = [f"uniform:{rate}" for rate in ("1", "2", "3", "4", "8", "2.5", "0.3")
 ROTATED = [f"hadamard+lloyd:{rate}" for rate in ("1", "2", "3", "4", "5", "8", "2.5", "0.5", "4,scale=centroid")]
 ROTATED.append("lloyd:2")
 CASTS = ["cast:fp16", "cast:bf16"]
+FORMATS = ["float:e4m3", "float:e5m2,rounding=nearest,scale=none", "float:e5m10,block=4096", "float:e8m23"]
+FORMATS += [
+    "mxfp8",
+    "mxfp8,format=e5m2,rounding=nearest",
+    "mxfp6",
+    "mxfp4",
+    "nvfp4",
+    "nvfp4,rounding=nearest",
+    "natural",
+]
+FORMATS += [
+    "int8",
+    "int8,block=16,rounding=nearest",
+    "qsgd:7",
+    "qsgd:1000,block=2048",
+    "ternary",
+    "sign",
+    "sign,block=16",
+]
+FORMATS += ["sign,scale=none", "onebit,block=128"]
+# A scheme, a width and a length of scale block each.
+SOME_FORMATS = [
+    "mxfp8",
+    "nvfp4",
+    "float:e5m10,block=4096",
+    "float:e8m23",
+    "qsgd:7",
+    "ternary",
+    "sign",
+    "onebit,block=128",
+]
 SIZES = (1, 31, 4097)
 KINDS = (
     "normal",
@@ -94,7 +125,9 @@ def check_all(triples, seed):
     check(layers, [of_kinds(layers, kinds, dtype, i) for i, dtype in enumerate(DTYPES)], seed)
 
 
-@pytest.mark.parametrize("specs", [UNIFORM, ROTATED, CASTS], ids=["uniform", "rotated", "casts"])
+@pytest.mark.parametrize(
+    "specs", [UNIFORM, ROTATED, CASTS, SOME_FORMATS], ids=["uniform", "rotated", "casts", "formats"]
+)
 def test_codecs(specs):
     """Every codec with every size, the kinds in turn; and a whole block of ordinary values, which has a way of its own."""
     turns = itertools.cycle(KINDS)
@@ -105,13 +138,22 @@ def test_codecs(specs):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("spec", [*UNIFORM, *ROTATED, *CASTS])
+@pytest.mark.parametrize("spec", [*UNIFORM, *ROTATED, *CASTS, *FORMATS])
 def test_sizes_and_kinds(spec):
     check_all([(spec, n, kind) for n in SIZES for kind in KINDS], len(spec))
 
 
 @pytest.mark.parametrize(
-    ("spec", "n"), [("uniform:4", 31), ("uniform:4", 4097), ("hadamard+lloyd:4", 4097), ("lloyd:2", 1), ("none", 31)]
+    ("spec", "n"),
+    [
+        ("uniform:4", 31),
+        ("uniform:4", 4097),
+        ("hadamard+lloyd:4", 4097),
+        ("lloyd:2", 1),
+        ("none", 31),
+        ("mxfp8", 4097),
+        ("ternary", 31),
+    ],
 )
 def test_one_layer(spec, n):
     """Without a table; the step is counted in device memory."""
@@ -119,15 +161,23 @@ def test_one_layer(spec, n):
     check(layers_of(spec, n), xs, n, counter=1000 + n, align=4)
 
 
-@pytest.mark.parametrize("specs", [["uniform:4", "none", "hadamard+lloyd:2", *CASTS, "lloyd:3"], ["none", "uniform:3"]])
+@pytest.mark.parametrize(
+    "specs",
+    [
+        ["uniform:4", "none", "hadamard+lloyd:2", *CASTS, "lloyd:3"],
+        ["none", "uniform:3"],
+        ["mxfp4", "none", "nvfp4"],
+        ["int8", "uniform:4", "none", "hadamard+lloyd:3", "sign"],
+    ],
+)
 def test_tables_of_several_families(specs):
-    """Both kernels of a launch, each with its own layers; and fp32 and casts, which one of them does."""
+    """All kernels of a launch, each with its own layers; and fp32 and casts, which one of them does."""
     sizes = itertools.cycle([4097, 31, 700])
     layers = [Layer(commpress.codec(spec), next(sizes), tensor=i, offset=BLOCK * i) for i, spec in enumerate(specs)]
     check(layers, [torch.from_numpy(normal(sum(one.numel for one in layers), i)) for i in range(2)], align=3)
 
 
-@pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:4"])
+@pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:4", "mxfp8"])
 def test_many_values(spec):
     """More blocks of coordinates than the grid has blocks of threads; aligned throughout."""
     n = 2**20 - 5
@@ -136,7 +186,9 @@ def test_many_values(spec):
     )
 
 
-@pytest.mark.parametrize("spec", ["uniform:4", "lloyd:2", "hadamard+lloyd:4"])
+@pytest.mark.parametrize(
+    "spec", ["uniform:4", "lloyd:2", "hadamard+lloyd:4", "mxfp8", "nvfp4", "int8", "ternary", "sign"]
+)
 @pytest.mark.parametrize("n", [31, 4096])
 def test_payloads_that_no_encoder_writes(spec, n):
     """The last sender with an invalid scale is reported; so is a sum that is not finite."""
@@ -146,6 +198,10 @@ def test_payloads_that_no_encoder_writes(spec, n):
     good, bad = encode_on_cpu(layers, key, x), encode_on_cpu(layers, key, x)
     if spec == "uniform:4" or (spec == "hadamard+lloyd:4" and n < 128):
         bad[:2] = 0x81  # a list that is longer than the payload
+    elif spec == "mxfp8":
+        bad[0] = 0xFE  # a scale under which codes have no finite values
+    elif spec == "ternary":
+        bad[-1] = 243  # no five trits
     else:
         bad[:4] = np.array([0x7F812345], "<u4").view(np.uint8)  # no number
     launcher = Launcher(layers, key)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from _formats import FORMATS
 
 import commpress
 from commpress import ops
@@ -16,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", ["uniform", "lloyd", "hadamard+lloyd"])
 def test_bytes_of_whole_blocks_are_the_codecs(name, rate):
     codec = commpress.codec(f"{name}:{rate / 1e6:.6f}")
-    table = ops.device_table([(codec.family, codec.rate, 0, 0, 0, 5000, codec.payload_nbytes(5000))], CPU)
+    table = ops.device_table([ops.DeviceLayer(codec.kind, 0, 0, 5000, codec.payload_nbytes(5000))], CPU)
     (row,) = table.rows.tolist()
     bits, nbytes = row[9:]
     if rate % 1_000_000:
@@ -28,9 +29,9 @@ def test_bytes_of_whole_blocks_are_the_codecs(name, rate):
 
 def test_every_block_knows_its_layer():
     layers = [
-        (0, 0, 0, 65536, 0, 4097, 4 * 4097),
-        (3, 4_000_000, 0, 131072, 8192, 100, 52),
-        (1, 0, 0, 7, 0, 12288, 24576),
+        ops.DeviceLayer(ops.Kind(0), 65536, 0, 4097, 4 * 4097),
+        ops.DeviceLayer(ops.Kind(3, 4_000_000), 131072, 8192, 100, 52),
+        ops.DeviceLayer(ops.Kind(1), 7, 0, 12288, 24576),
     ]
     table = ops.device_table(layers, CPU)
     assert table.units.tolist() == [0, 0, 1, 2, 2, 2]
@@ -78,17 +79,32 @@ def test_devices_without_kernels_are_refused(spec):
 def test_which_codecs_have_cuda_kernels():
     cuda = torch.device("cuda")
     built = ops.cuda_built()
-    for spec in ("uniform:3", "lloyd:2", "hadamard+lloyd:0.5", "cast:fp16"):
+    for spec in ("uniform:3", "lloyd:2", "hadamard+lloyd:0.5", "cast:fp16", *FORMATS):
         assert commpress.codec(spec).runs_on(cuda) is built
-    for spec in ("trellis:2", "bitshift:1", "ecsq:1", "topk:0.1", "mxfp4", "homomorphic:4"):
+    for spec in ("trellis:2", "bitshift:1", "ecsq:1", "topk:0.1", "homomorphic:4"):
         assert not commpress.codec(spec).runs_on(cuda)
-    mixed = LayeredCodec([(10, commpress.codec("uniform:4")), (10, commpress.codec("mxfp4"))])
+    mixed = LayeredCodec([(10, commpress.codec("uniform:4")), (10, commpress.codec("topk:0.1"))])
     assert not mixed.runs_on(cuda)
     assert LayeredCodec([(10, commpress.codec("uniform:4")), (5, commpress.codec("none"))]).runs_on(cuda) is built
+    assert LayeredCodec([(10, commpress.codec("mxfp4")), (5, commpress.codec("none"))]).runs_on(cuda) is built
+
+
+@pytest.mark.parametrize("spec", FORMATS)
+def test_formats_are_numbers(spec):
+    """Each its own, in the 32 bits that the kernels have for it; and the table has the bytes of a whole block."""
+    kinds = {commpress.codec(other).kind for other in FORMATS}
+    assert len(kinds) == len({commpress.codec(other).format for other in FORMATS})
+    codec = commpress.codec(spec)
+    assert 0 < codec.kind.rate < 1 << 31
+    table = ops.device_table([ops.DeviceLayer(codec.kind, 0, 0, 5000, codec.payload_nbytes(5000))], CPU)
+    (row,) = table.rows.tolist()
+    assert row[:3] == [ops.FORMAT, codec.kind.rate, 0]
+    assert row[9:] == [0, codec.payload_nbytes(4096)]
+    assert table.families == 1 << ops.FORMAT
 
 
 def test_operators_refuse_tensors_that_are_not_on_a_device():
     codec = commpress.codec("uniform:4")
-    table = ops.device_table([(3, 4_000_000, 0, 0, 0, 100, codec.payload_nbytes(100))], CPU)
+    table = ops.device_table([ops.DeviceLayer(codec.kind, 0, 0, 100, codec.payload_nbytes(100))], CPU)
     with pytest.raises((NotImplementedError, RuntimeError)):
         ops.encode_table(torch.zeros(100), torch.empty(table.nbytes, dtype=torch.uint8), table, seed=0, words=(0, 0, 0))

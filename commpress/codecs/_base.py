@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from commpress import ops
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise
 from commpress.errors import SpecError, TensorError, WireError
@@ -75,7 +76,7 @@ class Codec(abc.ABC):
         """Whether tensors on this device can be encoded and decoded: the CPU, and for some codecs CUDA devices."""
         return device.type == "cpu"
 
-    def device_layers(self, offset: int, numel: int) -> list[tuple[int, int, int, int, int, int, int]] | None:
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer] | None:
         """What the CUDA kernels are told of fp32 coordinates [offset, offset + numel): rows of :func:`commpress.ops.device_table`. None: they cannot do it in one pass."""
         return None
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
 
 from commpress import ops
+from commpress.codecs import _device
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise, of_float, of_grid
@@ -101,7 +102,24 @@ class FormatCodec(Codec):
     def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
         return ops.format_nbytes(self.format, numel)
 
+    def runs_on(self, device: torch.device) -> bool:
+        return _device.runs_on(device)
+
+    @property
+    def kind(self) -> ops.Kind:
+        """What the CUDA kernels know it by."""
+        return ops.Kind(ops.FORMAT, ops.format_code(self.format), 0, ops.format_nbytes(self.format, BLOCK))
+
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        return [ops.DeviceLayer(self.kind, 0, offset, numel, self.payload_nbytes(numel))]
+
+    def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
+        return ops.device_table(self.device_layers(offset, numel), device)
+
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        if x.is_cuda:
+            _device.encode(self._device_table(x.numel(), offset, x.device), x, key, out, gain)
+            return
         words = key.words()
         ops.format_encode(
             x.to(torch.float32), out, format=self.format, seed=key.seed, words=words, offset=offset, gain=gain
@@ -117,14 +135,67 @@ class FormatCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
+        if out.is_cuda:
+            table = self._device_table(out.numel(), offset, out.device)
+            _device.decode(
+                table,
+                [payload],
+                [key],
+                out,
+                accumulate=accumulate,
+                gain=gain,
+                beta=beta,
+                corrupt=lambda _: self._corrupt("the payload"),
+            )
+            return
         work = out.to(torch.float32)
         block = ops.format_decode(payload, work, format=self.format, accumulate=accumulate, gain=gain, beta=beta)
         if block >= 0:
-            raise WireError(
-                f"block {block} has a {self} scale or code that no encoder writes: the bytes are corrupt, or of another codec"
-            )
+            raise self._corrupt(f"block {block}")
         if work is not out:
             out.copy_(work)
+
+    def reduce(
+        self,
+        payloads: Sequence[torch.Tensor],
+        keys: Sequence[Key],
+        key: Key,
+        *,
+        values: torch.Tensor,
+        out: torch.Tensor,
+        offset: int = 0,
+        beta: float = 1.0,
+    ) -> bool:
+        if not (values.is_cuda and values.numel() and key.of_same_tensor(keys)):
+            return super().reduce(payloads, keys, key, values=values, out=out, offset=offset, beta=beta)
+        return _device.reduce(
+            self._device_table(values.numel(), offset, values.device),
+            payloads,
+            keys,
+            key,
+            values=values,
+            out=out,
+            beta=beta,
+            corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
+        )
+
+    def decode_sum(
+        self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
+    ) -> bool:
+        if not (out.is_cuda and out.numel() and keys[0].of_same_tensor(keys)):
+            return super().decode_sum(payloads, keys, out=out, offset=offset)
+        return _device.decode(
+            self._device_table(out.numel(), offset, out.device),
+            payloads,
+            keys,
+            out,
+            corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
+        )
+
+    def _corrupt(self, what: str) -> WireError:
+        return WireError(
+            f"{what} has a {self} scale or code that no encoder writes: the bytes are corrupt, or of another codec"
+        )
 
 
 def parse_format(spec: Spec) -> Codec:

@@ -12,6 +12,7 @@ import torch
 from commpress import ops
 from commpress.codecs import _device
 from commpress.codecs._base import BLOCK, Codec
+from commpress.codecs._formats import FormatCodec
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise, of_parts
 from commpress.codecs._none import NoneCodec
@@ -28,8 +29,8 @@ class LayeredCodec(Codec):
 
     A payload is the layers' payloads one after the other; it may begin and be cut at every block of every layer. Layer i draws its randomness from the key whose `tensor`
     is larger by ``(i + 1) * 65536``. Neighbours that are sent exactly are one layer to this class.
-    Where all layers are `none`, casts, `uniform`, `lloyd` or `hadamard+lloyd` they go through one operator with a table of layers; else one by one, and then a decoder that
-    meets an invalid layer has already written those before it.
+    Where all layers are `none`, casts, `uniform`, `lloyd` or `hadamard+lloyd` (on CUDA also number formats) they go through one operator with a table of layers; else one by
+    one, and then a decoder that meets an invalid layer has already written those before it.
 
     Args:
         layers: number of coordinates and codec of each layer, in order.
@@ -59,6 +60,7 @@ class LayeredCodec(Codec):
         self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self._tables: dict[tuple[int, int], torch.Tensor] = {}
         self._uniform = all(isinstance(codec, (QuantisingCodec, NoneCodec)) for _, codec in merged)
+        self._on_device = all(isinstance(codec, (QuantisingCodec, FormatCodec, NoneCodec)) for _, codec in merged)
         self._cuts: dict[tuple[int, int, int], list[int]] = {}
         self._sizes: dict[tuple[int, int, torch.dtype], int] = {}
         self._plans: dict[tuple[int, int, torch.dtype], list[_Part]] = {}
@@ -205,20 +207,18 @@ class LayeredCodec(Codec):
         return all(codec.runs_on(device) for _, codec in self._layers)
 
     def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer] | None:
-        if not self._uniform:
+        if not self._on_device:
             return None
         layers: list[ops.DeviceLayer] = []
-        for i, codec, values, inner, part in self._bytes(offset, numel, torch.float32):
-            kind = (codec.family, codec.rate, codec.centroid) if isinstance(codec, QuantisingCodec) else (0, 0, 0)
-            family, rate, centroid = map(int, kind)
-            nbytes = part.stop - part.start
-            layers.append((family, rate, centroid, (i + 1) * _TENSOR_STEP, inner, values.stop - values.start, nbytes))
+        for i, codec, values, inner, _ in self._bytes(offset, numel, torch.float32):
+            own = codec.device_layers(inner, values.stop - values.start) or []
+            layers += [layer._replace(tensor=(i + 1) * _TENSOR_STEP) for layer in own]
         return layers
 
     def _device_table(self, offset: int, numel: int, like: torch.Tensor) -> ops.DeviceTable | None:
         """The same for the CUDA kernels."""
         place = (offset, numel, like.device)
-        if not like.is_cuda or not self._uniform or like.dtype != torch.float32 or not numel:
+        if not like.is_cuda or not self._on_device or like.dtype != torch.float32 or not numel:
             return None
         if place not in self._device_tables:
             layers = self.device_layers(offset, numel) or []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from commpress import ops
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise
@@ -37,8 +38,8 @@ class NoneCodec(Codec):
     def runs_on(self, device: torch.device) -> bool:
         return device.type in ("cpu", "cuda")  # torch itself does all there is to do
 
-    def device_layers(self, offset: int, numel: int) -> list[tuple[int, int, int, int, int, int, int]]:
-        return [(0, 0, 0, 0, offset, numel, 4 * numel)]
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        return [ops.DeviceLayer(ops.Kind(0), 0, offset, numel, 4 * numel)]
 
     def for_feedback(self) -> Codec:
         return self

@@ -98,9 +98,13 @@ class QuantisingCodec(Codec):
     def runs_on(self, device: torch.device) -> bool:
         return _device.runs_on(device)
 
+    @property
+    def kind(self) -> ops.Kind:
+        """What the CUDA kernels know it by."""
+        return ops.Kind(int(self.family), self.rate, int(self.centroid))
+
     def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
-        nbytes = self.payload_nbytes(numel, offset=offset)
-        return [(int(self.family), self.rate, int(self.centroid), 0, offset, numel, nbytes)]
+        return [ops.DeviceLayer(self.kind, 0, offset, numel, self.payload_nbytes(numel, offset=offset))]
 
     def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
         return ops.device_table(self.device_layers(offset, numel), device)

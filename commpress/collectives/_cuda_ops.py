@@ -106,7 +106,7 @@ class CudaOps(DeviceOps):
     def check(self, codec: Codec) -> None:
         if codec.device_layers(0, 0) is None:
             raise SpecError(
-                f"{codec} has no kernels on CUDA devices: use uniform, lloyd, hadamard+lloyd, a cast or none (docs/cuda.md)"
+                f"{codec} has no kernels on CUDA devices: use uniform, lloyd, hadamard+lloyd, a number format, a cast or none (docs/cuda.md)"
             )
 
     def encode(

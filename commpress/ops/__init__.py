@@ -2,8 +2,10 @@
 
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
 from commpress.ops._cuda import (
+    FORMAT,
     DeviceLayer,
     DeviceTable,
+    Kind,
     cuda_built,
     decode_table,
     device_table,
@@ -12,7 +14,15 @@ from commpress.ops._cuda import (
     new_report,
 )
 from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes
-from commpress.ops._formats import Format, FormatFlag, Scheme, format_decode, format_encode, format_nbytes
+from commpress.ops._formats import (
+    Format,
+    FormatFlag,
+    Scheme,
+    format_code,
+    format_decode,
+    format_encode,
+    format_nbytes,
+)
 from commpress.ops._homomorphic import (
     homomorphic_add,
     homomorphic_decode,
@@ -30,10 +40,12 @@ from commpress.ops._tcq import tcq_dequantise, tcq_quantise
 __all__ = [
     "DeviceLayer",
     "DeviceTable",
+    "FORMAT",
     "Format",
     "FormatFlag",
     "LIBRARY",
     "Isa",
+    "Kind",
     "Modulo",
     "bitshift_decode",
     "bitshift_encode",
@@ -54,6 +66,7 @@ __all__ = [
     "encode_table",
     "gap",
     "follow_squares",
+    "format_code",
     "format_decode",
     "format_encode",
     "format_nbytes",

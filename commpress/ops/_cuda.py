@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -14,13 +16,7 @@ COLUMNS = 11
 BLOCK, GROUP, RATE_ONE = 4096, 512, 1_000_000
 RAW, CAST_FP16, CAST_BF16, UNIFORM = range(4)
 _GAP = -1
-DeviceLayer = tuple[int, int, int, int, int, int, int]
-"""Family, rate, centroid, number added to the key's tensor, offset, coordinates, payload bytes."""
-
-
-def gap(numel: int) -> DeviceLayer:
-    """Coordinates of the flat tensor between two layers that belong to none, and have no bytes."""
-    return _GAP, 0, 0, 0, 0, numel, 0
+FORMAT = 6  # a number format: its rate is `format_code`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,18 +45,49 @@ def _even(family: int, rate: int) -> tuple[int, int]:
     return bits, (2 * BLOCK // GROUP if family == UNIFORM else 4) + bits * BLOCK // 8 if bits else 0
 
 
-def device_table(layers: list[DeviceLayer], device: torch.device) -> DeviceTable:
+class Kind(NamedTuple):
+    """A codec as the kernels know it.
+
+    Attributes:
+        family: of csrc/kernels/wire.h, or ``FORMAT``.
+        rate: millionths of a bit per coordinate, or ``format_code``.
+        centroid: 1 for the least-squares scale.
+        block_nbytes: payload bytes of 4096 coordinates, of a number format only; those of the others follow from the rate.
+    """
+
+    family: int
+    rate: int = 0
+    centroid: int = 0
+    block_nbytes: int = 0
+
+
+class DeviceLayer(NamedTuple):
+    """Coordinates with a codec of their own: ``tensor`` is added to the key's, ``nbytes`` is their payload's size."""
+
+    kind: Kind
+    tensor: int
+    offset: int
+    numel: int
+    nbytes: int
+
+
+def gap(numel: int) -> DeviceLayer:
+    """Coordinates of the flat tensor between two layers that belong to none, and have no bytes."""
+    return DeviceLayer(Kind(_GAP), 0, 0, numel, 0)
+
+
+def device_table(layers: Sequence[DeviceLayer], device: torch.device) -> DeviceTable:
     """From the layers and gaps, in order; the first and the last are no gaps."""
     rows: list[list[int]] = []
     units: list[int] = []
     first = byte = families = 0
-    for family, rate, centroid, tensor, offset, numel, nbytes in layers:
+    for kind, tensor, offset, numel, nbytes in layers:
+        family, rate, centroid, block_nbytes = kind
         if family != _GAP:
-            units_before = len(units)
+            even = (0, block_nbytes) if family == FORMAT else _even(family, rate)
+            before = len(units)
             units += [len(rows)] * -(-numel // BLOCK)
-            rows.append(
-                [family, rate, centroid, tensor, offset, numel, first, byte, units_before, *_even(family, rate)]
-            )
+            rows.append([family, rate, centroid, tensor, offset, numel, first, byte, before, *even])
             families |= 1 << family
         first, byte = first + numel, byte + nbytes
     table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), COLUMNS)

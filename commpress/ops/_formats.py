@@ -48,6 +48,11 @@ def format_nbytes(format: Format, numel: int) -> int:
     return library.format_nbytes(format.integers(), numel)
 
 
+def format_code(format: Format) -> int:
+    """The format as one number: what a table of layers has in place of a rate (:func:`device_table`)."""
+    return library.format_code(format.integers())
+
+
 def format_encode(
     x: torch.Tensor,
     payload: torch.Tensor,

@@ -11,6 +11,8 @@
 #define COMMPRESS_SELDOM static __device__ __noinline__  // kept out of the way of what runs always
 #define COMMPRESS_UNROLL_ALL _Pragma("unroll")
 #define COMMPRESS_ROLLED _Pragma("unroll 1")
+// An int that nothing is known about: what follows from it is computed where it is used, and takes no registers before.
+#define COMMPRESS_OPAQUE(x) asm volatile("" : "+r"(x))
 #else
 #include "simt.h"
 using cudaStream_t = void*;
@@ -20,6 +22,7 @@ using cudaStream_t = void*;
 #define COMMPRESS_SELDOM static __attribute__((noinline))
 #define COMMPRESS_UNROLL_ALL
 #define COMMPRESS_ROLLED
+#define COMMPRESS_OPAQUE(x) (void)(x)
 #endif
 
 namespace commpress {

@@ -6,6 +6,9 @@
 namespace commpress {
 namespace cuda {
 
+// A number format, as one more family of a table. Its rate is packed_format() of formats.h.
+constexpr int32_t FORMAT = 6;
+
 // A row of the table of layers, all int64 as in the tensor that holds it.
 struct Layer {
   int64_t family, rate, centroid;
@@ -79,36 +82,43 @@ int decode_uniform(const Job& job, const Sources& sources, float* out, const Del
                    bool plain, const Queue& queue);
 int decode_rotated(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                    bool plain, const Queue& queue);
+int encode_formats(const Job& job, const Gradient& x, float gain, uint8_t* out, const Queue& queue);
+int decode_formats(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                   const Queue& queue);
 
-// Families that a table holds, as bits: `uniform` has a kernel, the others another, and the first that is launched does
-// RAW and casts as well. So a table without `uniform`, or without others, takes one launch.
+// Families that a table holds, as bits: `uniform` has a kernel, number formats have one, the others another. Of the
+// first and the last the one that is launched, or launched first, does RAW and casts as well.
 constexpr uint32_t family_bit(int family) { return 1u << family; }
 struct Launches {
-  bool rotated, uniform, plain_with_rotated;
+  bool rotated, uniform, formats, plain_with_rotated;
 };
 constexpr Launches launches_of(uint32_t families) {
   const uint32_t plain = family_bit(RAW) | family_bit(CAST_FP16) | family_bit(CAST_BF16);
-  const bool uniform = (families & family_bit(UNIFORM)) != 0,
-             rotated = (families & (family_bit(HADAMARD_LLOYD) | family_bit(LLOYD))) != 0 || !uniform;
-  return {rotated, uniform, rotated && (families & plain) != 0};
+  const bool uniform = (families & family_bit(UNIFORM)) != 0, formats = (families & family_bit(FORMAT)) != 0,
+             rotated = (families & (family_bit(HADAMARD_LLOYD) | family_bit(LLOYD))) != 0 ||
+                       (!uniform && (families & plain) != 0);
+  return {rotated, uniform, formats, rotated && (families & plain) != 0};
 }
 
 inline int encode(const Job& job, uint32_t families, const Gradient& x, float gain, uint8_t* out, const Queue& queue) {
   if (job.units == 0) return 0;
   const Launches launches = launches_of(families);
-  const int error = launches.rotated ? encode_rotated(job, x, gain, out, launches.plain_with_rotated, queue) : 0;
-  if (error || !launches.uniform) return error;
-  return encode_uniform(job, x, gain, out, !launches.plain_with_rotated, queue);
+  int error = launches.rotated ? encode_rotated(job, x, gain, out, launches.plain_with_rotated, queue) : 0;
+  if (!error && launches.uniform) error = encode_uniform(job, x, gain, out, !launches.plain_with_rotated, queue);
+  if (!error && launches.formats) error = encode_formats(job, x, gain, out, queue);
+  return error;
 }
 
 inline int decode(const Job& job, uint32_t families, const Sources& sources, float* out, const Delivery& delivery,
                   Report* report, const Queue& queue) {
   if (job.units == 0) return 0;
   const Launches launches = launches_of(families);
-  const int error =
+  int error =
       launches.rotated ? decode_rotated(job, sources, out, delivery, report, launches.plain_with_rotated, queue) : 0;
-  if (error || !launches.uniform) return error;
-  return decode_uniform(job, sources, out, delivery, report, !launches.plain_with_rotated, queue);
+  if (!error && launches.uniform)
+    error = decode_uniform(job, sources, out, delivery, report, !launches.plain_with_rotated, queue);
+  if (!error && launches.formats) error = decode_formats(job, sources, out, delivery, report, queue);
+  return error;
 }
 
 }  // namespace cuda

@@ -33,6 +33,30 @@ COMMPRESS_HD int bit_length(uint32_t v) {
   return n;
 }
 
+// A format as one number: what the table of layers of the CUDA kernels has in place of a rate. From the lowest bit on:
+// scheme (3 bits), flags (4), the block's exponent of two or 0 (4), then levels, or exponent and mantissa (5).
+COMMPRESS_HD int32_t packed_format(const Format& f) {
+  const int flags = f.stochastic + 2 * f.euclidean + 4 * f.trits + 8 * f.may_saturate;
+  const int block = f.block ? bit_length(static_cast<uint32_t>(f.block)) - 1 : 0;
+  const int rest = f.scheme == LEVELS ? f.levels : f.exponent << 5 | f.mantissa;
+  return f.scheme | flags << 3 | block << 7 | rest << 11;
+}
+
+COMMPRESS_HD Format unpacked_format(int32_t packed) {
+  const int block = packed >> 7 & 15, rest = packed >> 11;
+  Format f{};
+  f.scheme = packed & 7;
+  f.exponent = f.scheme == LEVELS ? 0 : rest >> 5;
+  f.mantissa = f.scheme == LEVELS ? 0 : rest & 31;
+  f.levels = f.scheme == LEVELS ? rest : 0;
+  f.block = block ? 1 << block : 0;
+  f.stochastic = packed >> 3 & 1;
+  f.euclidean = packed >> 4 & 1;
+  f.trits = packed >> 5 & 1;
+  f.may_saturate = packed >> 6 & 1;
+  return f;
+}
+
 COMMPRESS_HD int code_bits(const Format& f) {
   if (f.scheme == FLOAT || f.scheme == NVFP4) return 1 + f.exponent + f.mantissa;
   if (f.scheme == LEVELS) return bit_length(2 * static_cast<uint32_t>(f.levels));
@@ -60,6 +84,17 @@ COMMPRESS_HD int64_t payload_nbytes(const Format& f, int64_t numel) {
   const int64_t rest = numel % BLOCK;
   return numel / BLOCK * (scales_nbytes(f, BLOCK) + codes_nbytes(f, BLOCK)) + scales_nbytes(f, rest) +
          codes_nbytes(f, rest);
+}
+
+// 2^e for e from -149 to 127.
+COMMPRESS_HD float power_of_two(int e) {
+  return float_of(e >= -126 ? static_cast<uint32_t>(e + 127) << 23 : 1u << (e + 149));
+}
+
+// gain * x, clamped to the finite floats.
+COMMPRESS_HD float clamped_product(float x, float gain) {
+  const float p = x * gain, most = float_of(FLOAT_LARGEST);
+  return p > most ? most : p < -most ? -most : p;
 }
 
 // ---- small floats ----
@@ -132,7 +167,7 @@ COMMPRESS_HD uint32_t float_code(float y, const FloatForm& form, bool stochastic
   if (stochastic)
     magnitude = (static_cast<uint32_t>(round_to_int(ratio * 0x1p29f)) + (random & (0x3FFFFFFFu >> m))) >> (30 - m);
   else
-    magnitude = static_cast<uint32_t>(round_to_int(ratio * scale_by_power(0.5f, m)));
+    magnitude = static_cast<uint32_t>(round_to_int(ratio * power_of_two(m - 1)));
   magnitude += (p - smallest) >> (23 - m);
   return (magnitude < form.largest ? magnitude : form.largest) | u >> 31 << (form.bits - 1);
 }
@@ -140,9 +175,21 @@ COMMPRESS_HD uint32_t float_code(float y, const FloatForm& form, bool stochastic
 // The value of a code with the sign bit taken off, no special one.
 COMMPRESS_HD float float_magnitude(uint32_t magnitude, const FloatForm& form) {
   const int m = form.mantissa;
-  if (magnitude < 1u << m)
-    return static_cast<float>(static_cast<int32_t>(magnitude)) * scale_by_power(1.0f, form.least - m);
+  if (magnitude < 1u << m) return static_cast<float>(static_cast<int32_t>(magnitude)) * power_of_two(form.least - m);
   return float_of((magnitude << (23 - m)) + (static_cast<uint32_t>(form.least + 126) << 23));
+}
+
+// The value of any code. A magnitude that no encoder writes counts as the largest, or, without a scale, is special.
+COMMPRESS_HD float float_value(uint32_t code, const FloatForm& form, bool scaled) {
+  const uint32_t sign = code << (32 - form.bits) & 0x80000000u, all = code & ((1u << (form.bits - 1)) - 1);
+  if (!scaled && all > form.largest)
+    return float_of(sign | all << (23 - form.mantissa) | (form.infinity == form.nan ? FLOAT_NAN : FLOAT_INFINITY));
+  return float_of(sign | bits_of(float_magnitude(all < form.largest ? all : form.largest, form)));
+}
+
+// What a scale on the wire makes of the values of codes; NaN if it says so.
+COMMPRESS_HD float float_step(uint32_t scale, float gain) {
+  return scale == SCALE8_NON_FINITE ? float_of(FLOAT_NAN) : gain * power_of_two(static_cast<int>(scale) - 127);
 }
 
 // A code where there is no scale: also infinities and NaN.
@@ -155,7 +202,35 @@ COMMPRESS_HD uint32_t special_code(float x, const FloatForm& form) {
 
 constexpr float NVFP4_RANGE = 2688.0f, NVFP4_LARGEST = 0x1p116f;  // 6 * 448; the largest outer scale
 constexpr uint32_t E4M3_LARGEST = 0x7E, E4M3_NAN = 0x7F;
-constexpr Format E4M3{FLOAT, 4, 3, 0, 0, false, false, false, false};
+COMMPRESS_HD FloatForm e4m3_form() { return float_form({FLOAT, 4, 3, 0, 0, false, false, false, false}); }
+
+struct Nvfp4Outer {
+  float wire, local;  // with and without the power of two that was taken off the values
+  float inverse;      // of a block's largest magnitude, on the way to its e4m3
+};
+
+// most: the largest magnitude, after multiplication by 2^-exponent.
+COMMPRESS_HD Nvfp4Outer nvfp4_outer(float most, int exponent) {
+  float wire = scale_by_power(divide(most, NVFP4_RANGE), exponent);
+  if (!(wire < NVFP4_LARGEST)) wire = NVFP4_LARGEST;
+  const float local = scale_by_power(wire, -exponent);
+  return {wire, local, local == 0.0f ? 0.0f : divide(1.0f, 6.0f * local)};
+}
+
+// The e4m3 of a block. Rounded up where rounding of codes is to be without bias: then none has to exceed the largest.
+COMMPRESS_HD uint32_t nvfp4_scale(float largest, const Nvfp4Outer& outer, const FloatForm& e4m3, bool stochastic) {
+  const uint32_t code = float_code(largest * outer.inverse, e4m3, stochastic, ~0u);
+  return stochastic && outer.local != 0.0f && code == 0 && largest > 0.0f ? 1 : code;
+}
+
+COMMPRESS_HD float nvfp4_multiplier(uint32_t scale, const Nvfp4Outer& outer, const FloatForm& e4m3) {
+  return scale == 0 ? 0.0f : divide(1.0f, float_magnitude(scale, e4m3) * outer.local);
+}
+
+// The step of a block's values; outer includes the gain.
+COMMPRESS_HD float nvfp4_step(uint32_t scale, float outer, const FloatForm& e4m3) {
+  return (scale & 0x7F) == E4M3_NAN ? float_of(FLOAT_NAN) : float_magnitude(scale & 0x7F, e4m3) * outer;
+}
 
 COMMPRESS_HD bool nvfp4_outer_valid(uint32_t bits) { return bits <= bits_of(NVFP4_LARGEST); }
 
@@ -192,6 +267,18 @@ COMMPRESS_HD LevelScale level_scale(float largest, float norm, int exponent, int
 // Binary digits behind the point of the fixed-point number that is rounded stochastically.
 COMMPRESS_HD int level_digits(const Format& f) { return 31 - code_bits(f); }
 
+// What a multiplier of LEVELS includes.
+COMMPRESS_HD float level_unit(const Format& f) {
+  return f.stochastic ? static_cast<float>(1u << level_digits(f)) : 1.0f;
+}
+
+// digits: level_digits(), or 0 for rounding to nearest.
+COMMPRESS_HD uint32_t level_code(float y, float multiplier, int levels, int digits, uint32_t random) {
+  const uint32_t fixed =
+      static_cast<uint32_t>(round_to_int(y * multiplier)) + (static_cast<uint32_t>(levels) << digits);
+  return (fixed + (random & ((1u << digits) - 1))) >> digits;
+}
+
 COMMPRESS_HD float level_value(uint32_t code, int levels, float step) {
   const uint32_t most = 2 * static_cast<uint32_t>(levels), c = code < most ? code : most;
   return static_cast<float>(static_cast<int32_t>(c) - levels) * step;
@@ -200,8 +287,21 @@ COMMPRESS_HD float level_value(uint32_t code, int levels, float step) {
 // A scale of LEVELS or SIGN on the wire; of TWO_MEANS the first or, times -1, the second.
 COMMPRESS_HD bool step_valid(uint32_t bits, float most) { return bits == SCALE32_NON_FINITE || bits <= bits_of(most); }
 
+// A scale on the wire as what multiplies values; NaN if something is not finite.
+COMMPRESS_HD float scale_step(uint32_t bits, float gain) {
+  return bits == SCALE32_NON_FINITE ? float_of(FLOAT_NAN) : float_of(bits) * gain;
+}
+
+// A mean of the values, as a scale.
+COMMPRESS_HD float mean_scale(float sum, int64_t count, int exponent) {
+  const float mean = count ? scale_by_power(divide(sum, static_cast<float>(count)), exponent) : 0.0f;
+  return mean < float_of(FLOAT_LARGEST) ? mean : float_of(FLOAT_LARGEST);
+}
+
 // ---- ternary: five codes of 0, 1 or 2 in a byte ----
 
 constexpr uint32_t TRITS_LARGEST = 242;
+
+COMMPRESS_HD uint32_t trits_third(uint32_t byte) { return byte * 171u >> 9; }  // exact for a byte
 
 }  // namespace commpress

@@ -88,9 +88,9 @@ static void patch_specials(const Source& s, const FloatForm& form, const float* 
       uint32_t codes[GROUP];
       for (int64_t k = 0; k < here; ++k) {
         const bool finite = (bits_of(x[i + k]) & 0x7FFFFFFFu) < FLOAT_INFINITY;
-        codes[k] = finite
-                       ? float_code(finite_product(x[i + k], gain), form, stochastic, rounding_word(key, index + i + k))
-                       : special_code(x[i + k], form);
+        codes[k] =
+            finite ? float_code(clamped_product(x[i + k], gain), form, stochastic, rounding_word(key, index + i + k))
+                   : special_code(x[i + k], form);
       }
       pack_codes(codes, here, form.bits, out);
     }
@@ -173,11 +173,7 @@ static COMMPRESS_INLINE T read(const uint8_t* in) {
   return value;
 }
 
-// A scale on the wire as a step; one that is not finite is NaN.
-static COMMPRESS_INLINE float step_of(const uint8_t* in, float gain) {
-  const uint32_t u = read<uint32_t>(in);
-  return u == SCALE32_NON_FINITE ? float_of(FLOAT_NAN) : float_of(u) * gain;
-}
+static COMMPRESS_INLINE float step_of(const uint8_t* in, float gain) { return scale_step(read<uint32_t>(in), gain); }
 
 static const uint8_t* decode_block(const Format& f, const uint8_t* in, int64_t n, float* out, const Sink& sink) {
   float steps[2 * MAX_SCALES] = {};
@@ -188,10 +184,7 @@ static const uint8_t* decode_block(const Format& f, const uint8_t* in, int64_t n
     case FLOAT: {
       const FloatForm form = float_form(f);
       steps[0] = sink.gain;
-      for (int64_t b = 0; f.block && b < scales; ++b)
-        steps[b] = in[b] == SCALE8_NON_FINITE   ? nan
-                   : sink.gain == 1.0f && in[b] ? float_of(static_cast<uint32_t>(in[b]) << 23)
-                                                : scale_by_power(sink.gain, static_cast<int>(in[b]) - 127);
+      for (int64_t b = 0; f.block && b < scales; ++b) steps[b] = float_step(in[b], sink.gain);
       if (!f.block)
         value_block(FloatValues<false>(form), codes, steps, f, n, out, sink);
       else if (form.bits == 4)
@@ -201,12 +194,9 @@ static const uint8_t* decode_block(const Format& f, const uint8_t* in, int64_t n
       break;
     }
     case NVFP4: {
-      const FloatForm form = float_form(E4M3);
+      const FloatForm form = e4m3_form();
       const float outer = read<float>(in) * sink.gain;
-      for (int64_t b = 0; b < scales; ++b) {
-        const uint32_t scale = in[4 + b] & 0x7Fu;
-        steps[b] = scale == E4M3_NAN ? nan : float_magnitude(scale, form) * outer;
-      }
+      for (int64_t b = 0; b < scales; ++b) steps[b] = nvfp4_step(in[4 + b], outer, form);
       value_block(SmallFloatValues(float_form(f)), codes, steps, f, n, out, sink);
       break;
     }

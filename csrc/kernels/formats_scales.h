@@ -24,11 +24,6 @@ struct Source {
   alignas(64) float copy[BLOCK];
 };
 
-static COMMPRESS_INLINE float finite_product(float x, float gain) {
-  const float p = x * gain, most = float_of(FLOAT_LARGEST);
-  return p > most ? most : p < -most ? -most : p;
-}
-
 // Which blocks have their exponents taken off: none, those that are tiny or huge, or all alike if the largest is.
 enum class Care { NONE, EACH, ALL };
 
@@ -81,7 +76,7 @@ static void prepare(Source& s, const float* x, int64_t n, int64_t block, float g
   s.most = 0.0f;
   for (int64_t b = 0; b < s.scales; ++b) {
     s.finite[b] = largest[b] < FLOAT_INFINITY;
-    s.largest[b] = s.finite[b] ? finite_product(float_of(largest[b]), gain) : 0.0f;
+    s.largest[b] = s.finite[b] ? clamped_product(float_of(largest[b]), gain) : 0.0f;
     s.most = s.largest[b] > s.most ? s.largest[b] : s.most;
   }
   for (int64_t b = 0; b < s.scales; ++b) {
@@ -89,7 +84,7 @@ static void prepare(Source& s, const float* x, int64_t n, int64_t block, float g
     const int e = s.exponent[b] = care == Care::NONE || plain_magnitude(a) ? 0 : exponent_of(a);
     s.largest[b] = scale_by_power(s.largest[b], -e);
     for (int64_t i = b * block; i < (b + 1) * block; ++i)
-      s.copy[i] = s.finite[b] ? scale_by_power(finite_product(s.values[i], gain), -e) : 0.0f;
+      s.copy[i] = s.finite[b] ? scale_by_power(clamped_product(s.values[i], gain), -e) : 0.0f;
   }
   if (care == Care::ALL) s.most = scale_by_power(s.most, -s.exponent[0]);
   s.values = s.copy;
@@ -161,25 +156,22 @@ static uint8_t* float_scales(Source& s, const Format& f, const FloatForm& form, 
 }
 
 static uint8_t* nvfp4_scales(Source& s, const Format& f, uint8_t* out) {
-  const FloatForm form = float_form(E4M3);
+  const FloatForm form = e4m3_form();
   const int exponent = s.prepared ? s.exponent[0] : 0;
-  float outer = scale_by_power(divide(s.most, NVFP4_RANGE), exponent);
-  if (!(outer < NVFP4_LARGEST)) outer = NVFP4_LARGEST;
-  write(out, outer);
-  const float local = scale_by_power(outer, -exponent);
-  const bool zero = local == 0.0f;
-  const float inverse = zero ? 0.0f : divide(1.0f, 6.0f * local);
+  const Nvfp4Outer outer = nvfp4_outer(s.most, exponent);
+  write(out, outer.wire);
+  const bool zero = outer.local == 0.0f;
   // Rounded up, so that no code has to exceed the largest, where rounding is to be without bias.
   const FloatCoder<true, false> up(form, 1.0f);
   const FloatCoder<false, false> nearest(form, 1.0f);
   const FloatValues<true> values(form);
   const float one = 1.0f;
   for (int64_t b = 0; b < s.scales; b += 16) {
-    const Floats a = load(s.largest + b), q = a * all(inverse);
+    const Floats a = load(s.largest + b), q = a * all(outer.inverse);
     Ints code = f.stochastic ? up(q, all(~0u), 1.0f) : nearest(q, all(0u), 1.0f);
     if (f.stochastic && !zero) code = larger(code, smaller(bits(a), all(1u)));
     const Floats scale = values(code, &one);
-    store(s.multiplier + b, floats(where_less(code, all(1u), all(0u), bits(all(1.0f) / (scale * all(local))))));
+    store(s.multiplier + b, floats(where_less(code, all(1u), all(0u), bits(all(1.0f) / (scale * all(outer.local))))));
     store_narrow(out + b, code, s.scales - b);
   }
   for (int64_t b = 0; s.prepared && b < s.scales; ++b)
@@ -188,7 +180,7 @@ static uint8_t* nvfp4_scales(Source& s, const Format& f, uint8_t* out) {
 }
 
 static uint8_t* level_scales(Source& s, const Format& f, uint8_t* out) {
-  const float digits = f.stochastic ? static_cast<float>(1u << level_digits(f)) : 1.0f;
+  const float unit = level_unit(f);
   const int rows = f.block / 16;
   for (int64_t b = 0; b < s.scales; ++b) {
     if (s.prepared && !s.finite[b]) {
@@ -200,13 +192,12 @@ static uint8_t* level_scales(Source& s, const Format& f, uint8_t* out) {
     if (f.euclidean) norm = square_root(sum_rows(s.values + b * f.block, s.gain, rows, [](Floats v) { return v * v; }));
     const LevelScale scale = level_scale(s.largest[b], norm, s.prepared ? s.exponent[b] : 0, f.levels);
     write(out, scale.step);
-    s.multiplier[b] = scale.multiplier * digits;
+    s.multiplier[b] = scale.multiplier * unit;
   }
   return out;
 }
 
 static uint8_t* sign_scales(Source& s, const Format& f, int64_t n, uint8_t* out) {
-  const float most = float_of(FLOAT_LARGEST);
   for (int64_t b = 0; b < s.scales; ++b) {
     const bool finite = !s.prepared || s.finite[b];
     const float* const x = s.values + b * (f.block ? f.block : BLOCK);
@@ -219,8 +210,7 @@ static uint8_t* sign_scales(Source& s, const Format& f, int64_t n, uint8_t* out)
       if (f.scheme == TWO_MEANS) write(out, SCALE32_NON_FINITE);
     } else if (f.scheme == SIGN) {
       const float sum = sum_rows(x, s.gain, f.block / 16, [](Floats v) { return absolute(v); });
-      const float mean = scale_by_power(divide(sum, static_cast<float>(here)), exponent);
-      write(out, mean < most ? mean : most);
+      write(out, mean_scale(sum, here, exponent));
     } else {
       const Floats zero = all(0.0f);
       const float above = sum_rows(x, s.gain, f.block / 16, [&](Floats v) { return larger(v, zero); }),
@@ -229,10 +219,8 @@ static uint8_t* sign_scales(Source& s, const Format& f, int64_t n, uint8_t* out)
       for (int64_t row = 0; row < f.block / 16; ++row) signs = signs + shift_right(bits(load(x + 16 * row)), 31);
       // Padding is +0. A float holds the count exactly.
       const int64_t negative = static_cast<int64_t>(sum_lanes(to_float(signs))), positive = here - negative;
-      const float up = positive ? scale_by_power(divide(above, static_cast<float>(positive)), exponent) : 0.0f,
-                  down = negative ? scale_by_power(divide(below, static_cast<float>(negative)), exponent) : 0.0f;
-      write(out, up < most ? up : most);
-      write(out, down < most ? down : most);
+      write(out, mean_scale(above, positive, exponent));
+      write(out, mean_scale(below, negative, exponent));
     }
   }
   return out;

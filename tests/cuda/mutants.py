@@ -1,9 +1,9 @@
-"""Mutants of the CUDA kernels: does test_kernels catch bugs of the kinds that kernels have?
+"""Mutants of the CUDA kernels: do test_kernels and test_formats catch bugs of the kinds that kernels have?
 
     python tests/cuda/mutants.py [--builds plain,sanitize,threads] [--no-baseline] [NAME ...]
 
 Each mutant below replaces one text of a file csrc/kernels/cuda_*.h. A copy of those files with the change is compiled
-into build/mutants/NAME and linked with the objects of `make -C tests/cuda`; then test_kernels runs in the builds in
+into build/mutants/NAME and linked with the objects of `make -C tests/cuda`; then its test runs in the builds in
 turn, the likeliest first, until one catches it. Prints what caught each, and leaves the last output in
 build/mutants/NAME/BUILD/output.txt; the exit status is 1 if fewer than 95 % are caught. A text that is not found
 exactly once is an error, as is a mutant that does not compile and a test that fails without any mutant.
@@ -29,12 +29,20 @@ KERNELS = ROOT / "csrc" / "kernels"
 OUT = ROOT / "build" / "mutants"
 NEEDED = 0.95
 TIMEOUT = 120
-# Arguments of test_kernels: seed, order, blocks in flight, every how many-th case.
+# Arguments of the tests: seed, order, blocks in flight, every how many-th case.
 RUNS = {
-    "plain": [(1, 0, 1, 3), (2, 1, 4, 3), (3, 2, 4, 1)],
-    "sanitize": [(4, 0, 1, 3), (5, 2, 8, 5)],
-    "threads": [(6, 0, 1, 20), (7, 2, 8, 20), (8, 2, 8, 9)],
+    "kernels": {
+        "plain": [(1, 0, 1, 3), (2, 1, 4, 3), (3, 2, 4, 1)],
+        "sanitize": [(4, 0, 1, 3), (5, 2, 8, 5)],
+        "threads": [(6, 0, 1, 20), (7, 2, 8, 20), (8, 2, 8, 9)],
+    },
+    "formats": {
+        "plain": [(1, 0, 1, 9), (2, 2, 4, 3)],
+        "sanitize": [(4, 0, 1, 9), (5, 2, 8, 9)],
+        "threads": [(6, 0, 1, 40), (7, 2, 8, 20)],
+    },
 }
+BUILDS = list(RUNS["kernels"])
 CAUGHT = [
     (r"simt: ERROR", "simt error"),
     (r"ERROR: AddressSanitizer", "ASan"),
@@ -56,6 +64,11 @@ class Mutant:
     text: str
     replacement: str
     first: str = "plain"  # the build to try first, where only that one is likely to see it
+
+    @property
+    def emulated(self) -> str:
+        """What is compiled with it, EMULATED_emulated.cpp, and the test of that, test_EMULATED."""
+        return "formats" if "formats" in self.file else "kernels"
 
     def apply(self, source: str) -> str:
         if source.count(self.text) != 1:
@@ -503,6 +516,118 @@ MUTANTS = [
     ),
     Mutant("position_of_sender_forgotten", "cuda_values.h", "sources.position + sender + 1", "sender + 1"),
     Mutant("infinite_sum_not_noted", "cuda_values.h", "most >= SCALE32_INFINITY", "most > SCALE32_INFINITY"),
+    # ---- number formats ----
+    Mutant("largest_of_half_a_chunk", "cuda_encode_formats.h", "__shfl_xor_sync(ALL_LANES, top, 2)", "0u"),
+    Mutant(
+        "scales_before_magnitudes",
+        "cuda_encode_formats.h",
+        "note_largest(values, spot, shape, s.largest);\n  __syncthreads();",
+        "note_largest(values, spot, shape, s.largest);\n  __syncwarp();",
+    ),
+    Mutant(
+        "packed_before_coded",
+        "cuda_encode_formats.h",
+        "code_any(values, s, at, spot, shape, gain);\n  __syncthreads();",
+        "code_any(values, s, at, spot, shape, gain);\n  __syncwarp();",
+    ),
+    Mutant(
+        "care_of_one_thread",
+        "cuda_encode_formats.h",
+        "care = __syncthreads_or(care) != 0;",
+        "__syncthreads();",
+    ),
+    Mutant(
+        "summed_before_shown",
+        "cuda_encode_formats.h",
+        "show_values(values, spot, s.codes);\n    __syncthreads();",
+        "show_values(values, spot, s.codes);",
+    ),
+    Mutant(
+        "folded_before_summed",
+        "cuda_encode_formats.h",
+        "s.partial[item] = sum;\n    }\n    __syncthreads();",
+        "s.partial[item] = sum;\n    }\n    __syncwarp();",
+    ),
+    Mutant(
+        "trits_stored_at_once",
+        "cuda_encode_formats.h",
+        "staged[i] = static_cast<uint8_t>(sum);\n  }\n  __syncthreads();",
+        "staged[i] = static_cast<uint8_t>(sum);\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "trits_over_those_still_stored",
+        "cuda_encode_formats.h",
+        "store_bytes(s.largest, nbytes, out, thread(), threads());\n  __syncthreads();",
+        "store_bytes(s.largest, nbytes, out, thread(), threads());",
+        "threads",
+    ),
+    Mutant(
+        "sums_of_eight_lanes",
+        "cuda_encode_formats.h",
+        "int width = 8; width; width /= 2) all",
+        "int width = 4; width; width /= 2) all",
+    ),
+    Mutant("one_noise_for_two_lanes", "cuda_encode_formats.h", "ROUND, counter + 1)", "ROUND, counter)"),
+    Mutant("noise_ignores_index", "cuda_encode_formats.h", "static_cast<uint32_t>(place.index / 16) +", ""),
+    Mutant(
+        "last_scale_left_out",
+        "cuda_encode_formats.h",
+        "*out = static_cast<uint8_t>(s.exponent[0]",
+        "out[1] = static_cast<uint8_t>(s.exponent[0]",
+    ),
+    Mutant(
+        "string_lacks_last_byte",
+        "cuda_encode_formats.h",
+        "byte < nbytes; byte += threads()",
+        "byte < nbytes - 1; byte += threads()",
+    ),
+    Mutant(
+        "padding_is_a_low_trit",
+        "cuda_encode_formats.h",
+        "s.codes[place_of_byte(p, n)] : 1u",
+        "s.codes[place_of_byte(p, n)] : 0u",
+    ),
+    Mutant("values_read_behind_the_end", "cuda_encode_formats.h", "i < n ? x[i] : 0.0f", "x[i]", "sanitize"),
+    Mutant(
+        "gain_forgotten_in_care",
+        "cuda_encode_formats.h",
+        "clamped_product(values[lane][row], gain), -exponent",
+        "values[lane][row], -exponent",
+    ),
+    Mutant("not_finite_has_codes", "cuda_encode_formats.h", "exponent == NOT_FINITE ? 0.0f", "exponent == -1 ? 0.0f"),
+    Mutant(
+        "norm_of_magnitudes",
+        "cuda_encode_formats.h",
+        "[](float v) { return v * v; }",
+        "[](float v) { return fabsf(v); }",
+    ),
+    Mutant(
+        "wide_codes_cut",
+        "cuda_decode_formats.h",
+        "shift + bits > 32 ? load_four(word + 64)",
+        "shift + bits > 40 ? load_four(word + 64)",
+    ),
+    Mutant(
+        "steps_of_first_group",
+        "cuda_decode_formats.h",
+        "steps.step((first_row(at) + row) >> shape.shift)",
+        "steps.step(row >> shape.shift)",
+    ),
+    Mutant(
+        "invalid_step_passes",
+        "cuda_decode_formats.h",
+        ">> shape.shift) && valid;\n    uint32_t",
+        ">> shape.shift) || valid;\n    uint32_t",
+    ),
+    Mutant("outer_scale_unchecked", "cuda_decode_formats.h", "return nvfp4_outer_valid(outer);", "return true;"),
+    Mutant("trits_unchecked", "cuda_decode_formats.h", "valid = valid && sum <= TRITS_LARGEST;", ""),
+    Mutant(
+        "short_group_as_a_whole",
+        "cuda_decode_formats.h",
+        "static_cast<int>(GROUP) * (spot.group + 1) > at.n",
+        "static_cast<int>(GROUP) * spot.group + 400 > at.n",
+    ),
+    Mutant("single_values_not_noted", "cuda_decode_formats.h", "report_non_finite(report, !finite);", ""),
 ]
 
 
@@ -546,15 +671,16 @@ def examine(mutant, builds):
     folder = OUT / mutant.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "cuda" / "kernels_emulated.cpp", folder)
+    shutil.copy(ROOT / "tests" / "cuda" / f"{mutant.emulated}_emulated.cpp", folder)
     for path in KERNELS.glob("cuda_*.h"):
         shutil.copy(path, folder)
     path = folder / mutant.file
     path.write_text(mutant.apply(path.read_text()))
     for build in sorted(builds, key=lambda build: build != mutant.first):
-        make(f"MUTANT={folder}", f"{folder}/{build}/test_kernels")
-        caught = verdict(folder / build / "test_kernels", RUNS[build])
-        (folder / build / "test_kernels").unlink()
+        program = folder / build / f"test_{mutant.emulated}"
+        make(f"MUTANT={folder}", f"EMULATED={mutant.emulated}", str(program))
+        caught = verdict(program, RUNS[mutant.emulated][build])
+        program.unlink()
         if caught:
             return build, *caught
     return None
@@ -581,18 +707,20 @@ def main(arguments=None):
     unknown = set(options.names) - {mutant.name for mutant in MUTANTS}
     if unknown:
         raise Error(f"no such mutant: {', '.join(sorted(unknown))}")
-    builds = options.builds.split(",") if options.builds else list(RUNS)
+    builds = options.builds.split(",") if options.builds else list(BUILDS)
     if "threads" in builds and shutil.which(os.environ.get("CLANG", "clang++")) is None:
         print("threads NOT TESTED: no clang++ (on Debian and Ubuntu: apt-get install clang)")
         builds.remove("threads")
     complaints = check_texts()
     if complaints:
         raise Error("\n".join(complaints))
-    make(*[f"../../build/cudatest/{build}/test_kernels" for build in builds])
+    made = ROOT / "build" / "cudatest"
+    make(*[f"../../build/cudatest/{build}/test_{test}" for build in builds for test in RUNS])
     for build in [] if options.no_baseline else builds:
-        caught = verdict(ROOT / "build" / "cudatest" / build / "test_kernels", RUNS[build])
-        if caught:
-            raise Error(f"test_kernels fails without any mutant, in {build}: {' '.join(caught)}")
+        for test, runs in RUNS.items():
+            caught = verdict(made / build / f"test_{test}", runs[build])
+            if caught:
+                raise Error(f"test_{test} fails without any mutant, in {build}: {' '.join(caught)}")
     chosen = [mutant for mutant in MUTANTS if not options.names or mutant.name in options.names]
     if options.no_baseline:
         print("the tests were not run without a mutant: what fails below may be the kernels' own fault")

@@ -19,6 +19,19 @@ SPECS = (
     + [f"hadamard+lloyd:{b}" for b in ("0.1", "1", "1.5", "2", "3", "4", "5", "6.5", "7", "8")]
     + ["hadamard+lloyd:2,scale=centroid", "hadamard+lloyd:4.5,scale=centroid", "cast:bf16", "cast:fp16", "none"]
 )
+FORMATS = (
+    [
+        "float:e4m3",
+        "float:e5m2,rounding=nearest,scale=none",
+        "float:e5m10,block=4096",
+        "float:e8m23",
+        "float:e1m2,block=16",
+    ]
+    + ["mxfp8", "mxfp8,format=e5m2", "mxfp8,rounding=nearest", "mxfp6", "mxfp6,format=e3m2", "mxfp4", "nvfp4"]
+    + ["nvfp4,rounding=nearest", "natural", "natural,scale=none", "int8", "int8,block=16,rounding=nearest", "qsgd:1"]
+    + ["qsgd:7", "qsgd:1000,block=2048", "ternary", "ternary,block=4096", "sign", "sign,block=16", "sign,scale=none"]
+    + ["onebit", "onebit,block=128"]
+)
 SIZES = (1, 31, 4097, 3 * 4096 + 640, (1 << 20) - 5)
 KEY = commpress.Key(seed=5, step=3, sender=1, tensor=2)
 
@@ -43,7 +56,7 @@ def same(a, b):
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, *FORMATS])
 @pytest.mark.parametrize("n", SIZES)
 def test_bytes_and_values_are_the_cpu_paths(spec, n):
     codec = commpress.codec(spec)
@@ -61,7 +74,7 @@ def test_bytes_and_values_are_the_cpu_paths(spec, n):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:2", "lloyd:3", "cast:bf16"])
+@pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:2", "lloyd:3", "cast:bf16", "mxfp8", "nvfp4", "ternary"])
 def test_other_dtypes_and_views(spec, dtype):
     codec = commpress.codec(spec)
     whole = values("normal", 20002).to(dtype)
@@ -72,7 +85,7 @@ def test_other_dtypes_and_views(spec, dtype):
         assert same(codec.decode(payload, KEY, out=y), codec.decode(payload.cpu(), KEY, out=torch.empty_like(x)))
 
 
-@pytest.mark.parametrize("spec", ["uniform:2.5", "hadamard+lloyd:4", "none"])
+@pytest.mark.parametrize("spec", ["uniform:2.5", "hadamard+lloyd:4", "none", "mxfp4", "int8", "sign"])
 @pytest.mark.parametrize("senders", [1, 3, 20])
 def test_sums_and_the_owners_part(spec, senders):
     codec, n = commpress.codec(spec), 70001
@@ -103,8 +116,10 @@ def layered():
         "cast:bf16",
         "hadamard+lloyd:0.4",
         "lloyd:2",
+        "mxfp4",
+        "qsgd:7",
     ]
-    sizes = [9000, 7, 4096, 12345, 3, 50000, 4097]
+    sizes = [9000, 7, 4096, 12345, 3, 50000, 4097, 10001, 333]
     return LayeredCodec([(n, commpress.codec(s)) for n, s in zip(sizes, specs, strict=True)])
 
 
@@ -128,6 +143,20 @@ def test_invalid_payloads_are_named():
         codec.decode(payloads[1], keys[1], out=torch.empty(n, device=DEVICE))
 
 
+@pytest.mark.parametrize(
+    ("spec", "at", "byte"), [("mxfp8", 0, 0xFE), ("nvfp4", 4, 0x80), ("ternary", -1, 243), ("sign", 3, 0x80)]
+)
+def test_invalid_formats_are_named(spec, at, byte):
+    codec, n = commpress.codec(spec), 10000
+    keys = [KEY.replace(sender=i) for i in range(2)]
+    payloads = [codec.encode(values("normal", n, i).to(DEVICE), key) for i, key in enumerate(keys)]
+    payloads[1][at] = byte
+    with pytest.raises(WireError, match="the payload of rank 1"):
+        codec.decode_sum(payloads, keys, out=torch.empty(n, device=DEVICE))
+    with pytest.raises(WireError, match="no encoder writes"):
+        codec.decode(payloads[1], keys[1], out=torch.empty(n, device=DEVICE))
+
+
 def test_codecs_without_kernels_say_so():
     with pytest.raises(TensorError, match="trellis:2.* has no kernels"):
         commpress.codec("trellis:2").encode(torch.zeros(5, device=DEVICE), KEY)
@@ -139,8 +168,9 @@ def test_codecs_without_kernels_say_so():
         )
 
 
-def test_another_stream_and_no_waiting_and_no_memory():
-    codec, n = commpress.codec("hadamard+lloyd:2"), 1 << 22
+@pytest.mark.parametrize("spec", ["hadamard+lloyd:2", "mxfp8"])
+def test_another_stream_and_no_waiting_and_no_memory(spec):
+    codec, n = commpress.codec(spec), 1 << 22
     x = torch.randn(n, device=DEVICE)
     expected = codec.encode(x, KEY)
     out, stream = torch.zeros_like(expected), torch.cuda.Stream(DEVICE)
@@ -159,8 +189,9 @@ def test_another_stream_and_no_waiting_and_no_memory():
     assert torch.equal(out, expected)
 
 
-def test_a_captured_graph_counts_its_steps():
-    codec, n = commpress.codec("uniform:4"), 100_000
+@pytest.mark.parametrize("spec", ["uniform:4", "nvfp4"])
+def test_a_captured_graph_counts_its_steps(spec):
+    codec, n = commpress.codec(spec), 100_000
     table = codec._device_table(n, 0, DEVICE)
     x, counter = torch.randn(n, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     out = torch.empty(table.nbytes, dtype=torch.uint8, device=DEVICE)

@@ -60,10 +60,11 @@ class Scheduler:
         lanes = self._batch.everyone if here.all() else Lanes(self._shape, np.flatnonzero(here))
         self._state[lanes.numbers] = _RUN
         self._turns, self._strong = 0, False
+        start = number
         following: int | None = number
         while following is not None:
             number = following
-            if number >= stop:
+            if number >= stop or (number != start and self._is_awaited(number)):
                 self._pc[lanes.numbers] = number
                 return
             end = min(self._program.straight_until[number], stop)
@@ -72,6 +73,12 @@ class Scheduler:
                 following = end
             else:
                 following = self._control(lanes, number)
+
+    def _is_awaited(self, number: int) -> bool:
+        """Whether lanes wait here for others of their warp: then all of them go on from here together."""
+        if self._program.kinds[number] is not Kind.COLLECTIVE:
+            return False
+        return bool(((self._state == _WAIT) & (self._pc == number)).any())
 
     def _straight(self, lanes: Lanes, number: int, end: int) -> None:
         program, batch, counts = self._program, self._batch, self._counts
