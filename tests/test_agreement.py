@@ -18,7 +18,6 @@ from commpress.estimation import Unlike
 from commpress.hooks import HookState
 from commpress.hooks._layer_scales import NAMED, FarLayer, LayerScales, ScaleWatch
 from commpress.hooks._projection import WIDTH, Projection
-from commpress.hooks._signs import sign_bits
 from commpress.hooks._worker_agreement import Agreement, sentence
 from commpress.reference._random import ROTATION_1, words
 from commpress.telemetry import load_run, write_report
@@ -50,16 +49,6 @@ def test_projections_against_the_definition(sizes):
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
     assert projection.norm == pytest.approx(norm, rel=1e-5)
     assert projection.projections(100) == pytest.approx(hadamard(WIDTH)[:100] @ folded / norm, abs=1e-3)
-
-
-@pytest.mark.parametrize(("first", "count"), [(0, 0), (0, 1), (5, 2049), (2**32 - 3, 10), (7, 2048), (1 << 31, 4100)])
-@pytest.mark.parametrize(
-    "key", [Key(0, 0, phase=3), Key(2**63 - 1, 2**32 - 1, tensor=2**16 - 1, phase=3), Key(7, 11, tensor=4)]
-)
-def test_signs_are_those_of_the_twin(key, first, count):
-    bits = sign_bits(key, first, count)
-    assert bits.dtype == np.uint8 and bits.shape == (128 * count,)
-    assert np.array_equal(bits, np.unpackbits(words(key, ROTATION_1, first, count).view(np.uint8)))
 
 
 def test_projections_are_standard_normal_and_linear():
