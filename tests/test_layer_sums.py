@@ -46,12 +46,12 @@ def test_energies_alone_are_the_same_energies():
 
 
 def test_the_first_large_gradients_do_not_decide_for_long():
-    """Gradients shrink threefold from step to step, and from the second on the other layer has more of them."""
+    """Energies halve from step to step, and from the second on the other layer has more of them."""
     dims = {"a": 100_000, "b": 100_000}
     planner = Planner(dims, PlanSettings(2.0, floor=0.1), feedback=False)
     control = Allocator(list(dims), list(dims.values()), bits=2.0)
-    for step, share in enumerate((0.6, 0.4, 0.4)):
-        energies = np.array([share, 1 - share]) * 3.0**-step
+    for step, share in enumerate((0.6, 0.45, 0.45)):
+        energies = np.array([share, 1 - share]) * 2.0**-step
         table = np.zeros((2, len(Column)))
         table[:, Column.ENERGY1] = energies * 4
         planner.observe(
