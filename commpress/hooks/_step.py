@@ -207,7 +207,7 @@ class BucketObserver(Observer):
         if self._notes is not None:
             self._pending = self._notes.post(self._note())
         if self._history is not None:
-            self._history.gradient(flat)
+            self._history.gradient(flat, self._step.number)
         if self._sums is not None:
             self._sums.add_squares(Column.LOCAL, flat)
             if self._prediction is not None:
