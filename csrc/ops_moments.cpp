@@ -48,9 +48,9 @@ void segment_products_op(Tensor x, Tensor y, Tensor stops, Tensor sums, int64_t 
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
                   "commpress: products of float32 or float64 values only");
   for (const Tensor& values : {x, y})
-    STD_TORCH_CHECK(values.scalar_type() == dtype && values.dim() == 1 && values.is_contiguous() &&
-                        values.numel() == x.numel(),
-                    "commpress: values must be contiguous 1-D tensors of one dtype and size");
+    STD_TORCH_CHECK(
+        values.scalar_type() == dtype && values.dim() == 1 && values.is_contiguous() && values.numel() == x.numel(),
+        "commpress: values must be contiguous 1-D tensors of one dtype and size");
   STD_TORCH_CHECK(stops.scalar_type() == ScalarType::Long && stops.dim() == 1 && stops.is_contiguous(),
                   "commpress: stops must be a contiguous 1-D int64 tensor");
   STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Double && sums.dim() == 2 && sums.is_contiguous() &&

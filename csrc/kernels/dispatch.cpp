@@ -69,9 +69,7 @@ static void choose_products(const Real* x, const Real* y, int64_t n, double* to,
   path_plain::add_products(x, y, n, to);
 }
 
-void add_products(const float* x, const float* y, int64_t n, double* to, Isa isa) {
-  choose_products(x, y, n, to, isa);
-}
+void add_products(const float* x, const float* y, int64_t n, double* to, Isa isa) { choose_products(x, y, n, to, isa); }
 
 void add_products(const double* x, const double* y, int64_t n, double* to, Isa isa) {
   choose_products(x, y, n, to, isa);

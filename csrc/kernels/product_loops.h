@@ -1,6 +1,6 @@
 // Sums of products over coordinates, in an order that does not depend on the machine's vectors: coordinate i is added
-// to sum i mod 8, in binary64, and the eight are folded at the end. Twin: reference/_sums.py. A cpu_*.cpp names the path
-// with COMMPRESS_ISA; the vectors are the compiler's.
+// to sum i mod 8, in binary64, and the eight are folded at the end. Twin: reference/_sums.py. A cpu_*.cpp names the
+// path with COMMPRESS_ISA; the vectors are the compiler's.
 #pragma once
 #include <cstdint>
 
