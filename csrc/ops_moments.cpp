@@ -1,5 +1,6 @@
-// Second moments of coordinates (their running means, which noise shaping follows) and of layers (their sums, which
-// statistics are made of): schemas, argument checks, loops.
+// What the hooks do to every coordinate besides coding it: running second moments (which noise shaping follows), sums
+// over layers (which statistics are made of), multiples of the previous mean (prediction). Schemas, argument checks,
+// loops.
 #include <cstring>
 
 #include "ops_common.h"
@@ -9,19 +10,22 @@ namespace {
 using namespace commpress;
 
 constexpr int64_t GRAIN = 1 << 15;  // coordinates: some 10 us of work
+constexpr int64_t ROW = 8;  // coordinates at a time: a fixed length, and by way of a buffer that overlaps nothing, so
+                            // that compilers make it vector code
+
+void check_pair(const Tensor& first, const Tensor& second) {
+  for (const Tensor& values : {first, second})
+    STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float && values.dim() == 1 && values.is_contiguous(),
+                    "commpress: values must be a contiguous 1-D float32 tensor");
+  STD_TORCH_CHECK(first.numel() == second.numel(), "commpress: ", first.numel(), " values with ", second.numel());
+}
 
 // held += (x^2 - held) * share, each operation rounded by itself: the same bits everywhere.
 void follow_squares_op(Tensor held, Tensor x, double share) {
-  for (const Tensor& values : {held, x})
-    STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float && values.dim() == 1 && values.is_contiguous(),
-                    "commpress: values must be a contiguous 1-D float32 tensor");
-  STD_TORCH_CHECK(held.numel() == x.numel(), "commpress: ", held.numel(), " mean squares for ", x.numel(),
-                  " coordinates");
+  check_pair(held, x);
   float* const to = held.mutable_data_ptr<float>();
   const float *const from = x.const_data_ptr<float>(), part = static_cast<float>(share);
   torch::stable::parallel_for(0, held.numel(), GRAIN, [&](int64_t begin, int64_t end) {
-    constexpr int64_t ROW =
-        8;  // of a fixed length, and by way of a buffer that overlaps neither: compilers make it vector code
     float row[ROW];
     for (; begin + ROW <= end; begin += ROW) {
       for (int64_t i = 0; i < ROW; ++i) {
@@ -31,6 +35,26 @@ void follow_squares_op(Tensor held, Tensor x, double share) {
       memcpy(to + begin, row, sizeof row);
     }
     for (; begin < end; ++begin) to[begin] += (from[begin] * from[begin] - to[begin]) * part;
+  });
+}
+
+// values += previous * factor, both operations rounded by themselves; with `keep` the sum is the next previous.
+void add_multiple_op(Tensor values, Tensor previous, double factor, bool keep) {
+  check_pair(values, previous);
+  float* const to = values.mutable_data_ptr<float>();
+  float* const held = previous.mutable_data_ptr<float>();
+  const float part = static_cast<float>(factor);
+  torch::stable::parallel_for(0, values.numel(), GRAIN, [&](int64_t begin, int64_t end) {
+    float row[ROW];
+    for (; begin + ROW <= end; begin += ROW) {
+      for (int64_t i = 0; i < ROW; ++i) row[i] = to[begin + i] + held[begin + i] * part;
+      memcpy(to + begin, row, sizeof row);
+      if (keep) memcpy(held + begin, row, sizeof row);
+    }
+    for (; begin < end; ++begin) {
+      to[begin] += held[begin] * part;
+      if (keep) held[begin] = to[begin];
+    }
   });
 }
 
@@ -73,10 +97,12 @@ void segment_products_op(Tensor x, Tensor y, Tensor stops, Tensor sums, int64_t 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
   m.def("follow_squares(Tensor(a!) held, Tensor x, float share) -> ()");
+  m.def("add_multiple(Tensor(a!) values, Tensor(b!) previous, float factor, bool keep) -> ()");
   m.def("segment_products(Tensor x, Tensor y, Tensor stops, Tensor(a!) sums, int isa) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
   m.impl("follow_squares", TORCH_BOX(&follow_squares_op));
+  m.impl("add_multiple", TORCH_BOX(&add_multiple_op));
   m.impl("segment_products", TORCH_BOX(&segment_products_op));
 }

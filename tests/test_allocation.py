@@ -62,7 +62,7 @@ def test_shares_of_the_worked_example():
 
 
 def slsqp(objective, d, s, w, total):
-    """The same problem for a general solver, in bits spent, scaled to about 1; None where it gives up."""
+    """The same problem for a general solver, in bits spent, scaled to about 1; None where it gives up. It starts anew where it stopped, as it may stop early."""
     v = w / s if objective == "fisher" else w * s
     scale = (d * v).sum()
 
@@ -77,17 +77,25 @@ def slsqp(objective, d, s, w, total):
 
     unit = total / d  # variables: each layer's share of the total
     low = 1e-7 if objective == "unbiased" else 0.0
-    best = optimize.minimize(
-        lambda x: loss(x * unit).sum() / scale,
-        d / d.sum(),
-        jac=lambda x: slope(x * unit) * unit / scale,
-        bounds=[(low, 1)] * len(d),
-        constraints={"type": "eq", "fun": lambda x: x.sum() - 1, "jac": np.ones_like},
-        method="SLSQP",
-        options={"ftol": 1e-15, "maxiter": 500},
-    )
-    # A sum that is off by its tolerance would pass for a gain.
-    return loss(best.x / best.x.sum() * unit).sum() if best.success else None
+    share, least = d / d.sum(), math.inf
+    for _ in range(5):
+        best = optimize.minimize(
+            lambda x: loss(x * unit).sum() / scale,
+            share,
+            jac=lambda x: slope(x * unit) * unit / scale,
+            bounds=[(low, 1)] * len(d),
+            constraints={"type": "eq", "fun": lambda x: x.sum() - 1, "jac": np.ones_like},
+            method="SLSQP",
+            options={"ftol": 1e-15, "maxiter": 500},
+        )
+        if not best.success:
+            break
+        share = best.x / best.x.sum()  # a sum that is off by its tolerance would pass for a gain
+        found = loss(share * unit).sum()
+        if found >= least * (1 - 1e-9):
+            break
+        least = found
+    return least if least < math.inf else None
 
 
 def instance(rng, objective, most_layers, decades):
@@ -127,16 +135,16 @@ def test_no_general_solver_does_better(objective):
 )
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_general_solver_agrees(objective, instances, layers):
-    """Over four decades of variance SLSQP nearly always says that it has converged, and then to the same value."""
+    """Over four decades of variance SLSQP nearly always says that it has converged, then to the same value if it has, and never to a better one."""
     rng, agreed = np.random.default_rng(instances), 0
     for _ in range(instances):
         d, s, w, total = instance(rng, objective, layers, (-2, 2))
         ours = loss_at(objective, d, s, w, solve(objective, d, s, total, weights=w))
         theirs = slsqp(objective, d.astype(float), s, np.ones(len(d)) if w is None else w, total)
         if theirs is not None:
-            assert ours == pytest.approx(theirs, rel=1e-6)
-            agreed += 1
-    assert agreed >= 0.6 * instances
+            assert ours <= theirs * (1 + 1e-6)
+            agreed += ours >= theirs * (1 - 1e-6)
+    assert agreed >= 0.75 * instances
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -48,6 +48,29 @@ def test_running_mean_squares(numel):
             ops.follow_squares(held, other, 0.5)
 
 
+@pytest.mark.parametrize("numel", [0, 1, 7, 8, 9, 4096, 100_003])
+def test_multiples_of_a_previous_mean(numel):
+    """To the bit what two operations of torch give, which a fused multiply-add does not."""
+    values, previous = normal(numel, 3), normal(numel, 4) * 0.3
+    previous[: numel // 3] *= 1e-38
+    for factor, keep in ((-0.7, False), (1 / 3, True), (0.7, True)):
+        expected, before = values + previous * factor, previous.clone()
+        if numel > 4096:
+            fused = (values.double() + previous.double() * torch.tensor(factor).float().double()).float()
+            assert not torch.equal(expected, fused)
+        ops.add_multiple(values, previous, factor, keep=keep)
+        assert torch.equal(values, expected)
+        assert torch.equal(previous, expected if keep else before)
+    torch.library.opcheck(
+        torch.ops.commpress.add_multiple.default,
+        (values, previous, 0.5, True),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    for other in (previous.double(), previous[: numel // 2] if numel else torch.zeros(1), previous.view(1, -1)):
+        with pytest.raises(RuntimeError, match="commpress:"):
+            ops.add_multiple(values, other, 0.5)
+
+
 @pytest.mark.parametrize("isa", [i for i in ops.Isa if ops.isa_available(i)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sizes", [(), (0,), (1,), (7, 0, 8, 9), (4096, 100_003)])

@@ -1,7 +1,7 @@
 """Whether a prediction from more than the last aggregate would pay: measured in training, from what the hook sees anyway.
 
-`predict=True` looks one step back. How much of this rank's gradient would the last 2, 3, ... aggregates explain? The meter keeps a sample of the coordinates of the last eight means and, every
-eighth step, takes their products with the gradient and with each other. From the running means of those follow the errors of the best predictions, and from these
+`predict=True` looks one step back. How much of this rank's gradient would the last 2, 3, ... aggregates explain? In every 24th step the meter takes the products of the gradient and
+the eight means before it, with each other, from a sample of the coordinates. From the running means of those follow the errors of the best predictions, and from these
 :func:`commpress.allocation.history_window` says which window would be worth its memory. Nothing is sent; the sample is the same on all ranks and in every run.
 """
 
@@ -17,7 +17,7 @@ from commpress.allocation import history_window, prediction_errors
 from commpress.feedback import Layout
 
 WINDOW = 8  # aggregates
-EVERY = 8  # steps between two measurements
+EVERY = 24  # steps between two measurements; only the last eight before one cost anything
 EPS = 0.01  # of the energy: what a longer history has to gain
 _SAMPLE = 1 << 15  # coordinates
 _RUN = 16  # that follow each other: to fetch one from memory is to fetch all
@@ -71,6 +71,9 @@ class HistoryMeter:
         if not whole:
             self._past = []  # a history without gaps, or none
             return
+        if _before_measurement(step):
+            self._past.insert(0, self._mean.clone())
+            return
         if step % EVERY == 0 and len(self._past) == WINDOW:
             rows = torch.stack([self._own, *self._past]).double()
             gram = (rows @ rows.T).numpy()
@@ -79,8 +82,7 @@ class HistoryMeter:
                 half *= _KEPT
                 half += gram / gram[0, 0]
                 self._measured += 1
-        oldest = self._past.pop() if len(self._past) == WINDOW else torch.empty_like(self._mean)
-        self._past.insert(0, oldest.copy_(self._mean))
+        self._past = []
 
     def record(self) -> dict[str, Any]:
         """For a step's record: "history", once each half has a measurement."""
@@ -113,10 +115,15 @@ class BucketHistory:
         if step % EVERY == 0:
             self._copy(flat, self._own)
 
-    def mean(self, flat: torch.Tensor) -> None:
+    def mean(self, flat: torch.Tensor, step: int) -> None:
         """What all ranks got."""
-        self._copy(flat, self._mean)
+        if _before_measurement(step):
+            self._copy(flat, self._mean)
 
     def _copy(self, flat: torch.Tensor, sample: torch.Tensor) -> None:
         # Two calls for a bucket, however many layers it has.
         sample.index_copy_(0, self._target, flat.index_select(0, self._source).to(sample.dtype))
+
+
+def _before_measurement(step: int) -> bool:
+    return step % EVERY >= EVERY - WINDOW

@@ -14,6 +14,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from commpress import ops
 from commpress.errors import StateError
 from commpress.feedback import Layout
 from commpress.hooks._statistics import LayerStatistics
@@ -113,6 +114,7 @@ class BucketPrediction:
     def __init__(self, predictor: Predictor, layout: Layout) -> None:
         self._predictor = predictor
         self._segments = list(layout.segments())
+        self._kept = False  # what is predicted, by `add_back`
 
     def measure(self, flat: torch.Tensor, sums: LayerSums) -> None:
         """Adds the products with the previous mean to the table."""
@@ -123,23 +125,33 @@ class BucketPrediction:
 
     def subtract(self, flat: torch.Tensor) -> None:
         """Phase 1, first: leaves the difference."""
-        self._add(flat, -1.0)
+        self._add(flat, -1.0, keep=False)
 
-    def add_back(self, flat: torch.Tensor) -> None:
-        """At the end: makes a mean of the mean difference."""
-        self._add(flat, 1.0)
+    def add_back(self, flat: torch.Tensor, *, final: bool = False) -> None:
+        """At the end: makes a mean of the mean difference. If that is `final`, and finite, it is remembered in the same pass over memory."""
+        self._add(flat, 1.0, keep=final)
+        self._kept = final
 
-    def _add(self, flat: torch.Tensor, sign: float) -> None:
+    def _add(self, flat: torch.Tensor, sign: float, *, keep: bool) -> None:
         for name, start, stop in self._segments:
             coefficient, previous = self._predictor.coefficients[name], self._predictor.previous(name)
-            if coefficient and previous is not None:
-                # Not add_(alpha=): a fused multiply-add on some machines only would make ranks differ.
-                flat[start:stop].add_(previous * (sign * coefficient))
+            if not coefficient or previous is None:
+                continue
+            values = flat[start:stop]
+            if values.dtype == torch.float32:
+                ops.add_multiple(values, previous, sign * coefficient, keep=keep)
+                continue
+            values.add_(previous * (sign * coefficient))
+            if keep:
+                previous.copy_(values)
 
     def keep(self, flat: torch.Tensor, *, every_layer: bool) -> None:
         """Remembers the mean for the next step, of the layers that are predicted or of all."""
         for name, start, stop in self._segments:
-            if every_layer or self._predictor.coefficients[name]:
+            predicted = bool(self._predictor.coefficients[name])
+            if predicted and self._kept and self._predictor.previous(name) is not None:
+                continue
+            if every_layer or predicted:
                 self._predictor.keep(name, flat[start:stop])
 
 

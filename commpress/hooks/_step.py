@@ -280,7 +280,7 @@ class BucketObserver(Observer):
             if self._shaping is not None:
                 self._shaping.unshape(self._flat)
             if self._prediction is not None:
-                self._prediction.add_back(self._flat)
+                self._prediction.add_back(self._flat, final=finite and not self._hold)
         elif not self._passed_on:
             self._add_exact(2, *self._own)
         if self._feedback is not None:
@@ -295,7 +295,7 @@ class BucketObserver(Observer):
         if self._shaping is not None and self._look and finite:
             self._shaping.look(self._flat)
         if self._history is not None:
-            self._history.mean(self._flat)
+            self._history.mean(self._flat, self._step.number)
         if self._target is not None:
             self._target.copy_(self._flat)
             # Only here can a finite mean leave the dtype's range; the same on every rank.

@@ -32,7 +32,7 @@ from commpress.ops._homomorphic import (
 from commpress.ops._layers import decode_layers, decode_sum_layers, encode_layers, reduce_layers
 from commpress.ops._library import LIBRARY, Isa, isa_available
 from commpress.ops._modulo import Modulo, modulo_decode, modulo_encode
-from commpress.ops._moments import follow_squares, segment_products
+from commpress.ops._moments import add_multiple, follow_squares, segment_products
 from commpress.ops._quantisers import decode, decode_sum, encode, payload_nbytes, payload_nbytes_each, reduce
 from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_nbytes
 from commpress.ops._tcq import tcq_dequantise, tcq_quantise
@@ -47,6 +47,7 @@ __all__ = [
     "Isa",
     "Kind",
     "Modulo",
+    "add_multiple",
     "bitshift_decode",
     "bitshift_encode",
     "bitshift_nbytes",

@@ -86,7 +86,7 @@ class StepRecord:
             upto = payload * done // total if total else 0
             entry: dict[str, Any] = {"name": name, "numel": n, "payload_bytes": upto - given}
             if nmse is not None:
-                entry["nmse"] = nmse[i]
+                entry["nmse"] = json_values(nmse[i])  # all else is finite by its nature
             given = upto
             self._layers.append(entry)
         self._buckets.append({"bucket": bucket, "numel": numel, "payload_bytes": payload, "times": dict(times)})
@@ -117,9 +117,9 @@ class StepRecord:
             self._sums[name] += value
 
     def as_dict(self, *, feedback: str, dropped: int) -> dict[str, Any]:
-        """The record, with JSON values only."""
+        """The record, with JSON values only. Nothing may be added after."""
         achieved = 8 * self._sums["payload_bytes"] / self._sent_numel if self._sent_numel else None
-        return json_values(
+        return (
             self._head
             | {"time": time.time(), "codec": self._codec, "numel": self._numel}
             | {"requested_rate": self._requested, "achieved_rate": achieved}
