@@ -20,7 +20,7 @@ SHELL = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
 # A DDP script without a word of commpress.
 TRAIN = """
-import argparse, os, sys, torch, torch.distributed as dist
+import argparse, os, sys, time, torch, torch.distributed as dist
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int)
 epochs = parser.parse_args().epochs
@@ -32,6 +32,8 @@ names = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 # One write: lines of two ranks must not mix.
 sys.stdout.write(" ".join(["rank", str(dist.get_rank()), "of", str(dist.get_world_size()), *(os.environ[name] for name in names)]) + "\\n")
 sys.stdout.flush()
+# A process that ends within a fraction of a second of DDP's first steps may be aborted by torch itself ("terminate called without an active exception").
+time.sleep(0.5)
 dist.destroy_process_group()
 """
 SRUN = """
