@@ -11,9 +11,8 @@ DEMO_ARGS ?=
 # Only these, one after the other. By default all: first file by file in two of pytest's, then one at a time what counts bytes at an interface, makes links, or takes the whole machine.
 TESTS    ?=
 TESTS_ALONE := tests/distributed/test_auto.py tests/distributed/test_cluster_kills.py tests/distributed/test_cluster_links.py \
-    tests/distributed/test_cluster_run.py tests/distributed/test_demo_bytes.py tests/distributed/test_fsdp2_bars.py tests/distributed/test_hierarchical_ranks.py \
-    tests/distributed/test_ways.py \
-    tests/distributed/test_wire_bytes.py
+    tests/distributed/test_cluster_run.py tests/distributed/test_demo_bytes.py tests/distributed/test_fsdp2_bars.py \
+    tests/distributed/test_hierarchical_ranks.py tests/distributed/test_ways.py tests/distributed/test_wire_bytes.py
 PYTEST_ARGS ?=
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)

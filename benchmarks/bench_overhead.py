@@ -58,7 +58,7 @@ def worker(rank: int, size: int, rounds: int, block: int, bits: float, folder: s
         for number in range(10):
             step(way, number)
     for turn in range(rounds):
-        for way in ways[turn % 3 :] + ways[: turn % 3]:
+        for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
             dist.barrier()
             began = time.process_time()
             for number in range(block):

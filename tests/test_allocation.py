@@ -139,7 +139,9 @@ def test_a_general_solver_agrees(objective, instances, layers):
     rng, agreed = np.random.default_rng(instances), 0
     for _ in range(instances):
         d, s, w, total = instance(rng, objective, layers, (-2, 2))
-        ours = loss_at(objective, d, s, w, solve(objective, d, s, total, weights=w))
+        bits = solve(objective, d, s, total, weights=w)
+        assert np.dot(d, bits) == pytest.approx(total, rel=1e-9), "less loss for more bits is no gain"
+        ours = loss_at(objective, d, s, w, bits)
         theirs = slsqp(objective, d.astype(float), s, np.ones(len(d)) if w is None else w, total)
         if theirs is not None:
             assert ours <= theirs * (1 + 1e-6)

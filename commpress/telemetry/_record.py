@@ -117,7 +117,7 @@ class StepRecord:
             self._sums[name] += value
 
     def as_dict(self, *, feedback: str, dropped: int) -> dict[str, Any]:
-        """The record, with JSON values only. Nothing may be added after."""
+        """The record, with JSON values only. It shares what was collected, so nothing may be added after."""
         achieved = 8 * self._sums["payload_bytes"] / self._sent_numel if self._sent_numel else None
         return (
             self._head
