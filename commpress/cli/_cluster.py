@@ -56,7 +56,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--burst",
         metavar="SIZE",
-        help="bytes that may pass at once, as 32kb (default: 200 us of the rate, at least 3200)",
+        help="bytes that may pass at once, as 32kb (default: 200 us of the rate, at least two frames and 50 us of it)",
     )
     parser.add_argument(
         "--delay", metavar="TIME", help="one way, between ranks or with --nodes between nodes, as 5ms; needs netem"

@@ -220,8 +220,8 @@ class Topology:
 
     def _host(self, rank: int) -> list[str]:
         # What passes every link on its way is cut nowhere.
-        burst = min(shape.burst for shape in self.shapes())
-        segment = f"gso_max_size {size}" if (size := segment_of(burst)) else ""
+        sizes = [size for shape in self.shapes() if (size := segment_of(shape.burst, shape.rate))]
+        segment = f"gso_max_size {min(sizes)}" if sizes else ""
         return [
             "link set lo up",
             f"link set {INTERFACE} address {_mac_of(rank)} {segment if self.offload else 'gso_max_segs 1'} up",

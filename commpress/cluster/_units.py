@@ -15,6 +15,7 @@ _SIZES = {"": 1, "b": 1, "k": 1024, "kb": 1024, "m": 1 << 20, "mb": 1 << 20}
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 _BURST_SECONDS = 200e-6
+_LATE_SECONDS = 50e-6
 _BURST_LEAST = 3200
 _QUEUE_SECONDS = 0.05
 _QUEUE_LEAST = 256 * 1024
@@ -60,13 +61,14 @@ def seconds(text: str) -> float:
 
 
 def burst_of(rate: int) -> int:
-    """Bytes that a token bucket of `rate` bits/s has to let pass at once to reach its rate: what 200 us bring, at least two frames.
+    """Bytes that a token bucket of `rate` bits/s has to let pass at once to reach its rate: what 200 us bring, at least two frames and what 50 us bring, at least 3200 bytes.
 
     A token bucket sleeps on a high-resolution timer until it has tokens for the next segment. What comes in while the timer is late is kept only as far as the bucket holds, so the burst has to
     cover how late timers are (tens of microseconds, more on a busy machine), not a tick of the scheduler (rate / HZ, the rule of old kernels, is 500 kB at 1 Gbit/s and lets 4 ms of traffic pass for free).
     docs/cluster.md has the measurements.
     """
-    return max(_BURST_LEAST, round(rate / 8 * _BURST_SECONDS))
+    two_frames = 2 * FRAME_NBYTES + round(rate / 8 * _LATE_SECONDS)
+    return max(_BURST_LEAST, two_frames, round(rate / 8 * _BURST_SECONDS))
 
 
 def queue_of(rate: int) -> int:
@@ -74,12 +76,13 @@ def queue_of(rate: int) -> int:
     return max(_QUEUE_LEAST, round(rate / 8 * _QUEUE_SECONDS))
 
 
-def segment_of(burst: int) -> int | None:
-    """The interface's `gso_max_size` in bytes, so that a segment of TCP's passes a bucket of `burst` bytes whole; None: the kernel's own 64 KiB do.
+def segment_of(burst: int, rate: int) -> int | None:
+    """The interface's `gso_max_size` in bytes, so that a segment of TCP's passes a bucket of `burst` bytes and `rate` bits/s whole; None: the kernel's own 64 KiB do.
 
-    TCP hands segments of up to 64 KiB to an interface. A bucket that cannot hold one cuts it into frames in software, which costs as much CPU time as everything else together.
+    TCP hands segments of up to 64 KiB to an interface. A bucket that cannot hold one cuts it into frames in software, which costs as much CPU time as everything else together. Beside a segment the
+    bucket holds what comes in while its timer is 50 us late: without that room it falls short of its rate by 4 to 6 %.
     """
-    frames = max(2, burst // FRAME_NBYTES)
+    frames = max(2, (burst - round(rate / 8 * _LATE_SECONDS)) // FRAME_NBYTES)
     # The kernel takes its largest header off before it fits frames in.
     size = frames * _MSS + _TCP_HEADER_ROOM
     return size if size < _SEGMENT_MOST else None
