@@ -33,5 +33,5 @@ def test_bounds_never_displace_what_the_wire_alone_took() -> None:
 
 def test_messages_are_long_as_long_as_nothing_is_known_and_on_fast_links() -> None:
     assert chunk_nbytes(0) == chunk_nbytes(1 << 22) == 8 * MIB
-    assert chunk_nbytes(1 << 16) == (1 << 26) // 160
+    assert chunk_nbytes(1 << 18) == (1 << 28) // 320
     assert chunk_nbytes(1 << 10) == 256 * 1024
