@@ -1,5 +1,7 @@
 """What number formats and classic quantisers promise about their errors: exact formulas, no bias, contraction; with controls that must fail."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -119,8 +121,12 @@ def test_floats_round_between_neighbours(spec, make, seed):
     low, high = neighbours(spec, x)
     a = np.abs(x.astype(np.float64))
     assert (low <= a).all() and (a <= high).all()
-    exact = float(((a - low) * (high - a)).sum() / (a**2).sum())
-    assert measured(spec, x) == pytest.approx(exact, rel=0.02)
+    count, below, above, energy = 12, a - low, high - a, float((a**2).sum())
+    exact = float((below * above).sum()) / energy
+    # An error squared is below^2 or above^2; a few large values make up most of a lognormal vector.
+    scatter = math.sqrt(float((below * above * (below - above) ** 2).sum()) / count) / energy
+    assert abs(measured(spec, x, count=count) - exact) < 4 * scatter + 1e-4 * exact
+    assert scatter < 0.04 * exact
     least = float((np.minimum(a - low, high - a) ** 2).sum() / (a**2).sum())
     nearest = spec + ",rounding=nearest"
     if not spec.startswith("mx"):  # whose scale is OCP's, another one
@@ -135,17 +141,17 @@ def test_errors_of_the_four_bit_formats():
     assert found["nvfp4"] < 0.01 < found["mxfp4"] < 0.016 < found["float:e2m1,block=4096"]
 
 
-def ratio_and_allowance(spec: str, x: np.ndarray) -> tuple[float, float]:
+def ratio_and_allowance(spec: str, x: np.ndarray, count: int = KEYS) -> tuple[float, float]:
     """|mean - x|^2 in units of variance / keys, about 1 without bias; and 1.3 plus four deviations of it (as in test_statistics.py)."""
-    y = decoded(commpress.codec(spec), torch.from_numpy(x), keys_of(KEYS))
+    y = decoded(commpress.codec(spec), torch.from_numpy(x), keys_of(count))
     error = y - torch.from_numpy(x).to(torch.float64)
     total = float((error**2).sum(1).mean())
     if total <= 1e-13 * float((x.astype(np.float64) ** 2).sum()):  # the rounding of float32 itself, in the scales
         return 0.0, 1.3
     gram = error @ error.T
     off = gram - torch.diag(torch.diag(gram))
-    spread = float(torch.sqrt(2 * (off**2).sum() / (KEYS * (KEYS - 1))) / total)
-    return float((error.mean(0) ** 2).sum()) * KEYS / total, 1.3 + 4 * spread
+    spread = float(torch.sqrt(2 * (off**2).sum() / (count * (count - 1))) / total)
+    return float((error.mean(0) ** 2).sum()) * count / total, 1.3 + 4 * spread
 
 
 @pytest.mark.parametrize("spec", UNBIASED)
@@ -156,6 +162,8 @@ def test_no_bias(spec):
     for n in (12345, 300):
         for name, x in {**cases(n), "uneven": uneven}.items():
             ratio, allowed = ratio_and_allowance(spec, x.astype(np.float32))
+            if ratio > allowed:  # chance, where few coordinates err at all? A bias grows with the number of keys
+                ratio, allowed = ratio_and_allowance(spec, x.astype(np.float32), 16 * KEYS)
             assert ratio <= allowed, (n, name, ratio, allowed)
 
 

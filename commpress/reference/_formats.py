@@ -89,16 +89,20 @@ class Format:
 
     def codes(self, y: F32, words: U32) -> U32:
         """Of finite values."""
-        a = np.abs(y).astype(np.float64)
-        exponents = np.where(a > 0, np.maximum(np.frexp(a)[1] - 1, self.least), self.least)
-        ratio = np.ldexp(a, -exponents)  # in [0, 2)
         m = self.mantissa
+        a = np.abs(y)
         if self.stochastic:
-            noise = (words & np.uint32(2 ** (30 - m) - 1)).astype(np.int64)
-            steps = np.rint(ratio * 2.0**30).astype(np.int64) + noise >> (30 - m)
+            with np.errstate(over="ignore"):  # beyond every code, and clamped
+                digits = a if self.exponent == 8 else a + np.maximum(a, np.float32(2.0**self.least))
+            base = 0 if self.exponent == 8 else 127 + self.least << 23
+            noise = (words & np.uint32(2 ** (23 - m) - 1)).astype(np.int64)
+            magnitudes = digits.astype(np.float32).view(np.uint32).astype(np.int64) - base + noise >> (23 - m)
         else:
-            steps = np.rint(ratio * 2.0**m).astype(np.int64)
-        magnitudes = np.minimum(steps + ((exponents - self.least).astype(np.int64) << m), self.largest)
+            wide = a.astype(np.float64)
+            exponents = np.where(a > 0, np.maximum(np.frexp(wide)[1] - 1, self.least), self.least)
+            steps = np.rint(np.ldexp(wide, m - exponents)).astype(np.int64)
+            magnitudes = steps + ((exponents - self.least).astype(np.int64) << m)
+        magnitudes = np.minimum(magnitudes, self.largest)
         return (magnitudes | np.signbit(y).astype(np.int64) << (self.bits - 1)).astype(np.uint32)
 
 

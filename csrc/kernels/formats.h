@@ -156,19 +156,32 @@ COMMPRESS_HD bool float_scale_valid(uint8_t s, const FloatForm& form) {
   return s == SCALE8_NON_FINITE || (e >= form.lowest_scale && e <= form.highest_scale);
 }
 
-// The code of a finite y. P is the power of two at or below |y|, but at least the smallest normal number; |y| / P is an
-// exact fixed-point number with 30 binary digits (of numbers below the smallest normal one: rounded to 30 digits).
+// With eight bits of exponent a format has binary32's own exponents.
+COMMPRESS_HD bool float_is_wide(const FloatForm& form) { return form.least == -126; }
+
+// Taken off the bits of what float_code() rounds stochastically.
+COMMPRESS_HD uint32_t float_base(const FloatForm& form) {
+  return float_is_wide(form) ? 0u : static_cast<uint32_t>(127 + form.least) << 23;
+}
+
+// The code of a finite y.
+//
+// To nearest: P is the power of two at or below |y|, but at least the smallest normal number; |y| / P is exact.
+// Stochastically: |y| + max(|y|, smallest normal number) is a binary32 whose bits, less a constant, are the code and
+// the digits behind it: twice a normal number has its mantissa and the next exponent, and below the smallest normal
+// number the sum has one exponent throughout (it is rounded to 23 digits there).
 COMMPRESS_HD uint32_t float_code(float y, const FloatForm& form, bool stochastic, uint32_t random) {
-  const uint32_t u = bits_of(y), field = u & FLOAT_INFINITY, smallest = static_cast<uint32_t>(127 + form.least) << 23,
-                 p = field > smallest ? field : smallest;
-  const float ratio = float_of(u & 0x7FFFFFFFu) * float_of((255u << 23) - p);  // 2 |y| / P
+  const uint32_t u = bits_of(y), a = u & 0x7FFFFFFFu, smallest = static_cast<uint32_t>(127 + form.least) << 23;
   const int m = form.mantissa;
   uint32_t magnitude;
-  if (stochastic)
-    magnitude = (static_cast<uint32_t>(round_to_int(ratio * 0x1p29f)) + (random & (0x3FFFFFFFu >> m))) >> (30 - m);
-  else
-    magnitude = static_cast<uint32_t>(round_to_int(ratio * power_of_two(m - 1)));
-  magnitude += (p - smallest) >> (23 - m);
+  if (stochastic) {
+    const uint32_t digits = float_is_wide(form) ? a : bits_of(float_of(a) + float_of(a > smallest ? a : smallest));
+    magnitude = (digits - float_base(form) + (random & ((1u << (23 - m)) - 1))) >> (23 - m);
+  } else {
+    const uint32_t field = u & FLOAT_INFINITY, p = field > smallest ? field : smallest;
+    const float ratio = float_of(a) * float_of((255u << 23) - p);  // 2 |y| / P
+    magnitude = static_cast<uint32_t>(round_to_int(ratio * power_of_two(m - 1))) + ((p - smallest) >> (23 - m));
+  }
   return (magnitude < form.largest ? magnitude : form.largest) | u >> 31 << (form.bits - 1);
 }
 

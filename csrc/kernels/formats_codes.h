@@ -75,37 +75,63 @@ static void pack_codes(const uint32_t* codes, int64_t n, int bits, uint8_t* out)
 
 // ---- coders: a row of values and of random words to codes. `multiplier` is that of the row's scale block ----
 
-// float_code(). With SCALED there are less than eight bits of exponent, so 2^30 / P is a binary32.
+// float_code() to nearest. With SCALED there are less than eight bits of exponent, so 2^30 / P is a binary32.
 template <bool STOCHASTIC, bool SCALED>
 struct FloatCoder {
-  static constexpr bool RANDOM = STOCHASTIC;
+  static constexpr bool RANDOM = false;
   Floats gain, last;
-  Ints smallest, inverse, largest, noise, sign_mask, rebase, field = all(FLOAT_INFINITY), magnitude = all(0x7FFFFFFFu);
+  Ints smallest, inverse, largest, rebase, field = all(FLOAT_INFINITY), magnitude = all(0x7FFFFFFFu);
+  uint32_t sign_mask;
   int mantissa, sign_shift;
   FloatCoder(const FloatForm& form, float g)
       : gain(all(g)),
-        last(all(STOCHASTIC ? 0x1p29f : scale_by_power(0.5f, form.mantissa))),
+        last(all(scale_by_power(0.5f, form.mantissa))),
         smallest(all(static_cast<uint32_t>(127 + form.least) << 23)),
-        inverse(all(static_cast<uint32_t>(!SCALED      ? 255
-                                          : STOCHASTIC ? 284
-                                                       : 254 + form.mantissa)
-                    << 23)),
+        inverse(all(static_cast<uint32_t>(SCALED ? 254 + form.mantissa : 255) << 23)),
         largest(all(form.largest)),
-        noise(all(0x3FFFFFFFu >> form.mantissa)),
-        sign_mask(all(1u << (form.bits - 1))),
         rebase(all(static_cast<uint32_t>(127 + form.least) << form.mantissa)),
+        sign_mask(1u << (form.bits - 1)),
         mantissa(form.mantissa),
         sign_shift(32 - form.bits) {}
-  COMMPRESS_INLINE Ints operator()(Floats x, Ints random, float multiplier) const {
+  COMMPRESS_INLINE Ints operator()(Floats x, Ints, float multiplier) const {
     Floats y = x * gain;
     if constexpr (SCALED) y = y * all(multiplier);
     const Ints u = bits(y), p = larger(u & field, smallest);
     Floats ratio = floats(u & magnitude) * floats(inverse - p);
     if constexpr (!SCALED) ratio = ratio * last;
-    Ints code = rounded(ratio);
-    if constexpr (STOCHASTIC) code = shift_right(code + (random & noise), 30 - mantissa);
-    code = smaller(code + shift_right(p, 23 - mantissa) - rebase, largest);
-    return code | (shift_right(u, sign_shift) & sign_mask);
+    const Ints code = rounded(ratio) + shift_right(p, 23 - mantissa) - rebase;
+    return merge(smaller(code, largest), shift_right(u, sign_shift), sign_mask);
+  }
+};
+
+// float_code() with stochastic rounding.
+template <bool SCALED>
+struct FloatCoder<true, SCALED> {
+  static constexpr bool RANDOM = true;
+  Floats gain, smallest;
+  Ints largest, keep, base, magnitude = all(0x7FFFFFFFu);
+  uint32_t noise, sign_mask;
+  int shift, sign_shift;
+  FloatCoder(const FloatForm& form, float g)
+      : gain(all(g)),
+        smallest(all(power_of_two(form.least))),
+        largest(all(form.largest)),
+        keep(all(float_is_wide(form) ? 0u : ~0u)),
+        base(all(0u - float_base(form))),
+        noise((1u << (23 - form.mantissa)) - 1),
+        sign_mask(1u << (form.bits - 1)),
+        shift(23 - form.mantissa),
+        sign_shift(32 - form.bits) {}
+  COMMPRESS_INLINE Ints operator()(Floats x, Ints random, float multiplier) const {
+    Floats y = x * gain;
+    if constexpr (SCALED) y = y * all(multiplier);
+    const Ints u = bits(y);
+    const Floats a = floats(u & magnitude);
+    Floats more = larger(a, smallest);
+    if constexpr (!SCALED) more = floats(bits(more) & keep);
+    // The base has no bits where the noise has some: one `or` adds both.
+    const Ints code = shift_right(bits(a + more) + merge(base, random, noise), shift);
+    return merge(smaller(code, largest), shift_right(u, sign_shift), sign_mask);
   }
 };
 
