@@ -104,12 +104,22 @@ def test_prediction_of_a_codec() -> None:
     numel = 1 << 20
     sent = 2 * (numel / 2 * 4 / 8 + MESSAGE_NBYTES)  # two phases, half of the tensor each
     assert known.predict("uniform:4", numel) == pytest.approx(sent / 1e6)
-    scaled = dataclasses.replace(known.codecs["uniform:4"], scale=1.5)
+    scaled = dataclasses.replace(known.codecs["uniform:4"], scales=((float(numel), 1.5),))
     slower = dataclasses.replace(known, codecs={"uniform:4": scaled}, call=0.25)
     assert slower.predict("uniform:4", numel) == pytest.approx(0.25 + 1.5 * sent / 1e6)
     worker = calibration(2, link=1e15, codec_seconds=1e-9)
     assert worker.predict("uniform:4", numel) == pytest.approx(1.5 * numel * 1e-9, rel=1e-6)
     assert calibration(1).predict("uniform:4", numel) == 0.0
+
+
+def test_scales_between_the_sizes_that_were_tried() -> None:
+    cost = CodecCost("x", 4.0, 1.0, 2.0, 7.0, 4, scales=((100.0, 1.0), (10_000.0, 2.0)))
+    assert [cost.scale_at(n) for n in (0, 1, 100, 10_000, 1e9)] == [1.0, 1.0, 1.0, 2.0, 2.0]
+    assert cost.scale_at(1000) == pytest.approx(1.5)
+    assert CodecCost("x", 4.0, 1.0, 2.0, 7.0, 4).scale_at(1000) == 1.0
+    for wrong in (((0.0, 1.0),), ((2.0, 1.0), (2.0, 1.0)), ((1.0, 0.0),), ((1.0, float("inf")),)):
+        with pytest.raises(SpecError, match="scales"):
+            dataclasses.replace(cost, scales=wrong)
 
 
 def test_a_codec_at_another_number_of_ranks() -> None:

@@ -7,6 +7,7 @@ take for a coordinate or a byte while all ranks of the machine compute at once.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Final, final
@@ -36,10 +37,10 @@ class CodecCost:
             encoded and decoded.
         encode_call, decode_call, reduce_call: seconds of each call beside those: tables, searches for a step size.
         ranks: how many ranks `reduce` is for; each one more costs another `decode`.
-        scale: measured over modelled time of a real exchange of this codec; 1 where none was tried.
+        scales: (coordinates, measured over modelled time) of real exchanges of this codec, ascending; empty where none was tried.
 
     Raises:
-        SpecError: a number is negative or not finite.
+        SpecError: a number is negative or not finite, or the sizes of `scales` do not ascend from above 0.
     """
 
     spec: str
@@ -52,13 +53,29 @@ class CodecCost:
     decode_call: float = 0.0
     reduce_call: float = 0.0
     bits2: float | None = None
-    scale: float = 1.0
+    scales: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("bits", "encode", "decode", "reduce", "encode_call", "decode_call", "reduce_call", "scale"):
+        for name in ("bits", "encode", "decode", "reduce", "encode_call", "decode_call", "reduce_call"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise SpecError(f"{name} of {self.spec} must be a number >= 0, got {value!r}")
+        sizes = [0.0, *(size for size, _ in self.scales)]
+        if any(a >= b for a, b in itertools.pairwise(sizes)) or not all(
+            0 < factor < math.inf for _, factor in self.scales
+        ):
+            raise SpecError(f"scales of {self.spec} must be (coordinates, factor > 0), ascending, got {self.scales!r}")
+
+    def scale_at(self, numel: float) -> float:
+        """Measured over modelled time at a size: between the sizes that were tried a line over their logarithms, beyond them the nearest; 1 where none was tried."""
+        if not self.scales:
+            return 1.0
+        points = [(math.log(size), factor) for size, factor in self.scales]
+        at = min(max(math.log(max(numel, 1.0)), points[0][0]), points[-1][0])
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
+            if at <= x1:
+                return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+        return points[-1][1]
 
     def at(self, ranks: int) -> CodecCost:
         """The same codec at another number of ranks: each further contribution to the own shard is decoded, too."""
@@ -143,7 +160,7 @@ class Calibration:
         if self.ranks == 1:
             return 0.0
         cost = self.codecs[what]
-        return self.call + cost.scale * exchange_seconds(self.exchange(cost, numel))
+        return self.call + cost.scale_at(numel) * exchange_seconds(self.exchange(cost, numel))
 
     def exchange(self, cost: CodecCost, numel: int) -> Exchange:
         """What the model works through for one codec and size."""
@@ -176,7 +193,10 @@ class Calibration:
         """From what :meth:`to_dict` gave. Raises SpecError."""
         try:
             torch = {n: tuple((float(b), float(s)) for b, s in points) for n, points in saved["torch"].items()}
-            codecs = {spec: CodecCost(**cost) for spec, cost in saved["codecs"].items()}
+            codecs = {
+                spec: CodecCost(**{**cost, "scales": tuple((float(size), float(by)) for size, by in cost["scales"])})
+                for spec, cost in saved["codecs"].items()
+            }
             return Calibration(**{**saved, "torch": torch, "codecs": codecs})
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise SpecError(f"this is no calibration: {problem}") from problem

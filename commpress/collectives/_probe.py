@@ -34,7 +34,8 @@ _MOST_NBYTES = 4 << 20  # of one message
 _MOST_TORCH_NBYTES = 16 << 20
 _LEAST_NBYTES = 96 * 1024  # that an exchange has to carry to say anything about a link
 _LEAST_SECONDS, _MOST_SECONDS = 0.04, 0.12  # of one exchange of the probe
-_TRIAL_NUMEL = 1 << 21
+# Of the real exchanges of each codec: what stays in caches, and what comes from memory.
+_TRIAL_NUMELS = (1 << 18, 1 << 23)
 _LINK_ROUNDS = 4
 
 
@@ -126,7 +127,7 @@ def _measure(
     else:
         found = dataclasses.replace(found, call=small - 3 * latency)
     scaled = {
-        name: dataclasses.replace(costs[name], scale=_trial(peers, reducer, codec, found, spend))
+        name: dataclasses.replace(costs[name], scales=_trials(peers, reducer, codec, found, spend))
         for name, codec in zip(costs, codecs, strict=True)
     }
     seconds = peers.slowest([[time.perf_counter() - began]])[0]
@@ -281,11 +282,22 @@ def _small(peers: Peers, reducer: Reducer, found: Calibration) -> float:
     return max(0.2 * seconds, seconds - wire)
 
 
-def _trial(peers: Peers, reducer: Reducer, codec: Codec, found: Calibration, spend: float) -> float:
-    """Measured over modelled time of one size of this codec that takes about `spend`."""
-    numel = 4096 * found.ranks
-    while numel < _TRIAL_NUMEL and found.predict(str(codec), 2 * numel) < spend:
-        numel *= 2
+def _trials(
+    peers: Peers, reducer: Reducer, codec: Codec, found: Calibration, spend: float
+) -> tuple[tuple[float, float], ...]:
+    """(coordinates, measured over modelled time) of this codec, at sizes that take no more than about `spend`."""
+    sizes: list[int] = []
+    for most in _TRIAL_NUMELS:
+        numel = 4096 * found.ranks
+        while 2 * numel <= most and found.predict(str(codec), 2 * numel) < spend:
+            numel *= 2
+        if numel not in sizes:
+            sizes.append(numel)
+    return tuple((float(numel), _trial(peers, reducer, codec, found, spend, numel)) for numel in sizes)
+
+
+def _trial(peers: Peers, reducer: Reducer, codec: Codec, found: Calibration, spend: float, numel: int) -> float:
+    """Measured over modelled time of an exchange of `numel` coordinates."""
     x = torch.randn(numel, generator=torch.Generator().manual_seed(found.ranks))
     flat = x.clone()
     work = functools.partial(reducer.run, flat, codec, codec.of_second_phase, Key())
