@@ -56,8 +56,11 @@ cuda::Job job_of(const Tensor& table, const OptionalTensor& units, int64_t block
     STD_TORCH_CHECK(table.is_cpu() && table.size(0) == 1,
                     "commpress: a table of one layer must be in host memory, any other needs `units`");
     job.single = rows[0];
-    STD_TORCH_CHECK(job.single.numel == values.numel() && job.single.offset % BLOCK == 0 && job.single.offset >= 0 &&
-                        blocks == (values.numel() + BLOCK - 1) / BLOCK,
+    const int64_t block = job.single.family == cuda::TOPK_SEGMENTS
+                              ? cuda::unpacked_topk(static_cast<int32_t>(job.single.rate)).block
+                              : BLOCK;
+    STD_TORCH_CHECK(job.single.numel == values.numel() && job.single.offset % block == 0 && job.single.offset >= 0 &&
+                        blocks == (values.numel() + block - 1) / block,
                     "commpress: the layer's size or offset is not that of the values");
   }
   if (counter) {

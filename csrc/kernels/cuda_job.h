@@ -1,6 +1,7 @@
 // What a launch is told. Plain data without CUDA: the operators fill it in, the kernels read it.
 #pragma once
 #include "philox.h"
+#include "sparse.h"
 #include "wire.h"
 
 namespace commpress {
@@ -8,6 +9,17 @@ namespace cuda {
 
 // A number format, as one more family of a table. Its rate is packed_format() of formats.h.
 constexpr int32_t FORMAT = 6;
+
+// `topk`, whose blocks of work are segments, and whose rate is packed_topk().
+constexpr int32_t TOPK_SEGMENTS = 7;
+constexpr int32_t packed_topk(int32_t fraction, int32_t bits, int64_t block) {
+  int32_t digits = 0;
+  while (int64_t{1} << digits < block) ++digits;
+  return fraction | bits << 20 | digits << 26;
+}
+COMMPRESS_HD SparseCodec unpacked_topk(int32_t packed) {
+  return {TOPK, packed & 0xFFFFF, packed >> 20 & 63, false, int64_t{1} << (packed >> 26)};
+}
 
 // A row of the table of layers, all int64 as in the tensor that holds it.
 struct Layer {
@@ -85,19 +97,23 @@ int decode_rotated(const Job& job, const Sources& sources, float* out, const Del
 int encode_formats(const Job& job, const Gradient& x, float gain, uint8_t* out, const Queue& queue);
 int decode_formats(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                    const Queue& queue);
+int encode_sparse(const Job& job, const Gradient& x, float gain, uint8_t* out, const Queue& queue);
+int decode_sparse(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                  const Queue& queue);
 
-// Families that a table holds, as bits: `uniform` has a kernel, number formats have one, the others another. Of the
-// first and the last the one that is launched, or launched first, does RAW and casts as well.
+// Families that a table holds, as bits: `uniform` has a kernel, number formats and `topk` have one each, the others
+// another. Of the first and the last the one that is launched, or launched first, does RAW and casts as well.
 constexpr uint32_t family_bit(int family) { return 1u << family; }
 struct Launches {
-  bool rotated, uniform, formats, plain_with_rotated;
+  bool rotated, uniform, formats, sparse, plain_with_rotated;
 };
 constexpr Launches launches_of(uint32_t families) {
   const uint32_t plain = family_bit(RAW) | family_bit(CAST_FP16) | family_bit(CAST_BF16);
   const bool uniform = (families & family_bit(UNIFORM)) != 0, formats = (families & family_bit(FORMAT)) != 0,
+             sparse = (families & family_bit(TOPK_SEGMENTS)) != 0,
              rotated = (families & (family_bit(HADAMARD_LLOYD) | family_bit(LLOYD))) != 0 ||
                        (!uniform && (families & plain) != 0);
-  return {rotated, uniform, formats, rotated && (families & plain) != 0};
+  return {rotated, uniform, formats, sparse, rotated && (families & plain) != 0};
 }
 
 inline int encode(const Job& job, uint32_t families, const Gradient& x, float gain, uint8_t* out, const Queue& queue) {
@@ -106,6 +122,7 @@ inline int encode(const Job& job, uint32_t families, const Gradient& x, float ga
   int error = launches.rotated ? encode_rotated(job, x, gain, out, launches.plain_with_rotated, queue) : 0;
   if (!error && launches.uniform) error = encode_uniform(job, x, gain, out, !launches.plain_with_rotated, queue);
   if (!error && launches.formats) error = encode_formats(job, x, gain, out, queue);
+  if (!error && launches.sparse) error = encode_sparse(job, x, gain, out, queue);
   return error;
 }
 
@@ -118,6 +135,7 @@ inline int decode(const Job& job, uint32_t families, const Sources& sources, flo
   if (!error && launches.uniform)
     error = decode_uniform(job, sources, out, delivery, report, !launches.plain_with_rotated, queue);
   if (!error && launches.formats) error = decode_formats(job, sources, out, delivery, report, queue);
+  if (!error && launches.sparse) error = decode_sparse(job, sources, out, delivery, report, queue);
   return error;
 }
 

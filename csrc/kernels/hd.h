@@ -61,6 +61,15 @@ COMMPRESS_HD int32_t round_to_int(float x) {
 #endif
 }
 
+// Zero bits above the highest that is set; x is not 0.
+COMMPRESS_HD int leading_zeros(uint64_t x) {
+#if defined(__CUDA_ARCH__)
+  return __clzll(static_cast<long long>(x));
+#else
+  return __builtin_clzll(x);
+#endif
+}
+
 COMMPRESS_HD uint32_t rotate_left(uint32_t w, int k) { return k ? (w << k) | (w >> (32 - k)) : w; }
 
 COMMPRESS_HD uint32_t multiply_high(uint32_t a, uint32_t b) {

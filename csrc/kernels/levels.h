@@ -13,7 +13,7 @@ struct Levels {
   uint16_t low, high;
 };
 
-inline bool levels_valid(Levels levels) {
+COMMPRESS_HD bool levels_valid(Levels levels) {
   return (levels.low == LEVELS_NON_FINITE && levels.high == LEVELS_NON_FINITE) ||
          (levels.low <= levels.high && levels.high <= SCALE16_LARGEST);
 }
@@ -29,31 +29,51 @@ COMMPRESS_HD float level_value(Levels levels, int count, int code) {
 // and of those not above the mean; more reach from half a step above the least (but at most twice the least) to the
 // largest. Means are of bits, which lies below the arithmetic mean. So what rounding changes is never longer than the
 // vector, which error feedback needs.
+struct MagnitudeSums {
+  uint64_t sum = 0;
+  uint32_t least = 0xFFFFFFFFu, largest = 0;
+  COMMPRESS_HD void add(uint32_t u) {
+    sum += u;
+    least = u < least ? u : least;
+    largest = u > largest ? u : largest;
+  }
+};
+COMMPRESS_HD uint32_t mean_magnitude(const MagnitudeSums& all, int64_t m) {
+  return static_cast<uint32_t>(all.sum / static_cast<uint64_t>(m));
+}
+// One level, or four and more; m > 0.
+COMMPRESS_HD Levels levels_of(const MagnitudeSums& all, int64_t m, int count) {
+  const uint16_t mean = static_cast<uint16_t>(mean_magnitude(all, m) >> 16);
+  if (count == 1) return {mean, mean};
+  const uint32_t half = (all.largest - all.least) / static_cast<uint32_t>(2 * count - 1), octave = 1u << 23;
+  return {static_cast<uint16_t>((all.least + (half < octave ? half : octave)) >> 16),
+          static_cast<uint16_t>(all.largest >> 16)};
+}
+// Two levels, from the sum and the number of those above the mean of all m.
+COMMPRESS_HD Levels two_levels(uint64_t sum, int64_t m, uint64_t above, int64_t number) {
+  const uint64_t low = (sum - above) / static_cast<uint64_t>(m - number);  // the least is never above the mean
+  const uint64_t high = number ? above / static_cast<uint64_t>(number) : low;
+  return {static_cast<uint16_t>(low >> 16), static_cast<uint16_t>(high >> 16)};
+}
+
 inline Levels find_levels(const uint32_t* u, int64_t m, int count) {
   if (m == 0) return {0, 0};
-  uint64_t sum = 0;
-  uint32_t least = u[0], largest = u[0];
-  for (int64_t i = 0; i < m; ++i) {
-    sum += u[i];
-    least = u[i] < least ? u[i] : least;
-    largest = u[i] > largest ? u[i] : largest;
-  }
-  const uint32_t mean = static_cast<uint32_t>(sum / static_cast<uint64_t>(m));
-  if (count == 1) return {static_cast<uint16_t>(mean >> 16), static_cast<uint16_t>(mean >> 16)};
-  if (count > 2) {
-    const uint32_t half = (largest - least) / static_cast<uint32_t>(2 * count - 1), octave = 1u << 23;
-    return {static_cast<uint16_t>((least + (half < octave ? half : octave)) >> 16),
-            static_cast<uint16_t>(largest >> 16)};
-  }
+  MagnitudeSums all;
+  for (int64_t i = 0; i < m; ++i) all.add(u[i]);
+  if (count != 2) return levels_of(all, m, count);
+  const uint32_t mean = mean_magnitude(all, m);
   uint64_t above = 0;
   int64_t number = 0;
   for (int64_t i = 0; i < m; ++i) {
     above += u[i] > mean ? u[i] : 0;
     number += u[i] > mean;
   }
-  const uint64_t low = (sum - above) / static_cast<uint64_t>(m - number);  // the least is never above the mean
-  const uint64_t high = number ? above / static_cast<uint64_t>(number) : low;
-  return {static_cast<uint16_t>(low >> 16), static_cast<uint16_t>(high >> 16)};
+  return two_levels(all.sum, m, above, number);
+}
+
+// Where code c - 1 ends and c begins, 1 <= c < count.
+COMMPRESS_HD float level_border(Levels levels, int count, int c) {
+  return level_value(levels, count, c - 1) * 0.5f + level_value(levels, count, c) * 0.5f;
 }
 
 // Nearest levels: the code of a magnitude is the number of midpoints between neighbours that it reaches.

@@ -4,8 +4,8 @@
 #include <memory>
 
 #include "gaps.h"
-#include "levels.h"
 #include "select.h"
+#include "topk.h"
 
 namespace commpress {
 
@@ -33,8 +33,6 @@ int64_t scan_avx512(const float* x, int64_t n, uint32_t least, uint32_t* found);
 
 namespace {
 
-constexpr uint32_t EXACT = 0x80000000u;  // in a header: the values are binary32 although the codec's are not
-
 Scan scan_of(Isa isa) {
 #if defined(COMMPRESS_X86)
   if (isa == Isa::AVX512) return scan_avx512;
@@ -49,11 +47,6 @@ bool all_finite(const float* x, int64_t n) {
   uint32_t bad = 0;
   for (int64_t i = 0; i < n; ++i) bad |= magnitude(x[i]) + 0x00800000u;
   return !(bad >> 31);
-}
-
-float clamped(float value) {
-  const float limit = float_of(SCALE32_INFINITY - 1);
-  return value > limit ? limit : value < -limit ? -limit : value;
 }
 
 void deliver(float& out, float value, bool accumulate, float beta) { out = accumulate ? out * beta + value : value; }
@@ -121,12 +114,6 @@ struct Workshop {
 
 // ---- topk ----
 
-struct Header {
-  uint32_t sent;  // coordinates
-  bool exact;
-  Levels levels;
-};
-
 Header read_header(const SparseCodec& codec, const uint8_t* in) {
   Header header{0, false, {0, 0}};
   memcpy(&header.sent, in, 4);
@@ -139,24 +126,13 @@ Header read_header(const SparseCodec& codec, const uint8_t* in) {
   return header;
 }
 
-bool fits_exactly(const SparseCodec& codec, const GapCost& cost, int64_t n, int64_t k, int64_t m) {
-  return codec.bits < 32 && m > 0 &&
-         sparse_header_nbytes(codec) + 4 * m + position_nbytes(cost, n, m) <= sparse_nbytes(codec, cost, n, k);
-}
-
-bool header_valid(const SparseCodec& codec, const GapCost& cost, const Header& header, int64_t n, int64_t k) {
-  if (header.sent > k || !levels_valid(header.levels)) return false;
-  return header.exact == fits_exactly(codec, cost, n, k, header.sent);
-}
-
 void encode_values(const SparseCodec& codec, bool finite, const float* values, int64_t m, uint32_t* work, uint8_t* out,
                    uint8_t* levels_out) {
   if (codec.bits == 32) {
     memcpy(out, values, 4 * m);
   } else if (codec.bits == 16) {
     for (int64_t i = 0; i < m; ++i) {
-      uint16_t code = to_bf16(values[i]);
-      if ((code & 0x7FFF) == 0x7F80 && magnitude(values[i]) < SCALE32_INFINITY) --code;  // finite values stay finite
+      const uint16_t code = finite_bf16(values[i]);
       memcpy(out + 2 * i, &code, 2);
     }
   } else {
@@ -188,7 +164,7 @@ void encode_topk(Workshop& shop, const float* x, int64_t n, int64_t k, float gai
     const float value = x[indices[i]];
     largest = magnitude(value) > largest ? magnitude(value) : largest;
     indices[m] = indices[i];
-    values[m] = magnitude(value) < SCALE32_INFINITY ? clamped(value * gain) : value;
+    values[m] = sent_value(value, gain);
     m += values[m] != 0.0f;  // a gain may turn a value into zero
   }
   const bool exact = fits_exactly(codec, shop.cost, n, k, m);

@@ -1,0 +1,124 @@
+// `topk` and `threshold` on the device: what encoder and decoder share. A block of threads works on a segment of up to
+// 2^18 coordinates. Lists of what is sent can be as long as the segment and would not fit in shared memory, so what is
+// sent is a bit for each coordinate (32 KiB at most), and values are read again from global memory (mostly from L2,
+// which holds the segment from the first pass on) where they are wanted.
+#pragma once
+#include "cuda_block.h"
+#include "cuda_launch.h"
+#include "gaps.h"
+#include "topk.h"
+
+namespace commpress {
+namespace cuda {
+
+constexpr int SPARSE_THREADS = 256, SPARSE_WARPS = SPARSE_THREADS / 32;
+constexpr int SEGMENT_WORDS = static_cast<int>(SPARSE_LARGEST_BLOCK / 32);
+
+// Shared memory of a block of threads.
+struct SparseSpace {
+  uint64_t survival[GAP_SYMBOLS + 1];  // of the model of `fraction`, which stays from one segment to the next
+  uint64_t sums[SPARSE_WARPS];
+  uint32_t bits[SEGMENT_WORDS];
+  uint32_t scratch[32];
+  float table[256];  // borders between levels, or values of codes
+  int32_t fraction, symbols, ends[2];
+};
+
+struct Segment {
+  SparseCodec codec;
+  GapCost cost;
+  int64_t first, byte;
+  int n, k;
+};
+
+// Divisions of 64-bit numbers: once a segment.
+COMMPRESS_SELDOM Segment segment_of(const Layer& layer, int64_t unit) {
+  Segment s;
+  s.codec = unpacked_topk(static_cast<int32_t>(layer.rate));
+  s.cost = gap_cost(s.codec.fraction);
+  const int64_t start = (unit - layer.unit) * s.codec.block;
+  s.n = static_cast<int>(layer.numel - start < s.codec.block ? layer.numel - start : s.codec.block);
+  s.k = static_cast<int>(sparse_kept(s.codec, layer.offset + start, s.n));
+  s.first = layer.first + start;
+  s.byte = layer.byte + sparse_payload_nbytes(s.codec, s.cost, layer.offset, start);
+  return s;
+}
+
+COMMPRESS_DEVICE Layer layer_of(const Job& job, int64_t unit) {
+  return job.layers ? job.layers[job.layer_of_unit[unit]] : job.single;
+}
+
+// The model of positions as threads read it.
+struct SharedModel {
+  int symbols;
+  const uint64_t* survival;
+  const uint16_t* guess;
+  COMMPRESS_HD uint64_t below(int j) const { return survival[0] - survival[j]; }
+  COMMPRESS_HD int look(uint64_t code, uint64_t unit) const {
+    const float place = divide(static_cast<float>(static_cast<uint32_t>(code >> 32)) * static_cast<float>(GAP_CELLS),
+                               static_cast<float>(static_cast<uint32_t>(unit)));
+    return guess[place < GAP_CELLS - 1.0f ? static_cast<int>(place) : GAP_CELLS - 1];
+  }
+};
+
+// Fills in the model if it is another; true if so. Begins and ends in step.
+COMMPRESS_DEVICE bool prepare_model(SparseSpace& s, int32_t fraction) {
+  __syncthreads();  // warps may still be at segments before
+  const bool known = s.fraction == fraction;
+  __syncthreads();
+  if (known) return false;
+  if (thread() == 0) {
+    s.symbols = fill_survival(fraction, s.survival);
+    s.fraction = fraction;
+  }
+  __syncthreads();
+  return true;
+}
+
+// The sum over all threads before this one; `total` is that over all. Ends in step.
+COMMPRESS_DEVICE uint32_t sum_before(uint32_t value, uint32_t* scratch, uint32_t& total) {
+  const int lane = thread() % 32, warp = thread() / 32;
+  uint32_t sum = value;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const uint32_t other = __shfl_up_sync(ALL_LANES, sum, static_cast<unsigned>(distance));
+    sum += lane >= distance ? other : 0;
+  }
+  if (lane == 31) scratch[warp] = sum;
+  __syncthreads();
+  uint32_t before = 0;
+  total = 0;
+  for (int i = 0; i < SPARSE_WARPS; ++i) {
+    before += i < warp ? scratch[i] : 0;
+    total += scratch[i];
+  }
+  __syncthreads();
+  return before + sum - value;
+}
+
+COMMPRESS_DEVICE uint64_t sum_of_all(uint64_t value, uint64_t* sums) {
+  for (int distance = 16; distance; distance /= 2) value += __shfl_xor_sync(ALL_LANES, value, distance);
+  if (thread() % 32 == 0) sums[thread() / 32] = value;
+  __syncthreads();
+  uint64_t total = 0;
+  for (int i = 0; i < SPARSE_WARPS; ++i) total += sums[i];
+  __syncthreads();
+  return total;
+}
+
+// Words of bits that a thread looks after: neighbours, so that threads and coordinates are in the same order.
+struct Share {
+  int begin, end;
+};
+COMMPRESS_DEVICE Share share_of(int n) {
+  const int words = (n + 31) / 32, each = (words + threads() - 1) / threads();
+  return {smaller(thread() * each, words), smaller((thread() + 1) * each, words)};
+}
+
+// f(coordinate) for each bit that is set.
+template <class F>
+COMMPRESS_DEVICE void each_bit(uint32_t word, int w, F&& f) {
+  for (; word; word &= word - 1) f(32 * w + __ffs(static_cast<int>(word)) - 1);
+}
+
+}  // namespace cuda
+}  // namespace commpress
