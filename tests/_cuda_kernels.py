@@ -28,9 +28,11 @@ NAMES = (
     "encode_uniform",
     "encode_rotated",
     "encode_formats",
+    "encode_sparse",
     "decode_uniform",
     "decode_rotated",
     "decode_formats",
+    "decode_sparse",
 )
 BLOCK = 4096
 BLOCKS_PER_PROCESSOR = 8
@@ -155,7 +157,8 @@ def _launches(families: int) -> list[tuple[str, bool | None]]:
     rotated = families & (1 << _LLOYD | 1 << _HADAMARD_LLOYD) != 0 or (plain and not uniform)
     found: list[tuple[str, bool | None]] = [("rotated", plain)] * rotated
     found += [("uniform", not (rotated and plain))] * uniform
-    return found + [("formats", None)] * (families >> ops.FORMAT & 1)
+    found += [("formats", None)] * (families >> ops.FORMAT & 1)
+    return found + [("sparse", None)] * (families >> ops.TOPK & 1)
 
 
 class Launcher:

@@ -27,8 +27,14 @@ RUNS = [
     ("test_formats", "plain", (12, 2, 4, 5)),
     ("test_formats", "sanitize", (13, 1, 8, 20)),
     ("test_formats", "threads", (14, 2, 8, 60)),
+    ("test_topk", "plain", (11, 0, 1, 1)),
+    ("test_topk", "plain", (12, 1, 4, 3)),
+    ("test_topk", "plain", (13, 2, 8, 3)),
+    ("test_topk", "sanitize", (14, 2, 8, 20)),
+    ("test_topk", "threads", (15, 0, 8, 40)),
+    ("test_topk", "threads", (16, 2, 4, 40)),
 ]
-TESTS = ("test_kernels", "test_formats")
+TESTS = ("test_kernels", "test_formats", "test_topk")
 QUICK_MUTANTS = [
     "tensor_of_layer_forgotten",
     "fold_barrier_in_one_warp",

@@ -79,14 +79,33 @@ def test_devices_without_kernels_are_refused(spec):
 def test_which_codecs_have_cuda_kernels():
     cuda = torch.device("cuda")
     built = ops.cuda_built()
-    for spec in ("uniform:3", "lloyd:2", "hadamard+lloyd:0.5", "cast:fp16", *FORMATS):
+    for spec in ("uniform:3", "lloyd:2", "hadamard+lloyd:0.5", "cast:fp16", "topk:0.1", "threshold:3", *FORMATS):
         assert commpress.codec(spec).runs_on(cuda) is built
-    for spec in ("trellis:2", "bitshift:1", "ecsq:1", "topk:0.1", "homomorphic:4"):
+    for spec in ("trellis:2", "bitshift:1", "ecsq:1", "randk:0.1", "homomorphic:4"):
         assert not commpress.codec(spec).runs_on(cuda)
-    mixed = LayeredCodec([(10, commpress.codec("uniform:4")), (10, commpress.codec("topk:0.1"))])
+    mixed = LayeredCodec([(10, commpress.codec("uniform:4")), (10, commpress.codec("randk:0.1"))])
     assert not mixed.runs_on(cuda)
     assert LayeredCodec([(10, commpress.codec("uniform:4")), (5, commpress.codec("none"))]).runs_on(cuda) is built
     assert LayeredCodec([(10, commpress.codec("mxfp4")), (5, commpress.codec("none"))]).runs_on(cuda) is built
+
+
+def test_blocks_of_topk_are_segments():
+    codec = commpress.codec("topk:0.01,block=8192,values=bf16")
+    layers = [
+        *(codec.device_layers(0, 3 * 8192 + 1) or []),
+        *(commpress.codec("uniform:4").device_layers(0, 4097) or []),
+        *(commpress.codec("topk:1,block=262144,values=fp32").device_layers(262144, 5) or []),
+    ]
+    table = ops.device_table(layers, CPU)
+    assert table.units.tolist() == [0, 0, 0, 0, 1, 1, 2]
+    assert table.rows[:, :2].tolist() == [
+        [7, 10_000 | 16 << 20 | 13 << 26],
+        [3, 4_000_000],
+        [7, 1_000_000 | 32 << 20 | 18 << 26],
+    ]
+    assert table.rows[:, 7].tolist()[1] == codec.payload_nbytes(3 * 8192 + 1)
+    assert table.families == 1 << ops.TOPK | 1 << 3
+    assert commpress.codec("randk:0.1").device_layers(0, 5) is None
 
 
 @pytest.mark.parametrize("spec", FORMATS)

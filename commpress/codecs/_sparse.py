@@ -6,11 +6,13 @@ import dataclasses
 import decimal
 import enum
 import math
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 
 from commpress import ops
+from commpress.codecs import _device
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise
@@ -112,6 +114,20 @@ class SparseCodec(Codec):
             self.kind, self.fraction, self.value_bits, self.scaled, self.block, offset, numel
         )
 
+    def runs_on(self, device: torch.device) -> bool:
+        """CUDA devices have kernels for `TOPK` only."""
+        return device.type == "cpu" or (self.kind is Kind.TOPK and _device.runs_on(device))
+
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer] | None:
+        if self.kind is not Kind.TOPK:
+            return None
+        code = ops.topk_code(self.fraction, self.value_bits, self.block)
+        kind = ops.Kind(ops.TOPK, code, block_nbytes=1, block=self.block)  # sizes of segments differ: none is looked up
+        return [ops.DeviceLayer(kind, 0, offset, numel, self.payload_nbytes(numel, offset=offset))]
+
+    def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
+        return ops.device_table(self.device_layers(offset, numel) or [], device)
+
     def arguments(self, key: Key, offset: int, gain: float) -> dict[str, Any]:
         """What the operators of :mod:`commpress.ops` take, but for the tensors."""
         return {
@@ -127,6 +143,9 @@ class SparseCodec(Codec):
         }
 
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        if x.is_cuda:
+            _device.encode(self._device_table(x.numel(), offset, x.device), x, key, out, gain)
+            return
         ops.sparse_encode(x.to(torch.float32), out, **self.arguments(key, offset, gain))
 
     def _decode(
@@ -139,16 +158,68 @@ class SparseCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
+        if out.is_cuda:
+            _device.decode(
+                self._device_table(out.numel(), offset, out.device),
+                [payload],
+                [key],
+                out,
+                accumulate=accumulate,
+                gain=gain,
+                beta=beta,
+                corrupt=lambda _: self._corrupt("a segment"),
+            )
+            return
         work = out.to(torch.float32)
         segment = ops.sparse_decode(
             payload, work, accumulate=accumulate, beta=beta, **self.arguments(key, offset, gain)
         )
         if segment >= 0:
-            raise WireError(
-                f"segment {segment} has a {self} header that no encoder writes: the bytes are corrupt, or of another codec"
-            )
+            raise self._corrupt(f"segment {segment}")
         if work is not out:
             out.copy_(work)
+
+    def reduce(
+        self,
+        payloads: Sequence[torch.Tensor],
+        keys: Sequence[Key],
+        key: Key,
+        *,
+        values: torch.Tensor,
+        out: torch.Tensor,
+        offset: int = 0,
+        beta: float = 1.0,
+    ) -> bool:
+        if not (values.is_cuda and values.numel() and key.of_same_tensor(keys)):
+            return super().reduce(payloads, keys, key, values=values, out=out, offset=offset, beta=beta)
+        return _device.reduce(
+            self._device_table(values.numel(), offset, values.device),
+            payloads,
+            keys,
+            key,
+            values=values,
+            out=out,
+            beta=beta,
+            corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
+        )
+
+    def decode_sum(
+        self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
+    ) -> bool:
+        if not (out.is_cuda and out.numel() and keys[0].of_same_tensor(keys)):
+            return super().decode_sum(payloads, keys, out=out, offset=offset)
+        return _device.decode(
+            self._device_table(out.numel(), offset, out.device),
+            payloads,
+            keys,
+            out,
+            corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
+        )
+
+    def _corrupt(self, what: str) -> WireError:
+        return WireError(
+            f"{what} has a {self} header that no encoder writes: the bytes are corrupt, or of another codec"
+        )
 
 
 def _number(spec: Spec, example: str) -> decimal.Decimal:

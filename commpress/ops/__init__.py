@@ -3,6 +3,7 @@
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
 from commpress.ops._cuda import (
     FORMAT,
+    TOPK,
     DeviceLayer,
     DeviceTable,
     Kind,
@@ -12,6 +13,7 @@ from commpress.ops._cuda import (
     encode_table,
     gap,
     new_report,
+    topk_code,
 )
 from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes
 from commpress.ops._formats import (
@@ -52,6 +54,7 @@ __all__ = [
     "bitshift_encode",
     "bitshift_nbytes",
     "Scheme",
+    "TOPK",
     "cuda_built",
     "decode",
     "decode_layers",
@@ -89,4 +92,5 @@ __all__ = [
     "sparse_payload_nbytes",
     "tcq_dequantise",
     "tcq_quantise",
+    "topk_code",
 ]

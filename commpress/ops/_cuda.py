@@ -11,12 +11,13 @@ import torch
 from commpress.ops._library import library, signed, wrote_argument
 
 # Columns of a table (csrc/kernels/cuda_job.h): family, rate, centroid, number added to the key's tensor, offset, coordinates, first value,
-# first byte, blocks before; bits of every code and bytes of a whole block, or zeros where they differ.
+# first byte, blocks before (of `topk`: segments); bits of every code and bytes of a whole block, or zeros where they differ.
 COLUMNS = 11
 BLOCK, GROUP, RATE_ONE = 4096, 512, 1_000_000
 RAW, CAST_FP16, CAST_BF16, UNIFORM = range(4)
 _GAP = -1
 FORMAT = 6  # a number format: its rate is `format_code`
+TOPK = 7  # `topk`: its rate is `topk_code`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,16 +50,23 @@ class Kind(NamedTuple):
     """A codec as the kernels know it.
 
     Attributes:
-        family: of csrc/kernels/wire.h, or ``FORMAT``.
-        rate: millionths of a bit per coordinate, or ``format_code``.
+        family: of csrc/kernels/wire.h, or ``FORMAT`` or ``TOPK``.
+        rate: millionths of a bit per coordinate, or ``format_code`` or ``topk_code``.
         centroid: 1 for the least-squares scale.
         block_nbytes: payload bytes of 4096 coordinates, of a number format only; those of the others follow from the rate.
+        block: coordinates that a block of threads works on at a time.
     """
 
     family: int
     rate: int = 0
     centroid: int = 0
     block_nbytes: int = 0
+    block: int = BLOCK
+
+
+def topk_code(fraction: int, bits: int, block: int) -> int:
+    """What the kernels know ``topk`` by, as ``packed_topk`` of csrc/kernels/cuda_job.h: all of it in one number below 2^31."""
+    return fraction | bits << 20 | (block.bit_length() - 1) << 26
 
 
 class DeviceLayer(NamedTuple):
@@ -82,11 +90,11 @@ def device_table(layers: Sequence[DeviceLayer], device: torch.device) -> DeviceT
     units: list[int] = []
     first = byte = families = 0
     for kind, tensor, offset, numel, nbytes in layers:
-        family, rate, centroid, block_nbytes = kind
+        family, rate, centroid, block_nbytes, block = kind
         if family != _GAP:
-            even = (0, block_nbytes) if family == FORMAT else _even(family, rate)
+            even = (0, block_nbytes) if family in (FORMAT, TOPK) else _even(family, rate)
             before = len(units)
-            units += [len(rows)] * -(-numel // BLOCK)
+            units += [len(rows)] * -(-numel // block)
             rows.append([family, rate, centroid, tensor, offset, numel, first, byte, before, *even])
             families |= 1 << family
         first, byte = first + numel, byte + nbytes

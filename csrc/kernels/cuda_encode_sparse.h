@@ -129,8 +129,8 @@ COMMPRESS_DEVICE void put_codes(const SparseSpace& s, const Encoded& y, const Sh
   if (held) flush();
 }
 
-COMMPRESS_DEVICE Levels find_levels(SparseSpace& s, const Encoded& y, const Share& share, const MagnitudeSums& mine, int m,
-                                    int count) {
+COMMPRESS_DEVICE Levels find_levels(SparseSpace& s, const Encoded& y, const Share& share, const MagnitudeSums& mine,
+                                    int m, int count) {
   MagnitudeSums all;
   all.sum = sum_of_all(mine.sum, s.sums);
   all.least = ~block_largest(~mine.least, s.scratch);

@@ -5,7 +5,7 @@
 #pragma once
 #include "cuda_block.h"
 #include "cuda_launch.h"
-#include "gaps.h"
+#include "gap_coder.h"
 #include "topk.h"
 
 namespace commpress {
@@ -53,8 +53,8 @@ struct SharedModel {
   int symbols;
   const uint64_t* survival;
   const uint16_t* guess;
-  COMMPRESS_HD uint64_t below(int j) const { return survival[0] - survival[j]; }
-  COMMPRESS_HD int look(uint64_t code, uint64_t unit) const {
+  COMMPRESS_DEVICE uint64_t below(int j) const { return survival[0] - survival[j]; }
+  COMMPRESS_DEVICE int look(uint64_t code, uint64_t unit) const {
     const float place = divide(static_cast<float>(static_cast<uint32_t>(code >> 32)) * static_cast<float>(GAP_CELLS),
                                static_cast<float>(static_cast<uint32_t>(unit)));
     return guess[place < GAP_CELLS - 1.0f ? static_cast<int>(place) : GAP_CELLS - 1];

@@ -32,6 +32,8 @@ FORMATS = (
     + ["qsgd:7", "qsgd:1000,block=2048", "ternary", "ternary,block=4096", "sign", "sign,block=16", "sign,scale=none"]
     + ["onebit", "onebit,block=128"]
 )
+SPARSE = ["topk:0.01", "topk:0.3,values=1,block=4096", "topk:0.001,values=2", "topk:0.1,values=8,block=262144"]
+SPARSE += ["topk:1,values=3,block=4096", "topk:0.05,values=bf16", "topk:0.02,values=fp32", "threshold:2.5"]
 SIZES = (1, 31, 4097, 3 * 4096 + 640, (1 << 20) - 5)
 KEY = commpress.Key(seed=5, step=3, sender=1, tensor=2)
 
@@ -56,7 +58,7 @@ def same(a, b):
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-@pytest.mark.parametrize("spec", [*SPECS, *FORMATS])
+@pytest.mark.parametrize("spec", [*SPECS, *FORMATS, *SPARSE])
 @pytest.mark.parametrize("n", SIZES)
 def test_bytes_and_values_are_the_cpu_paths(spec, n):
     codec = commpress.codec(spec)
@@ -74,7 +76,9 @@ def test_bytes_and_values_are_the_cpu_paths(spec, n):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:2", "lloyd:3", "cast:bf16", "mxfp8", "nvfp4", "ternary"])
+@pytest.mark.parametrize(
+    "spec", ["uniform:4", "hadamard+lloyd:2", "lloyd:3", "cast:bf16", "mxfp8", "nvfp4", "ternary", "topk:0.1"]
+)
 def test_other_dtypes_and_views(spec, dtype):
     codec = commpress.codec(spec)
     whole = values("normal", 20002).to(dtype)
@@ -85,7 +89,7 @@ def test_other_dtypes_and_views(spec, dtype):
         assert same(codec.decode(payload, KEY, out=y), codec.decode(payload.cpu(), KEY, out=torch.empty_like(x)))
 
 
-@pytest.mark.parametrize("spec", ["uniform:2.5", "hadamard+lloyd:4", "none", "mxfp4", "int8", "sign"])
+@pytest.mark.parametrize("spec", ["uniform:2.5", "hadamard+lloyd:4", "none", "mxfp4", "int8", "sign", "topk:0.05"])
 @pytest.mark.parametrize("senders", [1, 3, 20])
 def test_sums_and_the_owners_part(spec, senders):
     codec, n = commpress.codec(spec), 70001
@@ -144,7 +148,8 @@ def test_invalid_payloads_are_named():
 
 
 @pytest.mark.parametrize(
-    ("spec", "at", "byte"), [("mxfp8", 0, 0xFE), ("nvfp4", 4, 0x80), ("ternary", -1, 243), ("sign", 3, 0x80)]
+    ("spec", "at", "byte"),
+    [("mxfp8", 0, 0xFE), ("nvfp4", 4, 0x80), ("ternary", -1, 243), ("sign", 3, 0x80), ("topk:0.01", 3, 0x40)],
 )
 def test_invalid_formats_are_named(spec, at, byte):
     codec, n = commpress.codec(spec), 10000
@@ -160,6 +165,8 @@ def test_invalid_formats_are_named(spec, at, byte):
 def test_codecs_without_kernels_say_so():
     with pytest.raises(TensorError, match="trellis:2.* has no kernels"):
         commpress.codec("trellis:2").encode(torch.zeros(5, device=DEVICE), KEY)
+    with pytest.raises(TensorError, match="randk:0.1.* has no kernels"):
+        commpress.codec("randk:0.1").encode(torch.zeros(5, device=DEVICE), KEY)
     with pytest.raises(TensorError, match="on cuda:0"):
         commpress.codec("uniform:4").encode(
             torch.zeros(5, device=DEVICE),
@@ -168,7 +175,7 @@ def test_codecs_without_kernels_say_so():
         )
 
 
-@pytest.mark.parametrize("spec", ["hadamard+lloyd:2", "mxfp8"])
+@pytest.mark.parametrize("spec", ["hadamard+lloyd:2", "mxfp8", "topk:0.01"])
 def test_another_stream_and_no_waiting_and_no_memory(spec):
     codec, n = commpress.codec(spec), 1 << 22
     x = torch.randn(n, device=DEVICE)
