@@ -127,8 +127,8 @@ class Layer:
 
     @property
     def row(self) -> ops.DeviceLayer:
-        kind = ops.Kind(_RAW) if str(self.codec) == "none" else self.codec.kind
-        return ops.DeviceLayer(kind, self.tensor, self.offset, self.numel, self.nbytes)
+        (layer,) = self.codec.device_layers(self.offset, self.numel)
+        return layer._replace(tensor=self.tensor)
 
 
 def layers_of(spec: str, numel: int) -> list[Layer]:

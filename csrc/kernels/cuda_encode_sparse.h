@@ -154,6 +154,7 @@ COMMPRESS_DEVICE void encode_segment(SparseEncoderSpace& s, const Segment& at, c
                                      uint8_t* out) {
   const int n = at.n, nbytes = static_cast<int>(sparse_nbytes(at.codec, at.cost, n, at.k));
   for (int i = thread(); i < nbytes; i += threads()) out[i] = 0;
+  if (thread() == 0) s.ends[0] = 0;  // read, though not used, also where there is one stream
   const Threshold threshold = threshold_of(s, x, n, static_cast<uint32_t>(at.k));
   for (int w = thread() / 32; 32 * w < n; w += SPARSE_WARPS) {
     const int i = 32 * w + thread() % 32;
