@@ -62,6 +62,9 @@ SOME_FORMATS = [
     "sign",
     "onebit,block=128",
 ]
+# One stream of positions and two, every kind of values, the exact list, and a segment of which all is sent.
+SPARSE = ["topk:0.01,block=4096", "topk:0.2,block=4096,values=1", "topk:0.1,block=8192,values=2", "topk:0.001"]
+SPARSE += ["topk:1,block=4096,values=3", "topk:0.1,values=bf16", "topk:0.03,block=4096,values=fp32", "threshold:1.5"]
 SIZES = (1, 31, 4097)
 KINDS = (
     "normal",
@@ -128,7 +131,7 @@ def check_all(triples, seed):
 
 
 @pytest.mark.parametrize(
-    "specs", [UNIFORM, ROTATED, CASTS, SOME_FORMATS], ids=["uniform", "rotated", "casts", "formats"]
+    "specs", [UNIFORM, ROTATED, CASTS, SOME_FORMATS, SPARSE], ids=["uniform", "rotated", "casts", "formats", "topk"]
 )
 def test_codecs(specs):
     """Every codec with every size, the kinds in turn; and a whole block of ordinary values, which has a way of its own."""

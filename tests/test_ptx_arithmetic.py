@@ -94,6 +94,12 @@ def integer_results(x, y, z):
         (1 if comparison else 2) + (4 if le else 0) + (8 if not le else 0),
         0xFFFFFFFF if s >= t else 0,
         carry & 0xFFFFFFFF ^ (y + z + (carry >> 32)) & 0xFFFFFFFF,
+        # the carry of a subtraction is set where nothing is borrowed
+        (x - y ^ z - x - (x < y)) & 0xFFFFFFFF,
+        (x - y ^ z + x + (x >= y)) & 0xFFFFFFFF,
+        (carry ^ z - x - (carry >> 32 == 0)) & 0xFFFFFFFF,
+        *wide((w << 63 | v) // (v | 1) if y else 0),
+        *wide((w << 63 | v) % (w | 1) if y else 0),
         dot,
         min(max(s >> 20, 0), 255),
     ]

@@ -261,7 +261,12 @@ def _logic_of_predicates(one: Instruction, operands: Operands) -> Step:
 
 
 def _carry(one: Instruction, operands: Operands) -> Step:
-    """Sums of more than one word. The carry of a subtraction is its borrow."""
+    """Sums of more than one word.
+
+    The hardware subtracts by adding the complement, so a subtraction leaves the carry of that sum, which is set where
+    there is *no* borrow, and takes in the same. The manual speaks of a borrow; the two differ only where ``subc`` follows
+    ``add.cc`` or ``addc`` follows ``sub.cc``, as in nvcc's division of 128-bit integers, which needs the hardware's way.
+    """
     kind = "u" + str(bits_of(one.modifiers[-1]))
     bits = bits_of(kind)
     base = one.opcode.removesuffix("c")
@@ -285,16 +290,13 @@ def _carry(one: Instruction, operands: Operands) -> Step:
     def step(batch: Batch, lanes: Lanes) -> None:
         a, b = terms(batch, lanes)
         dtype = UNSIGNED[bits]
-        carry = read_carry(batch, lanes).astype(dtype) if carries_in else np.zeros(1, dtype)
         if base == "sub":
-            result = a - b - carry
-            out = (a < b) | ((a == b) & (carry != 0))
-        else:
-            result = a + b + carry
-            out = (result < a) | ((result == a) & (carry != 0))
+            b = ~b
+        carry = read_carry(batch, lanes).astype(dtype) if carries_in else np.full(1, base == "sub", dtype)
+        result = a + b + carry
         write(batch, lanes, result)
         if carries_out:
-            write_carry(batch, lanes, out)
+            write_carry(batch, lanes, (result < a) | ((result == a) & (carry != 0)))
 
     return step
 

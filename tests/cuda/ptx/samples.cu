@@ -273,6 +273,15 @@ KERNEL integers(const unsigned* a, const unsigned* b, const unsigned* c, unsigne
   put(r);
   asm("add.cc.u32 %0, %2, %3; addc.u32 %1, %3, %4;" : "=&r"(r), "=r"(q) : "r"(x), "r"(y), "r"(z));
   put(r ^ q);
+  asm("sub.cc.u32 %0, %2, %3; subc.u32 %1, %4, %2;" : "=&r"(r), "=&r"(q) : "r"(x), "r"(y), "r"(z));
+  put(r ^ q);
+  asm("sub.cc.u32 %0, %2, %3; addc.u32 %1, %4, %2;" : "=&r"(r), "=&r"(q) : "r"(x), "r"(y), "r"(z));
+  put(r ^ q);
+  asm("add.cc.u32 %0, %2, %3; subc.u32 %1, %4, %2;" : "=&r"(r), "=&r"(q) : "r"(x), "r"(y), "r"(z));
+  put(r ^ q);
+  const unsigned __int128 dividend = static_cast<unsigned __int128>(w) << 63 | v;
+  wide(y ? static_cast<uint64_t>(dividend / (v | 1)) : 0);
+  wide(y ? static_cast<uint64_t>(dividend % (w | 1)) : 0);
   put(__dp4a(x, y, z));
   asm("cvt.sat.u8.s32 %0, %1;" : "=r"(r) : "r"(s >> 20));
   put(r);
