@@ -143,7 +143,7 @@ def test_codecs(specs):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("spec", [*UNIFORM, *ROTATED, *CASTS, *FORMATS])
+@pytest.mark.parametrize("spec", [*UNIFORM, *ROTATED, *CASTS, *FORMATS, *SPARSE])
 def test_sizes_and_kinds(spec):
     check_all([(spec, n, kind) for n in SIZES for kind in KINDS], len(spec))
 
@@ -158,6 +158,9 @@ def test_sizes_and_kinds(spec):
         ("none", 31),
         ("mxfp8", 4097),
         ("ternary", 31),
+        ("topk:0.01", 4097),
+        ("topk:0.3,block=4096,values=fp32", 8195),
+        ("threshold:1,values=5", 1),
     ],
 )
 def test_one_layer(spec, n):
@@ -173,6 +176,7 @@ def test_one_layer(spec, n):
         ["none", "uniform:3"],
         ["mxfp4", "none", "nvfp4"],
         ["int8", "uniform:4", "none", "hadamard+lloyd:3", "sign"],
+        ["none", "topk:0.02,block=4096", "mxfp8", "threshold:2,block=4096,values=bf16", "uniform:4"],
     ],
 )
 def test_tables_of_several_families(specs):
@@ -182,7 +186,7 @@ def test_tables_of_several_families(specs):
     check(layers, [torch.from_numpy(normal(sum(one.numel for one in layers), i)) for i in range(2)], align=3)
 
 
-@pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:4", "mxfp8"])
+@pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:4", "mxfp8", "topk:0.01,block=4096"])
 def test_many_values(spec):
     """More blocks of coordinates than the grid has blocks of threads; aligned throughout."""
     n = 2**20 - 5
@@ -192,7 +196,19 @@ def test_many_values(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", ["uniform:4", "lloyd:2", "hadamard+lloyd:4", "mxfp8", "nvfp4", "int8", "ternary", "sign"]
+    "spec",
+    [
+        "uniform:4",
+        "lloyd:2",
+        "hadamard+lloyd:4",
+        "mxfp8",
+        "nvfp4",
+        "int8",
+        "ternary",
+        "sign",
+        "topk:0.1",
+        "threshold:1",
+    ],
 )
 @pytest.mark.parametrize("n", [31, 4096])
 def test_payloads_that_no_encoder_writes(spec, n):
@@ -208,7 +224,7 @@ def test_payloads_that_no_encoder_writes(spec, n):
     elif spec == "ternary":
         bad[-1] = 243  # no five trits
     else:
-        bad[:4] = np.array([0x7F812345], "<u4").view(np.uint8)  # no number
+        bad[:4] = np.array([0x7F812345], "<u4").view(np.uint8)  # no number; more coordinates than there are
     launcher = Launcher(layers, key)
     with pytest.raises(WireError):
         decode_on_cpu(layers, [bad], keys[:1], poisoned(n))

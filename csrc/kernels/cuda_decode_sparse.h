@@ -54,7 +54,7 @@ COMMPRESS_DEVICE uint32_t bits_in_order(const uint32_t* bits, int w, int next, i
 
 // Marks all positions. Returns where the second stream's begin, n if nothing lies in reverse order. Ends in step.
 COMMPRESS_DEVICE int mark_positions(SparseDecoderSpace& s, const Segment& at, const uint8_t* in, int m) {
-  const int n = at.n, size = static_cast<int>(position_nbytes(at.cost, n, m)), warp = thread() / 32;
+  const int n = at.n, size = static_cast<int>(position_nbytes(s.cost, n, m)), warp = thread() / 32;
   const SharedModel model{s.symbols, s.survival, s.guess};
   const int streams = m < TWO_STREAMS ? 1 : 2, half = streams == 1 ? m : m / 2;
   for (int w = thread(); 32 * w < n; w += threads()) s.bits[w] = 0;
@@ -89,7 +89,7 @@ COMMPRESS_DEVICE bool decode_segment(SparseDecoderSpace& s, const Segment& at, c
     for (int i = thread(); i < n; i += threads()) out[i] = 0.0f;
   else if (sink.beta != 1.0f)
     for (int i = thread(); i < n; i += threads()) out[i] *= sink.beta;
-  const bool valid = header_valid(at.codec, at.cost, header, n, at.k);
+  const bool valid = header_valid(at.codec, s.cost, header, n, at.k);
   const int m = valid ? static_cast<int>(header.sent) : 0, bits = header.exact ? 32 : at.codec.bits;
   __syncthreads();
   if (m == 0) return valid;
@@ -138,8 +138,7 @@ static __global__ void __launch_bounds__(SPARSE_THREADS)
   for (int64_t unit = blockIdx.x; unit < job.units; unit += gridDim.x) {
     const Layer layer = layer_of(job, unit);
     if (layer.family != TOPK_SEGMENTS) continue;
-    const Segment at = segment_of(layer, unit);
-    if (prepare_model(s, at.codec.fraction)) {
+    if (begin_segment(s, layer, unit)) {
       const SharedModel model{s.symbols, s.survival, s.guess};
       for (int i = thread(); i < GAP_CELLS; i += threads()) {
         int j = 0;
@@ -150,6 +149,7 @@ static __global__ void __launch_bounds__(SPARSE_THREADS)
       }
       __syncthreads();
     }
+    const Segment& at = s.segment;
     float* const to = out + at.first;
     for (int sender = 0; sender < sources.count; ++sender)
       if (!decode_segment(s, at, sources.payload[sender] + at.byte, to, sink_of(delivery, sender)) && thread() == 0)

@@ -152,7 +152,7 @@ COMMPRESS_DEVICE Levels find_levels(SparseSpace& s, const Encoded& y, const Shar
 
 COMMPRESS_DEVICE void encode_segment(SparseEncoderSpace& s, const Segment& at, const Values& x, float gain,
                                      uint8_t* out) {
-  const int n = at.n, nbytes = static_cast<int>(sparse_nbytes(at.codec, at.cost, n, at.k));
+  const int n = at.n, nbytes = static_cast<int>(sparse_nbytes(at.codec, s.cost, n, at.k));
   for (int i = thread(); i < nbytes; i += threads()) out[i] = 0;
   if (thread() == 0) s.ends[0] = 0;  // read, though not used, also where there is one stream
   const Threshold threshold = threshold_of(s, x, n, static_cast<uint32_t>(at.k));
@@ -194,7 +194,7 @@ COMMPRESS_DEVICE void encode_segment(SparseEncoderSpace& s, const Segment& at, c
   const uint32_t rank = sum_before(sent, s.scratch, found);
   finite = __syncthreads_and(finite);
   const int m = static_cast<int>(found), half = m < TWO_STREAMS ? m : m / 2;
-  const bool exact = fits_exactly(at.codec, at.cost, n, at.k, m), quantised = sparse_quantised(at.codec) && !exact;
+  const bool exact = fits_exactly(at.codec, s.cost, n, at.k, m), quantised = sparse_quantised(at.codec) && !exact;
   const int bits = exact ? 32 : at.codec.bits, count = 1 << (bits - 1);
   Levels levels{0, 0};
   if (quantised) {
@@ -228,7 +228,7 @@ COMMPRESS_DEVICE void encode_segment(SparseEncoderSpace& s, const Segment& at, c
   // Range coding is serial: a thread for each stream, in warps of their own, which do not wait for each other.
   const int stream = thread() / 32;
   if (thread() % 32 || stream > (m < TWO_STREAMS ? 0 : 1)) return;
-  const int size = static_cast<int>(position_nbytes(at.cost, n, m));
+  const int size = static_cast<int>(position_nbytes(s.cost, n, m));
   const DeviceGapWriter writer{values + packed_nbytes(m, bits), size, 0, stream == 1};
   encode_stream({s.symbols, s.survival, nullptr}, s.bits, stream ? s.ends[0] : 0, stream ? m - half : half, writer,
                 m < TWO_STREAMS ? 1 : 2);
@@ -242,9 +242,8 @@ static __global__ void __launch_bounds__(SPARSE_THREADS)
   for (int64_t unit = blockIdx.x; unit < job.units; unit += gridDim.x) {
     const Layer layer = layer_of(job, unit);
     if (layer.family != TOPK_SEGMENTS) continue;
-    const Segment at = segment_of(layer, unit);
-    prepare_model(s, at.codec.fraction);
-    encode_segment(s, at, x.from(at.first), gain, out + at.byte);
+    begin_segment(s, layer, unit);
+    encode_segment(s, s.segment, x.from(s.segment.first), gain, out + s.segment.byte);
   }
 }
 

@@ -14,35 +14,23 @@ namespace cuda {
 constexpr int SPARSE_THREADS = 256, SPARSE_WARPS = SPARSE_THREADS / 32;
 constexpr int SEGMENT_WORDS = static_cast<int>(SPARSE_LARGEST_BLOCK / 32);
 
+struct Segment {
+  SparseCodec codec;
+  int64_t first, byte;
+  int n, k;
+};
+
 // Shared memory of a block of threads.
 struct SparseSpace {
   uint64_t survival[GAP_SYMBOLS + 1];  // of the model of `fraction`, which stays from one segment to the next
+  GapCost cost;                        // likewise
+  Segment segment;                     // the one at work
   uint64_t sums[SPARSE_WARPS];
   uint32_t bits[SEGMENT_WORDS];
   uint32_t scratch[32];
   float table[256];  // borders between levels, or values of codes
   int32_t fraction, symbols, ends[2];
 };
-
-struct Segment {
-  SparseCodec codec;
-  GapCost cost;
-  int64_t first, byte;
-  int n, k;
-};
-
-// Divisions of 64-bit numbers: once a segment.
-COMMPRESS_SELDOM Segment segment_of(const Layer& layer, int64_t unit) {
-  Segment s;
-  s.codec = unpacked_topk(static_cast<int32_t>(layer.rate));
-  s.cost = gap_cost(s.codec.fraction);
-  const int64_t start = (unit - layer.unit) * s.codec.block;
-  s.n = static_cast<int>(layer.numel - start < s.codec.block ? layer.numel - start : s.codec.block);
-  s.k = static_cast<int>(sparse_kept(s.codec, layer.offset + start, s.n));
-  s.first = layer.first + start;
-  s.byte = layer.byte + sparse_payload_nbytes(s.codec, s.cost, layer.offset, start);
-  return s;
-}
 
 COMMPRESS_DEVICE Layer layer_of(const Job& job, int64_t unit) {
   return job.layers ? job.layers[job.layer_of_unit[unit]] : job.single;
@@ -61,18 +49,27 @@ struct SharedModel {
   }
 };
 
-// Fills in the model if it is another; true if so. Begins and ends in step.
-COMMPRESS_DEVICE bool prepare_model(SparseSpace& s, int32_t fraction) {
+// Fills in the segment of `unit`, and the model if it is another; true if so. Begins and ends in step. One thread does
+// it for all: it is divisions of 64-bit numbers, and what it finds would cost every thread registers.
+COMMPRESS_DEVICE bool begin_segment(SparseSpace& s, const Layer& layer, int64_t unit) {
+  const SparseCodec codec = unpacked_topk(static_cast<int32_t>(layer.rate));
   __syncthreads();  // warps may still be at segments before
-  const bool known = s.fraction == fraction;
+  const bool known = s.fraction == codec.fraction;
   __syncthreads();
-  if (known) return false;
   if (thread() == 0) {
-    s.symbols = fill_survival(fraction, s.survival);
-    s.fraction = fraction;
+    if (!known) {
+      s.symbols = fill_survival(codec.fraction, s.survival);
+      s.cost = gap_cost(codec.fraction);
+      s.fraction = codec.fraction;
+    }
+    const int64_t start = (unit - layer.unit) * codec.block;
+    const int n = static_cast<int>(layer.numel - start < codec.block ? layer.numel - start : codec.block);
+    const int k = static_cast<int>(sparse_kept(codec, layer.offset + start, n));
+    s.segment = {codec, layer.first + start, layer.byte + sparse_payload_nbytes(codec, s.cost, layer.offset, start), n,
+                 k};
   }
   __syncthreads();
-  return true;
+  return !known;
 }
 
 // The sum over all threads before this one; `total` is that over all. Ends in step.

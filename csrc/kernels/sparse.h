@@ -34,7 +34,9 @@ COMMPRESS_HD int64_t log2_inverse(int64_t parts) {
   int64_t digits = 0;
   while ((parts << (digits + 1)) <= RATE_ONE) ++digits;
   const uint64_t divisor = static_cast<uint64_t>(parts) << digits;
-  uint64_t x = static_cast<uint64_t>((static_cast<unsigned __int128>(RATE_ONE) << 63) / divisor);  // in [2^63, 2^64)
+  // 10^6 2^63 / divisor, in [2^63, 2^64): in two steps, since 128 bits are divided by a long routine, on devices too.
+  const uint64_t high = static_cast<uint64_t>(RATE_ONE) << 43;
+  uint64_t x = (high / divisor << 20) + (high % divisor << 20) / divisor;
   for (int i = 0; i < 16; ++i) {
     const uint64_t square = static_cast<uint64_t>((static_cast<unsigned __int128>(x) * x) >> 63);
     const bool carry = (static_cast<unsigned __int128>(x) * x) >> 127;

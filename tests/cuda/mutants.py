@@ -1,4 +1,4 @@
-"""Mutants of the CUDA kernels: do test_kernels and test_formats catch bugs of the kinds that kernels have?
+"""Mutants of the CUDA kernels: do test_kernels, test_formats and test_topk catch bugs of the kinds that kernels have?
 
     python tests/cuda/mutants.py [--builds plain,sanitize,threads] [--no-baseline] [NAME ...]
 
@@ -41,7 +41,14 @@ RUNS = {
         "sanitize": [(4, 0, 1, 9), (5, 2, 8, 9)],
         "threads": [(6, 0, 1, 40), (7, 2, 8, 20)],
     },
+    "sparse": {
+        "plain": [(1, 0, 1, 3), (2, 2, 4, 1)],
+        "sanitize": [(4, 0, 1, 9), (5, 2, 8, 9)],
+        "threads": [(6, 0, 1, 40), (7, 2, 8, 20)],
+    },
 }
+# Of what is compiled with a mutant, the test.
+TESTS = {"kernels": "test_kernels", "formats": "test_formats", "sparse": "test_topk"}
 BUILDS = list(RUNS["kernels"])
 CAUGHT = [
     (r"simt: ERROR", "simt error"),
@@ -67,8 +74,12 @@ class Mutant:
 
     @property
     def emulated(self) -> str:
-        """What is compiled with it, EMULATED_emulated.cpp, and the test of that, test_EMULATED."""
-        return "formats" if "formats" in self.file else "kernels"
+        """What is compiled with it, EMULATED_emulated.cpp."""
+        return next((kind for kind in ("formats", "sparse") if kind in self.file), "kernels")
+
+    @property
+    def test(self) -> str:
+        return TESTS[self.emulated]
 
     def apply(self, source: str) -> str:
         if source.count(self.text) != 1:
@@ -628,6 +639,126 @@ MUTANTS = [
         "static_cast<int>(GROUP) * spot.group + 400 > at.n",
     ),
     Mutant("single_values_not_noted", "cuda_decode_formats.h", "report_non_finite(report, !finite);", ""),
+    # ---- topk ----
+    Mutant(
+        "bins_counted_before_zero",
+        "cuda_encode_sparse.h",
+        "s.scratch[16] = s.scratch[17] = 0;\n    __syncthreads();",
+        "s.scratch[16] = s.scratch[17] = 0;",
+    ),
+    Mutant(
+        "bins_summed_within_warp",
+        "cuda_encode_sparse.h",
+        "1u);\n    }\n    __syncthreads();",
+        "1u);\n    }\n    __syncwarp();",
+    ),
+    Mutant(
+        "bin_told_within_warp",
+        "cuda_encode_sparse.h",
+        "s.scratch[17] = wanted - above;\n  }\n  __syncthreads();",
+        "s.scratch[17] = wanted - above;\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "candidates_within_warp",
+        "cuda_encode_sparse.h",
+        "s.bits[w] = word;\n  }\n  __syncthreads();",
+        "s.bits[w] = word;\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "borders_within_warp",
+        "cuda_encode_sparse.h",
+        "second stream begins\n      });\n  }\n  __syncthreads();",
+        "second stream begins\n      });\n  }\n  __syncwarp();",
+    ),
+    Mutant(
+        "ranks_within_warp",
+        "cuda_sparse.h",
+        "scratch[warp] = sum;\n  __syncthreads();",
+        "scratch[warp] = sum;\n  __syncwarp();",
+    ),
+    Mutant(
+        "ranks_over_those_still_read",
+        "cuda_sparse.h",
+        "total += scratch[i];\n  }\n  __syncthreads();",
+        "total += scratch[i];\n  }",
+        "threads",
+    ),
+    Mutant("segment_used_at_once", "cuda_sparse.h", "__syncthreads();\n  return !known;", "return !known;"),
+    Mutant(
+        "segment_over_one_still_read",
+        "cuda_sparse.h",
+        "codec.fraction;\n  __syncthreads();\n  if",
+        "codec.fraction;\n  if",
+    ),
+    Mutant(
+        "marked_before_cleared",
+        "cuda_decode_sparse.h",
+        "s.bits[w] = 0;\n  __syncthreads();\n  if (thread() % 32",
+        "s.bits[w] = 0;\n  if (thread() % 32",
+    ),
+    Mutant(
+        "marks_read_within_warp",
+        "cuda_decode_sparse.h",
+        "warp == 1);\n  __syncthreads();",
+        "warp == 1);\n  __syncwarp();",
+    ),
+    Mutant(
+        "marks_not_atomic",
+        "cuda_decode_sparse.h",
+        "atomicOr(&bits[bit / 32], 1u << (bit % 32));",
+        "bits[bit / 32] |= 1u << (bit % 32);",
+        "threads",
+    ),
+    Mutant(
+        "next_sender_over_marks", "cuda_decode_sparse.h", "++rank;\n    });\n  __syncthreads();", "++rank;\n    });"
+    ),
+    Mutant("scan_of_all_lanes", "cuda_sparse.h", "lane >= distance ? other : 0", "other"),
+    Mutant("sum_of_half_a_warp", "cuda_sparse.h", "int distance = 16; distance", "int distance = 8; distance"),
+    Mutant("finite_by_one_thread", "cuda_encode_sparse.h", "finite = __syncthreads_and(finite);", "__syncthreads();"),
+    Mutant(
+        "last_byte_not_cleared",
+        "cuda_encode_sparse.h",
+        "i < nbytes; i += threads()) out[i] = 0",
+        "i < nbytes - 1; i += threads()) out[i] = 0",
+    ),
+    Mutant("candidates_behind_the_end", "cuda_encode_sparse.h", "i < n && magnitude", "magnitude", "sanitize"),
+    Mutant(
+        "last_word_forgotten",
+        "cuda_encode_sparse.h",
+        "32 * w < n; w += SPARSE_WARPS",
+        "32 * w + 32 <= n; w += SPARSE_WARPS",
+    ),
+    Mutant(
+        "share_lacks_last_words",
+        "cuda_sparse.h",
+        "(words + threads() - 1) / threads()",
+        "words < threads() ? 1 : words / threads()",
+    ),
+    Mutant(
+        "eights_begun_in_others_shares",
+        "cuda_encode_sparse.h",
+        "      if (w >= share.end && held == 0) return;\n",
+        "",
+        "threads",
+    ),
+    Mutant("eights_of_the_share_before", "cuda_encode_sparse.h", "      if (rank < 8 * eight) continue;\n", ""),
+    Mutant("ties_one_too_many", "cuda_encode_sparse.h", "equals >= threshold.equals;", "equals > threshold.equals;"),
+    Mutant(
+        "ties_of_the_whole_bin", "cuda_encode_sparse.h", "s.scratch[17] = wanted - above;", "s.scratch[17] = wanted;"
+    ),
+    Mutant("bin_below", "cuda_encode_sparse.h", "above + s.bins[bin] < wanted", "above + s.bins[bin] <= wanted"),
+    Mutant("zeros_sent", "cuda_encode_sparse.h", "tie_lost || value == 0.0f", "tie_lost"),
+    Mutant("second_stream_from_the_start", "cuda_encode_sparse.h", "bits > 8 || m >= TWO_STREAMS", "bits > 8"),
+    Mutant("carry_stops", "cuda_encode_sparse.h", "if (++byte(i) != 0) break;", "if (++byte(i) != 1) break;"),
+    Mutant("model_of_the_first_segment", "cuda_sparse.h", "    if (!known) {", "    if (s.fraction == 0) {"),
+    Mutant("positions_read_behind_the_end", "cuda_decode_sparse.h", "at < size ?", "true ?"),
+    Mutant("mirrored_by_one", "cuda_decode_sparse.h", "mirrored ? n - next :", "mirrored ? n - 1 - next :"),
+    Mutant(
+        "streams_overlap_unnoticed", "cuda_decode_sparse.h", "if (next + s.ends[1] <= n) return next;", "return next;"
+    ),
+    Mutant("codes_across_bytes_cut", "cuda_decode_sparse.h", "if (shift + bits > 8)", "if (shift + bits > 9)"),
+    Mutant("signs_of_levels_lost", "cuda_decode_sparse.h", "= -s.table[c];", "= s.table[c];"),
+    Mutant("beta_forgotten_by_topk", "cuda_decode_sparse.h", "else if (sink.beta != 1.0f)", "else if (false)"),
 ]
 
 
@@ -677,8 +808,8 @@ def examine(mutant, builds):
     path = folder / mutant.file
     path.write_text(mutant.apply(path.read_text()))
     for build in sorted(builds, key=lambda build: build != mutant.first):
-        program = folder / build / f"test_{mutant.emulated}"
-        make(f"MUTANT={folder}", f"EMULATED={mutant.emulated}", str(program))
+        program = folder / build / mutant.test
+        make(f"MUTANT={folder}", f"EMULATED={mutant.emulated}", f"TEST={mutant.test}", str(program))
         caught = verdict(program, RUNS[mutant.emulated][build])
         program.unlink()
         if caught:
@@ -715,12 +846,13 @@ def main(arguments=None):
     if complaints:
         raise Error("\n".join(complaints))
     made = ROOT / "build" / "cudatest"
-    make(*[f"../../build/cudatest/{build}/test_{test}" for build in builds for test in RUNS])
+    make(*[f"../../build/cudatest/{build}/test_{test}" for build in builds for test in TESTS.values()])
     for build in [] if options.no_baseline else builds:
-        for test, runs in RUNS.items():
-            caught = verdict(made / build / f"test_{test}", runs[build])
+        for emulated, runs in RUNS.items():
+            test = TESTS[emulated]
+            caught = verdict(made / build / test, runs[build])
             if caught:
-                raise Error(f"test_{test} fails without any mutant, in {build}: {' '.join(caught)}")
+                raise Error(f"{test} fails without any mutant, in {build}: {' '.join(caught)}")
     chosen = [mutant for mutant in MUTANTS if not options.names or mutant.name in options.names]
     if options.no_baseline:
         print("the tests were not run without a mutant: what fails below may be the kernels' own fault")
