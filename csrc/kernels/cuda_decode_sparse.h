@@ -24,9 +24,11 @@ struct DeviceGapReader {
 };
 
 // Marks `count` positions from `next` on, in reverse order from the end if `mirrored`. Returns the end of the last one,
-// or n + 1 if one is not below n.
-COMMPRESS_SELDOM int decode_stream(const SharedModel& model, DeviceGapReader from, uint32_t* bits, int next, int count,
-                                   int n, bool mirrored) {
+// or n + 1 if one is not below n. Arguments that are structs would go through local memory.
+COMMPRESS_SELDOM int decode_stream(SparseDecoderSpace& s, const uint8_t* in, int size, bool backward, int next,
+                                   int count, int n, bool mirrored) {
+  const SharedModel model{s.symbols, s.survival, s.guess};
+  DeviceGapReader from{in, size, 0, backward};
   const uint64_t code = from.take(8);
   GapDecoder<SharedModel, DeviceGapReader> decoder(model, code, from);
   for (; count; --count) {
@@ -34,7 +36,7 @@ COMMPRESS_SELDOM int decode_stream(const SharedModel& model, DeviceGapReader fro
     if (position >= n) return n + 1;
     next = static_cast<int>(position) + 1;
     const int bit = mirrored ? n - next : next - 1;
-    atomicOr(&bits[bit / 32], 1u << (bit % 32));  // the streams meet in one word
+    atomicOr(&s.bits[bit / 32], 1u << (bit % 32));  // the streams meet in one word
   }
   return next;
 }
@@ -55,12 +57,11 @@ COMMPRESS_DEVICE uint32_t bits_in_order(const uint32_t* bits, int w, int next, i
 // Marks all positions. Returns where the second stream's begin, n if nothing lies in reverse order. Ends in step.
 COMMPRESS_DEVICE int mark_positions(SparseDecoderSpace& s, const Segment& at, const uint8_t* in, int m) {
   const int n = at.n, size = static_cast<int>(position_nbytes(s.cost, n, m)), warp = thread() / 32;
-  const SharedModel model{s.symbols, s.survival, s.guess};
   const int streams = m < TWO_STREAMS ? 1 : 2, half = streams == 1 ? m : m / 2;
   for (int w = thread(); 32 * w < n; w += threads()) s.bits[w] = 0;
   __syncthreads();
   if (thread() % 32 == 0 && warp < streams)
-    s.ends[warp] = decode_stream(model, {in, size, 0, warp == 1}, s.bits, 0, warp ? m - half : half, n, warp == 1);
+    s.ends[warp] = decode_stream(s, in, size, warp == 1, 0, warp ? m - half : half, n, warp == 1);
   __syncthreads();
   if (streams == 1) return n;
   const int next = s.ends[0];
@@ -70,8 +71,8 @@ COMMPRESS_DEVICE int mark_positions(SparseDecoderSpace& s, const Segment& at, co
   for (int w = thread(); 32 * w < n; w += threads()) s.bits[w] = 0;
   __syncthreads();
   if (thread() == 0) {
-    const int end = decode_stream(model, {in, size, 0, false}, s.bits, 0, half, n, false);
-    if (end < n) decode_stream(model, {in, size, 0, true}, s.bits, end, m - half, n, false);
+    const int end = decode_stream(s, in, size, false, 0, half, n, false);
+    if (end < n) decode_stream(s, in, size, true, end, m - half, n, false);
   }
   __syncthreads();
   return n;

@@ -73,14 +73,15 @@ struct DeviceGapWriter {
   }
 };
 
-// Codes `count` positions from coordinate `next` on.
-COMMPRESS_SELDOM void encode_stream(const SharedModel& model, const uint32_t* bits, int next, int count,
-                                    DeviceGapWriter to, int last) {
-  GapEncoder<SharedModel, DeviceGapWriter> encoder(model, to);
+// Codes `count` positions from coordinate `next` on. Arguments that are structs would go through local memory.
+COMMPRESS_SELDOM void encode_stream(const SparseSpace& s, int next, int count, uint8_t* out, int size, bool backward,
+                                    int last) {
+  const SharedModel model{s.symbols, s.survival, nullptr};
+  GapEncoder<SharedModel, DeviceGapWriter> encoder(model, {out, size, 0, backward});
   int w = next / 32;
-  uint32_t word = bits[w] & ~0u << (next % 32);
+  uint32_t word = s.bits[w] & ~0u << (next % 32);
   for (; count; --count) {
-    while (!word) word = bits[++w];
+    while (!word) word = s.bits[++w];
     const int position = 32 * w + __ffs(static_cast<int>(word)) - 1;
     word &= word - 1;
     encoder.gap(position - next);
@@ -229,8 +230,7 @@ COMMPRESS_DEVICE void encode_segment(SparseEncoderSpace& s, const Segment& at, c
   const int stream = thread() / 32;
   if (thread() % 32 || stream > (m < TWO_STREAMS ? 0 : 1)) return;
   const int size = static_cast<int>(position_nbytes(s.cost, n, m));
-  const DeviceGapWriter writer{values + packed_nbytes(m, bits), size, 0, stream == 1};
-  encode_stream({s.symbols, s.survival, nullptr}, s.bits, stream ? s.ends[0] : 0, stream ? m - half : half, writer,
+  encode_stream(s, stream ? s.ends[0] : 0, stream ? m - half : half, values + packed_nbytes(m, bits), size, stream == 1,
                 m < TWO_STREAMS ? 1 : 2);
 }
 

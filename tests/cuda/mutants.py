@@ -705,8 +705,8 @@ MUTANTS = [
     Mutant(
         "marks_not_atomic",
         "cuda_decode_sparse.h",
-        "atomicOr(&bits[bit / 32], 1u << (bit % 32));",
-        "bits[bit / 32] |= 1u << (bit % 32);",
+        "atomicOr(&s.bits[bit / 32], 1u << (bit % 32));",
+        "s.bits[bit / 32] |= 1u << (bit % 32);",
         "threads",
     ),
     Mutant(
