@@ -40,6 +40,7 @@ QUICK_MUTANTS = [
     "fold_barrier_in_one_warp",
     "zero_scale_means_something",
     "largest_of_half_a_chunk",
+    "ranks_within_warp",
 ]
 
 

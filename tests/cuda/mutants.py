@@ -846,7 +846,7 @@ def main(arguments=None):
     if complaints:
         raise Error("\n".join(complaints))
     made = ROOT / "build" / "cudatest"
-    make(*[f"../../build/cudatest/{build}/test_{test}" for build in builds for test in TESTS.values()])
+    make(*[f"../../build/cudatest/{build}/{test}" for build in builds for test in TESTS.values()])
     for build in [] if options.no_baseline else builds:
         for emulated, runs in RUNS.items():
             test = TESTS[emulated]
