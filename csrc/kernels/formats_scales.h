@@ -27,32 +27,39 @@ struct Source {
 // Which blocks have their exponents taken off: none, those that are tiny or huge, or all alike if the largest is.
 enum class Care { NONE, EACH, ALL };
 
-// The bits of the largest magnitude of each scale block, sixteen blocks at a time, and gain times it.
-static void scan(const float* x, int shift, Source& s, uint32_t* largest) {
+// Of one scale block of `rows` rows, lane by lane.
+static COMMPRESS_INLINE Ints largest_rows(const float* x, int64_t rows) {
   const Ints magnitude = all(0x7FFFFFFFu);
+  if (rows < 4) {
+    const Ints first = bits(load(x)) & magnitude;
+    return rows == 1 ? first : larger(first, bits(load(x + 16)) & magnitude);
+  }
+  Ints four[4] = {all(0u), all(0u), all(0u), all(0u)};
+  for (int64_t row = 0; row < rows; row += 4)
+    for (int k = 0; k < 4; ++k) four[k] = larger(four[k], bits(load(x + 16 * (row + k))) & magnitude);
+  return larger(larger(four[0], four[1]), larger(four[2], four[3]));
+}
+
+// The bits of the largest magnitude of each scale block, sixteen blocks at a time, and gain times it. ROWS: `rows`
+// where they are as formats have them by default, else 0.
+template <int64_t ROWS>
+static void scan(const float* x, int64_t rows, Source& s, uint32_t* largest) {
   const Floats gain = all(s.gain);
-  const int64_t rows = int64_t{1} << shift;
   Ints most = all(0u);
+  if (ROWS) rows = ROWS;
   for (int64_t first = 0; first < s.scales; first += 16) {
     Ints m[16];
-    for (int64_t b = 0; b < 16; ++b) {
-      m[b] = all(0u);
-      if (first + b >= s.scales) continue;
-      const float* const from = x + (first + b) * 16 * rows;
-      if (rows >= 4) {
-        Ints four[4] = {m[b], m[b], m[b], m[b]};
-        for (int64_t row = 0; row < rows; row += 4)
-          for (int k = 0; k < 4; ++k) four[k] = larger(four[k], bits(load(from + 16 * (row + k))) & magnitude);
-        m[b] = larger(larger(four[0], four[1]), larger(four[2], four[3]));
-      } else {
-        for (int64_t row = 0; row < rows; ++row) m[b] = larger(m[b], bits(load(from + 16 * row)) & magnitude);
-      }
+    if (first + 16 <= s.scales && (ROWS == 1 || ROWS == 2)) {
+      each<16>([&](auto b) __attribute__((always_inline)) { m[b] = largest_rows(x + (first + b) * 16 * rows, rows); });
+    } else {
+      for (int64_t b = 0; b < 16; ++b)
+        m[b] = first + b < s.scales ? largest_rows(x + (first + b) * 16 * rows, rows) : all(0u);
     }
     const Ints a = largest_lanes(m);
     const Floats product = floats(a) * gain;
     store(largest + first, a);
     store(s.largest + first, product);
-    most = larger(most, bits(product) & magnitude);
+    most = larger(most, bits(product) & all(0x7FFFFFFFu));
   }
   s.most = float_of(largest_lane(most));  // NaN, if anything is
 }
@@ -68,7 +75,8 @@ static void prepare(Source& s, const float* x, int64_t n, int64_t block, float g
     memset(s.copy + n, 0, 4 * (BLOCK - n));
     s.values = s.copy;
   }
-  scan(s.values, shift_of(block), s, largest);
+  const int64_t rows = block / 16;
+  (rows == 1 ? scan<1> : rows == 2 ? scan<2> : rows == 32 ? scan<32> : scan<0>)(s.values, rows, s, largest);
   s.prepared = s.prepared || !(s.most <= float_of(FLOAT_LARGEST)) || (care == Care::ALL && !plain_magnitude(s.most));
   if (care == Care::EACH)
     for (int64_t b = 0; b < s.scales; ++b) s.prepared = s.prepared || !plain_magnitude(s.largest[b]);
