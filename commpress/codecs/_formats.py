@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -16,6 +16,7 @@ from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise, of_float, of_grid
 from commpress.codecs._spec import Spec
+from commpress.codecs._tabled import TabledCodec
 from commpress.errors import SpecError, WireError
 from commpress.ops import Format, FormatFlag, Scheme
 
@@ -44,7 +45,7 @@ MOST_LEVELS = 32767
 
 @final
 @dataclasses.dataclass(frozen=True)
-class FormatCodec(Codec):
+class FormatCodec(TabledCodec):
     """A block's statistic gives a scale, the scale codes of fixed width. All work is in float32.
 
     Args:
@@ -113,19 +114,10 @@ class FormatCodec(Codec):
     def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
         return [ops.DeviceLayer(self.kind, 0, offset, numel, self.payload_nbytes(numel))]
 
-    def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
-        return ops.device_table(self.device_layers(offset, numel), device)
+    def _encode_on_cpu(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        ops.format_encode(x, out, format=self.format, seed=key.seed, words=key.words(), offset=offset, gain=gain)
 
-    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
-        if x.is_cuda:
-            _device.encode(self._device_table(x.numel(), offset, x.device), x, key, out, gain)
-            return
-        words = key.words()
-        ops.format_encode(
-            x.to(torch.float32), out, format=self.format, seed=key.seed, words=words, offset=offset, gain=gain
-        )
-
-    def _decode(
+    def _decode_on_cpu(
         self,
         payload: torch.Tensor,
         key: Key,
@@ -135,62 +127,9 @@ class FormatCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
-        if out.is_cuda:
-            table = self._device_table(out.numel(), offset, out.device)
-            _device.decode(
-                table,
-                [payload],
-                [key],
-                out,
-                accumulate=accumulate,
-                gain=gain,
-                beta=beta,
-                corrupt=lambda _: self._corrupt("the payload"),
-            )
-            return
-        work = out.to(torch.float32)
-        block = ops.format_decode(payload, work, format=self.format, accumulate=accumulate, gain=gain, beta=beta)
+        block = ops.format_decode(payload, out, format=self.format, accumulate=accumulate, gain=gain, beta=beta)
         if block >= 0:
             raise self._corrupt(f"block {block}")
-        if work is not out:
-            out.copy_(work)
-
-    def reduce(
-        self,
-        payloads: Sequence[torch.Tensor],
-        keys: Sequence[Key],
-        key: Key,
-        *,
-        values: torch.Tensor,
-        out: torch.Tensor,
-        offset: int = 0,
-        beta: float = 1.0,
-    ) -> bool:
-        if not (values.is_cuda and values.numel() and key.of_same_tensor(keys)):
-            return super().reduce(payloads, keys, key, values=values, out=out, offset=offset, beta=beta)
-        return _device.reduce(
-            self._device_table(values.numel(), offset, values.device),
-            payloads,
-            keys,
-            key,
-            values=values,
-            out=out,
-            beta=beta,
-            corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
-        )
-
-    def decode_sum(
-        self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
-    ) -> bool:
-        if not (out.is_cuda and out.numel() and keys[0].of_same_tensor(keys)):
-            return super().decode_sum(payloads, keys, out=out, offset=offset)
-        return _device.decode(
-            self._device_table(out.numel(), offset, out.device),
-            payloads,
-            keys,
-            out,
-            corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
-        )
 
     def _corrupt(self, what: str) -> WireError:
         return WireError(

@@ -6,7 +6,6 @@ import dataclasses
 import decimal
 import enum
 import math
-from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -17,6 +16,7 @@ from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise
 from commpress.codecs._spec import RATE_ONE, Spec, format_rate
+from commpress.codecs._tabled import TabledCodec
 from commpress.errors import SpecError, WireError
 
 
@@ -36,7 +36,7 @@ _VALUES = {**{str(bits): bits for bits in range(1, 9)}, "bf16": 16, "fp32": 32}
 
 @final
 @dataclasses.dataclass(frozen=True)
-class SparseCodec(Codec):
+class SparseCodec(TabledCodec):
     """Sends some of the coordinates of each segment of ``block`` coordinates, counted from the tensor's start. All work is in float32.
 
     A segment of n coordinates sends k, ``fraction`` of them: over a tensor the mix of floor and ceiling is exact, and k is at least 1.
@@ -125,9 +125,6 @@ class SparseCodec(Codec):
         kind = ops.Kind(ops.TOPK, code, block_nbytes=1, block=self.block)  # sizes of segments differ: none is looked up
         return [ops.DeviceLayer(kind, 0, offset, numel, self.payload_nbytes(numel, offset=offset))]
 
-    def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
-        return ops.device_table(self.device_layers(offset, numel) or [], device)
-
     def arguments(self, key: Key, offset: int, gain: float) -> dict[str, Any]:
         """What the operators of :mod:`commpress.ops` take, but for the tensors."""
         return {
@@ -142,13 +139,10 @@ class SparseCodec(Codec):
             "gain": gain,
         }
 
-    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
-        if x.is_cuda:
-            _device.encode(self._device_table(x.numel(), offset, x.device), x, key, out, gain)
-            return
-        ops.sparse_encode(x.to(torch.float32), out, **self.arguments(key, offset, gain))
+    def _encode_on_cpu(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        ops.sparse_encode(x, out, **self.arguments(key, offset, gain))
 
-    def _decode(
+    def _decode_on_cpu(
         self,
         payload: torch.Tensor,
         key: Key,
@@ -158,63 +152,9 @@ class SparseCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
-        if out.is_cuda:
-            _device.decode(
-                self._device_table(out.numel(), offset, out.device),
-                [payload],
-                [key],
-                out,
-                accumulate=accumulate,
-                gain=gain,
-                beta=beta,
-                corrupt=lambda _: self._corrupt("a segment"),
-            )
-            return
-        work = out.to(torch.float32)
-        segment = ops.sparse_decode(
-            payload, work, accumulate=accumulate, beta=beta, **self.arguments(key, offset, gain)
-        )
+        segment = ops.sparse_decode(payload, out, accumulate=accumulate, beta=beta, **self.arguments(key, offset, gain))
         if segment >= 0:
             raise self._corrupt(f"segment {segment}")
-        if work is not out:
-            out.copy_(work)
-
-    def reduce(
-        self,
-        payloads: Sequence[torch.Tensor],
-        keys: Sequence[Key],
-        key: Key,
-        *,
-        values: torch.Tensor,
-        out: torch.Tensor,
-        offset: int = 0,
-        beta: float = 1.0,
-    ) -> bool:
-        if not (values.is_cuda and values.numel() and key.of_same_tensor(keys)):
-            return super().reduce(payloads, keys, key, values=values, out=out, offset=offset, beta=beta)
-        return _device.reduce(
-            self._device_table(values.numel(), offset, values.device),
-            payloads,
-            keys,
-            key,
-            values=values,
-            out=out,
-            beta=beta,
-            corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
-        )
-
-    def decode_sum(
-        self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
-    ) -> bool:
-        if not (out.is_cuda and out.numel() and keys[0].of_same_tensor(keys)):
-            return super().decode_sum(payloads, keys, out=out, offset=offset)
-        return _device.decode(
-            self._device_table(out.numel(), offset, out.device),
-            payloads,
-            keys,
-            out,
-            corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
-        )
 
     def _corrupt(self, what: str) -> WireError:
         return WireError(
