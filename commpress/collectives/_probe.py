@@ -48,7 +48,7 @@ def probe(
 ) -> Calibration:
     """Measures latency, link, sockets, codecs and torch's own all-reduces. Collective: every rank of the group calls it with the same arguments, with nothing else under way on the group.
 
-    It makes two subgroups and closes them. Sizes follow the speed that it meets. Every codec and dtype adds its part: with eight codecs and two dtypes 2 to 4 s were seen on 2 and 4 ranks of
+    It makes two subgroups and closes them. Sizes follow the speed that it meets. Every codec and dtype adds its part: with eight codecs and two dtypes 2 to 5 s were seen on 2 and 4 ranks of
     2 cores, from 10 Mbit/s to loopback.
 
     Args:
