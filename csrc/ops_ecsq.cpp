@@ -1,4 +1,5 @@
 // The entropy-coded quantisers, with and without a trellis: schemas, argument checks, dispatch.
+#include <algorithm>
 #include <memory>
 
 #include "kernels/ecsq.h"
@@ -37,21 +38,17 @@ std::vector<Segment> segments_of(const Tensor& values, const Tensor& payload, co
   return segments;
 }
 
-template <class F>
-void for_segments(const std::vector<Segment>& segments, const F& f) {
-  torch::stable::parallel_for(0, static_cast<int64_t>(segments.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) f(i, segments[i]);
-  });
-}
-
 void encode(const Tensor& x, Tensor& payload, const EcsqPayload& p, double gain, int64_t isa) {
   const std::vector<Segment> segments = segments_of(x, payload, p);
   const Isa path = isa_of(isa);
   const float* const from = x.const_data_ptr<float>();
   uint8_t* const to = payload.mutable_data_ptr<uint8_t>();
-  for_segments(segments, [&](int64_t, const Segment& s) {
-    ecsq_encode(p.codec, p.key, s.index, from + (s.index - p.offset), s.numel, static_cast<float>(gain), to + s.byte,
-                path);
+  torch::stable::parallel_for(0, static_cast<int64_t>(segments.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Segment& s = segments[i];
+      ecsq_encode(p.codec, p.key, s.index, from + (s.index - p.offset), s.numel, static_cast<float>(gain), to + s.byte,
+                  path);
+    }
   });
 }
 
@@ -62,14 +59,21 @@ int64_t decode(const Tensor& payload, Tensor& out, const EcsqPayload& p, bool ac
   const Isa path = isa_of(isa);
   const uint8_t* const from = payload.const_data_ptr<uint8_t>();
   std::vector<std::unique_ptr<EcsqHeader, EcsqHeaderDeleter>> headers;
+  std::vector<int64_t> before{0};  // substreams before each segment
   for (const Segment& s : segments) {
     headers.emplace_back(ecsq_open(p.codec, from + s.byte, s.numel));
     if (!headers.back()) return static_cast<int64_t>(headers.size()) - 1;
+    before.push_back(before.back() + ecsq_substreams(*headers.back()));
   }
   float* const to = out.mutable_data_ptr<float>();
-  for_segments(segments, [&](int64_t i, const Segment& s) {
-    ecsq_decode(*headers[i], p.key, s.index, to + (s.index - p.offset), accumulate, static_cast<float>(gain),
-                static_cast<float>(beta), path);
+  torch::stable::parallel_for(0, before.back(), 1, [&](int64_t begin, int64_t end) {
+    for (size_t i = 0; i < segments.size(); ++i) {
+      const int64_t first = std::max(begin, before[i]), last = std::min(end, before[i + 1]);
+      if (first < last)
+        ecsq_decode(*headers[i], first - before[i], last - before[i], p.key, segments[i].index,
+                    to + (segments[i].index - p.offset), accumulate, static_cast<float>(gain),
+                    static_cast<float>(beta), path);
+    }
   });
   return -1;
 }

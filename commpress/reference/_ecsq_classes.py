@@ -10,6 +10,7 @@ from commpress.reference import _random, _rans, _sums
 from commpress.reference._ecsq_format import (
     BLOCK,
     CLASS_WIDTH,
+    ENTRY,
     F32,
     FINEST,
     FLOOR,
@@ -21,6 +22,7 @@ from commpress.reference._ecsq_format import (
     level_of,
     rotated,
     segment_nbytes,
+    substreams,
 )
 from commpress.reference._rans import NAN, ZERO
 
@@ -31,6 +33,8 @@ class Classes:
     def __init__(self, x: F32, spec: Spec, key: _random.KeyLike, index: int, gain: np.float32) -> None:
         self.spec, self.n, self.index, self.key = spec, x.size, index, key
         self.nbytes, self.lanes = segment_nbytes(spec.rate, x.size), lanes_of(segment_nbytes(spec.rate, x.size))
+        self.substreams = substreams(self.nbytes, x.size)
+        self.entries_nbytes = ENTRY * (len(self.substreams) - 1)
         self.x, self.gain = x, gain
 
     def prepare(self) -> bool:
@@ -80,12 +84,14 @@ class Classes:
             kinds = np.array(self.kinds)
             kinds[normal] = classes - self.lowest
             self.finest = self.centre + (self.count - 1) * CLASS_WIDTH * 128 - FINEST
-            self.coded_kinds = _rans.encode_classes(kinds.tolist())
+            coded = [_rans.encode_classes(kinds[first:last].tolist()) for first, last in self.substreams]
+            self.coded_kinds, self.coded_kinds_nbytes = b"".join(coded), [len(part) for part in coded]
             self.present = sorted(set((classes - self.lowest).tolist()))
             mask = (self.count + 7) // 8
             self.header = 18 + (0 if self.spec.dither or self.spec.centroid else 4) + mask
-            self.header += (2 if self.spec.dither else 5) * len(self.present)
-            self.room = self.nbytes - self.header - len(self.coded_kinds) - 3 * self.lanes - 8
+            self.header += (2 if self.spec.dither else 5) * len(self.present) + self.entries_nbytes
+            coders = len(self.substreams) * self.lanes
+            self.room = self.nbytes - self.header - len(self.coded_kinds) - 3 * coders - 8
             if len(self.coded_kinds) <= self.nbytes // 2 and self.room >= self.nbytes // 4:
                 break
         self.kinds = kinds.tolist()

@@ -9,7 +9,7 @@ import numpy as np
 
 from commpress.errors import WireError
 from commpress.reference import _entropy_model as model
-from commpress.reference import _random, _rans
+from commpress.reference import _random, _rans, _substreams
 from commpress.reference._ecsq_format import (
     BLOCK,
     CLASS_WIDTH,
@@ -41,7 +41,7 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
         raise WireError(f"mode {mode} of a segment is unknown")
     j, relative0 = (int.from_bytes(data[at : at + 3], "little", signed=True) for at in (1, 4))
     count = data[7]
-    class_nbytes, escape_count, stream_at = struct.unpack("<HII", data[8:18])
+    (escape_count,) = struct.unpack("<I", data[10:14])
     at, rho = 18, 1.0
     if not spec.dither and not spec.centroid:
         (rho,) = struct.unpack("<f", data[18:22])
@@ -60,7 +60,7 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
     mask = int.from_bytes(data[at : at + mask_nbytes], "little")
     at += mask_nbytes
     present = [k for k in range(count) if mask >> k & 1]
-    if mask >> count or at + per_class * len(present) + class_nbytes > nbytes:
+    if mask >> count or at + per_class * len(present) > nbytes:
         raise WireError("a segment's classes do not fit")
     made, offsets, sums = {}, {}, {}
     for kind in present:
@@ -74,17 +74,18 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
         signed = [v - 256 if v > 127 else v for v in data[at + 2 : at + per_class]]
         offsets[kind] = tuple(signed) if signed else (0, 0, 0)
         at += per_class
-    blocks = -(-n // BLOCK)
-    kinds = _rans.decode_classes(data[at : at + class_nbytes], blocks, count)
-    at += class_nbytes
-    if kinds is None or any(k >= 0 and k not in made for k in kinds):
+    lanes = lanes_of(nbytes)
+    parts, at = _substreams.entries(data, at, n, lanes)
+    kinds, at = _substreams.kinds_of(data, at, parts, count)
+    if any(k >= 0 and k not in made for k in kinds):
         raise WireError("a block has a class that there is not")
     raws = {kind: model.raw_bits(relative0 + kind * CLASS_WIDTH * 128) for kind in present}
-    raw_at = at
+    raw_at, begins = at, {part.first: part for part in parts}
     for b, kind in enumerate(kinds):
+        if b in begins and begins[b].raw_at not in (None, at):
+            raise WireError("a substream's raw bits are elsewhere")
         at += (min(BLOCK, n - b * BLOCK) * raws[kind] + 7) // 8 if kind >= 0 else 0
-    lanes = lanes_of(nbytes)
-    if at + 4 * escape_count > stream_at or stream_at + 4 * lanes > nbytes:
+    if at + 4 * escape_count > int.from_bytes(data[14:18], "little"):
         raise WireError("a segment's parts overlap")
     escapes = np.frombuffer(data[at : at + 4 * escape_count], np.float32)
     if not (np.abs(escapes) <= 2.0**100).all():
@@ -92,8 +93,9 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
     scale = model.step_of(j) * (1.0 if spec.rotate else gain)
     z = np.zeros(n, np.float32)
     w = dither_of(key, index, n) if spec.dither else None
-    coder, met = _rans.RansDecoder(data[stream_at:], lanes), 0
     for b, kind in enumerate(kinds):
+        if b in begins:
+            coder, (met, end) = _rans.RansDecoder(begins[b].stream, lanes), begins[b].escapes
         first, size = b * BLOCK, min(BLOCK, n - b * BLOCK)
         if kind < 0:
             z[first : first + size] = np.nan if kind == NAN else 0
@@ -130,7 +132,7 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
             value = value if spec.rotate else bounded(value.astype(np.float64) * scale)
         out[:] = value
         for i in np.flatnonzero(escaped).tolist():
-            v = float(escapes[met]) if met < escape_count else 0.0
+            v = float(escapes[met]) if met < end else 0.0
             out[i] = v if spec.rotate else bounded(np.float64(v * scale))
             met += 1
     if spec.rotate:

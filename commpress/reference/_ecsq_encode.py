@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 
 import numpy as np
 
 from commpress.reference import _entropy_model as model
-from commpress.reference import _rans
+from commpress.reference import _substreams
 from commpress.reference._ecsq_classes import Classes
 from commpress.reference._ecsq_format import BLOCK, F32, I64, MODE_CODED, cells_of
 
@@ -126,28 +125,17 @@ class Encoder:
                 energy, product = energy + float(e), product + float(p)
             heads.append(bytes(head))
         rho = np.float32(energy / product) if product > 0 else np.float32(1)
-        lane = np.arange(self.n) % BLOCK % self.lanes
-        stream = _rans.rans_encode(frequency[sent], start[sent], lane[sent], self.lanes)
-        raw_bytes = b""
+        parts = _substreams.streams(self.source, frequency, start, sent, self.lanes)
+        raw_bits = [b""] * len(self.source.kinds)
         for b, kind in enumerate(self.source.kinds):
             if kind >= 0 and raws[kind]:
                 low = full[b * BLOCK : (b + 1) * BLOCK] + (1 << raws[kind] >> 1) & (1 << raws[kind]) - 1
                 bits = low[:, None] >> np.arange(raws[kind]) & 1
-                raw_bytes += np.packbits(bits.astype(np.uint8).reshape(-1), bitorder="little").tobytes()
-        body = b"".join(heads) + self.source.coded_kinds + raw_bytes
-        body += b"".join(struct.pack("<f", value) for _, value in sorted(escapes))
-        mask = sum(1 << kind for kind in self.source.present).to_bytes((self.source.count + 7) // 8, "little")
-        header = bytes([MODE_CODED]) + (j + 2048 * self.source.shift).to_bytes(3, "little", signed=True)
-        header += (self.source.centre - j).to_bytes(3, "little", signed=True) + bytes([self.source.count])
-        header += struct.pack("<HI", len(self.source.coded_kinds), len(escapes)) + struct.pack(
-            "<I", self.nbytes - len(stream)
+                raw_bits[b] = np.packbits(bits.astype(np.uint8).reshape(-1), bitorder="little").tobytes()
+        has_rho = not self.spec.dither and not self.spec.centroid
+        return _substreams.assembled(
+            self.source, MODE_CODED, j, rho if has_rho else None, b"".join(heads), raw_bits, escapes, parts
         )
-        if not self.spec.dither and not self.spec.centroid:
-            header += struct.pack("<f", rho)
-        header += mask + body
-        if len(header) + len(stream) > self.nbytes:
-            return None
-        return header.ljust(self.nbytes - len(stream), b"\0") + stream
 
 
 def centroids(a: F32, q: I64) -> tuple[tuple[int, int, int], int, int]:

@@ -17,6 +17,8 @@ I64 = npt.NDArray[np.int64]
 
 SEGMENT, BLOCK, ROTATION, MILLION = 1 << 23, 512, 4096, 1_000_000
 EXTRA = 48  # bytes of a segment beyond its rate
+SUBSTREAM, SUBSTREAM_BLOCKS = 1 << 16, 32  # bytes of a segment for each; its blocks are a multiple
+ENTRY = 14  # bytes for each substream but the first
 CLASS_WIDTH, MOST_CLASSES, FLOOR = 6, 56, -48  # in 1/16 octave; -; level in steps under which classes are one
 FINEST = 36800  # a class is at most so many 1/2048 octaves above the step, so that it has at most 16 raw bits
 MODE_ZERO, MODE_CODED, MODE_RAW, MODE_TRELLIS, MODE_NAN = 0, 1, 2, 3, 255
@@ -72,6 +74,14 @@ def payload_nbytes(spec: Spec, numel: int, offset: int) -> int:
 def lanes_of(nbytes: int) -> int:
     """How many interleaved coders a segment of this size has."""
     return 32 if nbytes >= 1 << 15 else 4 if nbytes >= 1 << 10 else 1
+
+
+def substreams(nbytes: int, n: int) -> list[tuple[int, int]]:
+    """(first, last and one) of the blocks of each substream of a segment."""
+    blocks = -(-n // BLOCK)
+    wanted = max(nbytes // SUBSTREAM, 1)
+    each = blocks if wanted == 1 else -(-blocks // (wanted * SUBSTREAM_BLOCKS)) * SUBSTREAM_BLOCKS
+    return [(first, min(first + each, blocks)) for first in range(0, blocks, each)]
 
 
 def rotations(n: int) -> list[tuple[int, int]]:

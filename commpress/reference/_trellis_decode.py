@@ -9,7 +9,7 @@ import numpy as np
 
 from commpress.errors import WireError
 from commpress.reference import _entropy_model as model
-from commpress.reference import _random, _rans, _tcq
+from commpress.reference import _random, _rans, _substreams, _tcq
 from commpress.reference import _trellis_model as trellis
 from commpress.reference._ecsq_format import (
     BLOCK,
@@ -51,10 +51,9 @@ class _Class:
 
 def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, gain: float) -> F32:
     """The values of a segment whose mode is that of the trellis. Raises WireError."""
-    nbytes = len(data)
     j, relative0 = (int.from_bytes(data[at : at + 3], "little", signed=True) for at in (1, 4))
     count = data[7]
-    class_nbytes, escape_count, stream_at = struct.unpack("<HII", data[8:18])
+    (escape_count,) = struct.unpack("<I", data[10:14])
     at, rho = 18, 1.0
     if not spec.centroid:
         (rho,) = struct.unpack("<f", data[18:22])
@@ -74,25 +73,27 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
         if mask >> kind & 1:
             classes[kind] = _Class(data[at:], relative0 + kind * CLASS_WIDTH * 128)
             at += classes[kind].nbytes
-    if at + class_nbytes > nbytes:
-        raise WireError("a segment's classes do not fit")
-    kinds = _rans.decode_classes(data[at : at + class_nbytes], -(-n // BLOCK), count)
-    at += class_nbytes
-    if kinds is None or any(k >= 0 and k not in classes for k in kinds):
+    parts, at = _substreams.entries(data, at, n, trellis.LANES)
+    kinds, at = _substreams.kinds_of(data, at, parts, count)
+    if any(k >= 0 and k not in classes for k in kinds):
         raise WireError("a block has a class that there is not")
-    raw_at = at
+    raw_at, begins = at, {part.first: part for part in parts}
     for b, kind in enumerate(kinds):
+        if b in begins and begins[b].raw_at not in (None, at):
+            raise WireError("a substream's raw bits are elsewhere")
         at += (min(BLOCK, n - b * BLOCK) * classes[kind].raw + 7) // 8 if kind >= 0 else 0
-    if at + 4 * escape_count > stream_at or stream_at + 4 * trellis.LANES > nbytes:
+    if at + 4 * escape_count > int.from_bytes(data[14:18], "little"):
         raise WireError("a segment's parts overlap")
     escapes = np.frombuffer(data[at : at + 4 * escape_count], np.float32)
     if not (np.abs(escapes) <= 2.0**100).all():
         raise WireError("an escaped value is out of range")
     parities = (escapes.view(np.uint32) & 1).tolist()
     scale, coarse = (model.step_of(j + c) * (1.0 if spec.rotate else gain) for c in (0, trellis.COARSER))
-    coder, met, trellises = _rans.RansDecoder(data[stream_at:], trellis.LANES), 0, 0
-    chains, z = [0] * trellis.LANES, np.zeros(n, np.float32)
+    z = np.zeros(n, np.float32)
     for b, kind in enumerate(kinds):
+        if b in begins:
+            coder, (met, end) = _rans.RansDecoder(begins[b].stream, trellis.LANES), begins[b].escapes
+            trellises, chains = 0, [0] * trellis.LANES
         first, size = b * BLOCK, min(BLOCK, n - b * BLOCK)
         if kind < 0:
             z[first : first + size] = np.nan if kind == NAN else 0
@@ -111,7 +112,7 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
                 parity = symbol & 1
                 if symbol == 0:
                     place = met + len(found)
-                    parity = parities[place] if place < escape_count else 0
+                    parity = parities[place] if place < end else 0
                     found.append(i)
                 else:
                     k = symbol - 32
@@ -131,7 +132,7 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
             factor = model.step_of(trellis.COARSER) if spec.rotate else coarse
             out[:] = bounded(q_all.astype(np.float32).astype(np.float64) * factor)
         for i in found:
-            v = float(escapes[met]) if met < escape_count else 0.0
+            v = float(escapes[met]) if met < end else 0.0
             met += 1
             if i < size:
                 out[i] = bounded(np.float64(v * factor))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-
 import numpy as np
 
 from commpress.reference import _entropy_model as model
-from commpress.reference import _rans
+from commpress.reference import _substreams
 from commpress.reference import _trellis_model as trellis
 from commpress.reference._ecsq_classes import Classes
 from commpress.reference._ecsq_format import BLOCK, MODE_TRELLIS
@@ -22,7 +20,7 @@ def payload(source: Classes) -> bytes | None:
     if source.nbytes < trellis.LEAST_NBYTES or source.spec.rate < LEAST_RATE:
         return None
     room = source.nbytes - 18 - (0 if source.spec.centroid else 4) - (source.count + 7) // 8
-    room -= len(source.coded_kinds) + 3 * trellis.LANES + 8
+    room -= source.entries_nbytes + len(source.coded_kinds) + 3 * trellis.LANES * len(source.substreams) + 8
     if room < source.nbytes // 2:
         return None
     search = RateControl(source, room)
@@ -45,7 +43,6 @@ def written(source: Classes, search: RateControl) -> bytes | None:
     frequency, start, sent = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, bool)
     escapes: list[tuple[int, float]] = []
     low = [b""] * len(source.kinds)
-    lanes = np.arange(count) % trellis.LANES
     v_all = search.v
     for kind in source.present:
         c = search.classes[kind]
@@ -84,15 +81,8 @@ def written(source: Classes, search: RateControl) -> bytes | None:
         for b in mine.tolist():
             bits = rest[source.block_of[at] == b][:, None] >> np.arange(raw) & 1
             low[b] = np.packbits(bits.astype(np.uint8).reshape(-1), bitorder="little").tobytes()
-    stream = _rans.rans_encode(frequency[sent], start[sent], lanes[sent], trellis.LANES)
-    header = bytes([MODE_TRELLIS]) + (j + 2048 * source.shift).to_bytes(3, "little", signed=True)
-    header += source.relative(0, j).to_bytes(3, "little", signed=True) + bytes([source.count])
-    header += struct.pack("<HII", len(source.coded_kinds), len(escapes), source.nbytes - len(stream))
-    if not source.spec.centroid:
-        header += struct.pack("<f", np.float32(energy / product) if product > 0 else 1.0)
-    header += sum(1 << kind for kind in source.present).to_bytes((source.count + 7) // 8, "little")
-    header += b"".join(heads) + source.coded_kinds + b"".join(low)
-    header += b"".join(struct.pack("<f", value) for _, value in sorted(escapes))
-    if len(header) + len(stream) > source.nbytes:
-        return None
-    return header.ljust(source.nbytes - len(stream), b"\0") + stream
+    parts = _substreams.streams(source, frequency, start, sent, trellis.LANES)
+    rho = np.float32(energy / product) if product > 0 else np.float32(1)
+    return _substreams.assembled(
+        source, MODE_TRELLIS, j, None if source.spec.centroid else rho, b"".join(heads), low, escapes, parts
+    )

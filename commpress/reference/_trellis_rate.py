@@ -181,6 +181,14 @@ class RateControl:
             nbytes = -(-cost // (1 << 19)) + int(((self.source.sizes[mine] * raw + 7) // 8).sum())
             self.others += 5 + nbytes * self.source.members[kind] // mine.size
         self.blocks = np.array(sorted(chosen), np.int64)
+        # Where chains begin: at every substream, if these are all its blocks.
+        each = self.source.substreams[0][1] if stride == 1 else len(self.kinds)
+        self.spans: list[int] = []
+        for place, block in enumerate(self.blocks.tolist()):
+            new = not self.spans or block // each != self.blocks[place - 1] // each
+            if new or place - self.spans[-1] == trellis.SPAN:
+                self.spans.append(place)
+        self.spans.append(self.blocks.size)
 
     def nbytes(self) -> int:
         """Of the whole segment, as far as is known."""
@@ -197,12 +205,12 @@ class RateControl:
             if c.known:
                 c.weights = weights(c.table, c.lengths, worth(self.rate) * self.price // PRICE)
 
-    def search(self, start: int, stop: int) -> None:
-        """The blocks from one place to another, in spans."""
+    def search(self, first: int, last: int) -> None:
+        """Spans from one to another."""
         tables = np.zeros((self.source.count, 4, 33), np.int64)
         for kind, c in self.classes.items():
             tables[kind] = c.weights
-        spans = [self.blocks[at : min(at + trellis.SPAN, stop)] for at in range(start, stop, trellis.SPAN)]
+        spans = [self.blocks[self.spans[s] : self.spans[s + 1]] for s in range(first, last)]
         v = self.v
         for size in {len(span) for span in spans}:
             chosen = np.array([span for span in spans if len(span) == size])
@@ -237,7 +245,7 @@ class RateControl:
         for turn in range(LOW_TURNS if low else SAMPLED_TURNS):
             self.set_step(stride)
             self.prepare()
-            self.search(0, self.blocks.size)
+            self.search(0, len(self.spans) - 1)
             self.count(0, self.blocks.size, 1)
             self.fit(1)
             before = self.j
@@ -249,9 +257,11 @@ class RateControl:
         for c in self.classes.values():
             c.first = c.lengths
 
-    def chunk(self) -> int:
-        """Blocks between two changes of the price."""
-        return trellis.SPAN * -(-self.blocks.size // (CHUNKS * trellis.SPAN))
+    def chunks(self) -> list[tuple[int, int]]:
+        """(first, last and one) of the spans between two changes of the price."""
+        total = len(self.spans) - 1
+        each = -(-total // CHUNKS)
+        return [(first, min(first + each, total)) for first in range(0, total, each or 1)]
 
     def through(self) -> bool:
         """All blocks. What is too much so far makes bits dearer in those that are left."""
@@ -260,11 +270,11 @@ class RateControl:
             c.lengths = c.first
         goal, total = self.room - (self.room >> 10), self.blocks.size
         change = changes = 0
-        for at in range(0, total, self.chunk() or 1):
-            stop = min(at + self.chunk(), total)
+        for first, last in self.chunks():
+            at, stop = self.spans[first], self.spans[last]
             self.price = PRICE + change
             self.prepare()
-            self.search(at, stop)
+            self.search(first, last)
             self.count(at, stop, 1)
             self.fit(3 if self.rate < LOW_RATE else 1)
             changes += change * (stop - at)
@@ -277,13 +287,13 @@ class RateControl:
 
     def shrink(self, nbytes: int) -> bool:
         """Makes room for about so many bytes more, with dearer bits from the end on."""
-        target, total = min(self.nbytes(), self.room) - nbytes, self.blocks.size
+        target = min(self.nbytes(), self.room) - nbytes
         self.price = max(self.price, PRICE) + 40 * effect(self.rate)
         self.prepare()
-        for at in reversed(range(0, total, self.chunk() or 1)):
-            stop = min(at + self.chunk(), total)
+        for first, last in reversed(self.chunks()):
+            at, stop = self.spans[first], self.spans[last]
             self.count(at, stop, -1)
-            self.search(at, stop)
+            self.search(first, last)
             self.count(at, stop, 1)
             self.fit(0)
             if self.nbytes() <= target:

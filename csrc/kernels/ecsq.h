@@ -51,8 +51,11 @@ struct EcsqHeaderDeleter {
 };
 // Null for bytes that no encoder writes. `in` holds ecsq_segment_nbytes() bytes and must outlive the header.
 EcsqHeader* ecsq_open(const EcsqCodec& codec, const uint8_t* in, int64_t n);
-// out = gain * value, or beta * out + gain * value.
-void ecsq_decode(const EcsqHeader& header, const Key& key, int64_t index, float* out, bool accumulate, float gain,
-                 float beta, Isa isa);
+// Parts of the segment that can be decoded side by side.
+int64_t ecsq_substreams(const EcsqHeader& header);
+// out = gain * value, or beta * out + gain * value, for the substreams from `first` to before `last`; `out` is where the
+// segment begins.
+void ecsq_decode(const EcsqHeader& header, int64_t first, int64_t last, const Key& key, int64_t index, float* out,
+                 bool accumulate, float gain, float beta, Isa isa);
 
 }  // namespace commpress

@@ -26,6 +26,7 @@ EcsqClasses::EcsqClasses(const EcsqCodec& codec, const Key& key, int64_t index, 
       gain_(gain),
       nbytes_(ecsq_segment_nbytes(codec, n)),
       blocks_((n + ECSQ_BLOCK - 1) / ECSQ_BLOCK),
+      substreams_(nbytes_, blocks_),
       kernels_(ecsq_kernels(isa)) {}
 
 bool EcsqClasses::only_zeros() const {
@@ -194,11 +195,23 @@ void EcsqClasses::classify(const std::vector<int64_t>& levels) {
     }
     for (int64_t k = 0; k < count; ++k)
       if (present_[k]) levels_[k] = floor_divide(levels_[k], members_[k]);
-    coded_kinds_ = entropy::encode_classes(kinds_);
-    header_ = ecsq_header_nbytes(codec_) + (count + 7) / 8;
+    encode_kinds();
+    header_ = ecsq_header_nbytes(codec_) + (count + 7) / 8 + substreams_.entries_nbytes();
     for (const bool there : present_) header_ += there ? ecsq_class_nbytes(codec_) : 0;
-    room_ = nbytes_ - header_ - static_cast<int64_t>(coded_kinds_.size()) - 3 * ecsq_lanes(nbytes_) - 8;
+    const int64_t coders = substreams_.count * ecsq_lanes(nbytes_);
+    room_ = nbytes_ - header_ - static_cast<int64_t>(coded_kinds_.size()) - 3 * coders - 8;
     if (static_cast<int64_t>(coded_kinds_.size()) <= nbytes_ / 2 && room_ >= nbytes_ / 4) break;
+  }
+}
+
+void EcsqClasses::encode_kinds() {
+  coded_kinds_.clear();
+  coded_kinds_nbytes_.clear();
+  for (int64_t s = 0; s < substreams_.count; ++s) {
+    const int64_t first = substreams_.first(s);
+    const std::vector<uint8_t> coded = entropy::encode_classes(&kinds_[first], substreams_.last(s) - first);
+    coded_kinds_.insert(coded_kinds_.end(), coded.begin(), coded.end());
+    coded_kinds_nbytes_.push_back(static_cast<int64_t>(coded.size()));
   }
 }
 

@@ -40,7 +40,10 @@ class EcsqClasses final {
   int64_t shift() const { return shift_; }
   // Of every block: a class or an entropy::Kind.
   const std::vector<int16_t>& kinds() const { return kinds_; }
+  const EcsqSubstreams& substreams() const { return substreams_; }
+  // Of all substreams, one after the other, and how many bytes are those of each.
   const std::vector<uint8_t>& coded_kinds() const { return coded_kinds_; }
+  const std::vector<int64_t>& coded_kinds_nbytes() const { return coded_kinds_nbytes_; }
   int count() const { return static_cast<int>(present_.size()); }
   bool present(int kind) const { return present_[kind]; }
   int64_t centre() const { return centre_; }
@@ -49,6 +52,7 @@ class EcsqClasses final {
   int64_t members(int kind) const { return members_[kind]; }
   int64_t first_step() const { return first_; }
   int64_t finest_step() const { return finest_; }
+  // Of a segment that is not coded with a trellis: bytes before the coded classes.
   int64_t header() const { return header_; }
   int64_t room() const { return room_; }
 
@@ -60,6 +64,7 @@ class EcsqClasses final {
   void rotate(int64_t at, const float* from);
   bool rotate_in_one_pass();
   void classify(const std::vector<int64_t>& levels);
+  void encode_kinds();
   void find_first_step(const std::vector<int64_t>& weight, int64_t least, int64_t greatest);
 
   const EcsqCodec codec_;
@@ -70,6 +75,7 @@ class EcsqClasses final {
   float gain_;
   const int64_t nbytes_;
   const int64_t blocks_;
+  const EcsqSubstreams substreams_;
   const EcsqKernels& kernels_;
   std::unique_ptr<float[]> copy_;
   int64_t shift_ = 0;
@@ -78,6 +84,7 @@ class EcsqClasses final {
   std::vector<int16_t> kinds_;
   std::vector<bool> present_;
   std::vector<uint8_t> coded_kinds_;
+  std::vector<int64_t> coded_kinds_nbytes_;
   std::vector<int64_t> levels_, members_;
   int64_t centre_ = 0, first_ = 0, finest_ = 0, header_ = 0, room_ = 0;
 };

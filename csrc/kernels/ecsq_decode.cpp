@@ -23,8 +23,14 @@ struct EcsqHeader {
   std::vector<bool> present;
   std::vector<int8_t> places;            // three for each class
   std::vector<EctcqModel> with_trellis;  // one for each class, where the mode is ECSQ_TRELLIS
-  int64_t low_at, escapes_at, escapes, stream_at;
+  // Of a substream; `escapes` are those before it, `kinds_nbytes` and `low_at` of its classes and its raw bits.
+  struct Entry {
+    int64_t stream_at, escapes, kinds_nbytes, low_at;
+  };
+  std::vector<Entry> entries;  // one more, for the end
+  int64_t escapes_at;
 
+  EcsqSubstreams substreams() const { return {nbytes, (n + ECSQ_BLOCK - 1) / ECSQ_BLOCK}; }
   bool coded() const { return mode == ECSQ_CODED || mode == ECSQ_TRELLIS; }
   int lanes() const { return mode == ECSQ_TRELLIS ? ECTCQ_LANES : ecsq_lanes(nbytes); }
   int64_t level_of(int kind) const { return relative + kind * ECSQ_CLASS_WIDTH * 128; }
@@ -74,9 +80,10 @@ bool parse(EcsqHeader& h) {
   h.j = signed24_at(in + 1);
   h.relative = signed24_at(in + 4);
   const int count = in[7];
-  const int64_t class_nbytes = unsigned_at(in + 8, 2);
-  h.escapes = unsigned_at(in + 10, 4);
-  h.stream_at = unsigned_at(in + 14, 4);
+  const EcsqSubstreams substreams = h.substreams();
+  h.entries.assign(substreams.count + 1, {});
+  h.entries[0] = {unsigned_at(in + 14, 4), 0, unsigned_at(in + 8, 2), 0};
+  h.entries.back() = {h.nbytes, unsigned_at(in + 10, 4), 0, 0};
   int64_t at = ecsq_header_nbytes(h.codec);
   if (ecsq_has_rho(h.codec)) {
     float rho;
@@ -99,7 +106,7 @@ bool parse(EcsqHeader& h) {
     h.present[k] = true;
     ++there;
   }
-  if (h.mode == ECSQ_CODED && at + there * ecsq_class_nbytes(h.codec) + class_nbytes > h.nbytes) return false;
+  if (h.mode == ECSQ_CODED && at + there * ecsq_class_nbytes(h.codec) > h.nbytes) return false;
   h.models.assign(count, {});
   h.places.assign(3 * count, 0);
   h.with_trellis.assign(h.mode == ECSQ_TRELLIS ? count : 0, {});
@@ -120,20 +127,32 @@ bool parse(EcsqHeader& h) {
     if (!h.codec.dither) memcpy(&h.places[3 * k], in + at + 2, 3);
     at += ecsq_class_nbytes(h.codec);
   }
-  if (at + class_nbytes > h.nbytes) return false;
-  h.kinds.resize((h.n + ECSQ_BLOCK - 1) / ECSQ_BLOCK);
-  if (!entropy::decode_classes(in + at, class_nbytes, count, h.kinds)) return false;
-  at += class_nbytes;
-  h.low_at = at;
-  for (size_t b = 0; b < h.kinds.size(); ++b) {
-    if (h.kinds[b] < 0) continue;
-    if (!h.present[h.kinds[b]]) return false;
-    const int64_t size = std::min<int64_t>(ECSQ_BLOCK, h.n - static_cast<int64_t>(b) * ECSQ_BLOCK);
-    at += (size * h.raw_bits(h.kinds[b]) + 7) / 8;
+  if (at + substreams.entries_nbytes() > h.nbytes) return false;
+  for (int64_t s = 1; s < substreams.count; ++s, at += ECSQ_ENTRY_NBYTES)
+    h.entries[s] = {unsigned_at(in + at, 4), unsigned_at(in + at + 4, 4), unsigned_at(in + at + 12, 2),
+                    unsigned_at(in + at + 8, 4)};
+  h.kinds.resize(substreams.blocks);
+  for (int64_t s = 0; s < substreams.count; ++s) {
+    const int64_t nbytes = h.entries[s].kinds_nbytes, first = substreams.first(s);
+    if (at + nbytes > h.nbytes ||
+        !entropy::decode_classes(in + at, nbytes, count, &h.kinds[first], substreams.last(s) - first))
+      return false;
+    at += nbytes;
+  }
+  for (int64_t s = 0; s < substreams.count; ++s) {
+    if (s == 0) h.entries[s].low_at = at;
+    if (h.entries[s].low_at != at) return false;
+    for (int64_t b = substreams.first(s); b < substreams.last(s); ++b) {
+      if (h.kinds[b] < 0) continue;
+      if (!h.present[h.kinds[b]]) return false;
+      at += (std::min(ECSQ_BLOCK, h.n - b * ECSQ_BLOCK) * h.raw_bits(h.kinds[b]) + 7) / 8;
+    }
+    const EcsqHeader::Entry &e = h.entries[s], &next = h.entries[s + 1];
+    if (e.escapes > next.escapes || e.stream_at + 4 * h.lanes() > next.stream_at) return false;
   }
   h.escapes_at = at;
-  if (at + 4 * h.escapes > h.stream_at || h.stream_at + 4 * h.lanes() > h.nbytes) return false;
-  for (int64_t e = 0; e < h.escapes; ++e) {
+  if (at + 4 * h.entries.back().escapes > h.entries[0].stream_at) return false;
+  for (int64_t e = 0; e < h.entries.back().escapes; ++e) {
     float value;
     memcpy(&value, in + at + 4 * e, 4);
     if (!(value >= -ECSQ_FARTHEST && value <= ECSQ_FARTHEST)) return false;
@@ -156,26 +175,34 @@ class Decoder {
         trellis_(ectcq_kernels(isa)),
         code_(ectcq_code(h.codec.states)),
         scale_(h.coded() ? entropy::step_of(h.j) * (h.codec.rotate ? 1.0 : gain) : 0.0),
-        coarse_scale_(h.coded() ? entropy::step_of(h.j + ECTCQ_COARSER) * (h.codec.rotate ? 1.0 : gain) : 0.0),
-        low_(h.in + h.low_at) {}
+        coarse_scale_(h.coded() ? entropy::step_of(h.j + ECTCQ_COARSER) * (h.codec.rotate ? 1.0 : gain) : 0.0) {}
 
-  void run(float* out) {
+  // Substreams from one to another; `out` is the whole segment.
+  void run(float* out, int64_t first, int64_t last) {
     streams_ = !accumulate_ && h_.n >= STREAM_NUMEL && reinterpret_cast<uintptr_t>(out) % 64 == 0;
-    write(out);
+    if (h_.coded()) ready();
+    for (int64_t s = first; s < last; ++s) h_.coded() ? substream(s, out) : simple(s, out);
     if (streams_) kernels_.finish_stream();
   }
 
  private:
-  void write(float* out) {
-    if (!h_.coded()) return simple(out);
-    ready();
-    stream_.in = h_.in + h_.stream_at;
-    stream_.end = h_.in + h_.nbytes;
+  int64_t begin_of(int64_t s) const { return h_.substreams().first(s) * ECSQ_BLOCK; }
+  int64_t end_of(int64_t s) const { return std::min(h_.n, h_.substreams().last(s) * ECSQ_BLOCK); }
+
+  void substream(int64_t s, float* out) {
+    const EcsqHeader::Entry &entry = h_.entries[s], &next = h_.entries[s + 1];
+    stream_.in = h_.in + entry.stream_at;
+    stream_.end = h_.in + next.stream_at;
     stream_.lanes = h_.lanes();
     memcpy(stream_.states, stream_.in, 4 * stream_.lanes);
     stream_.in += 4 * stream_.lanes;
-    for (int64_t i = 0; i < h_.n; i += BLOCK) {
-      const int64_t n = std::min(BLOCK, h_.n - i);
+    low_ = h_.in + entry.low_at;
+    met_ = entry.escapes;
+    escapes_ = next.escapes;
+    spanned_ = 0;
+    const int64_t end = end_of(s);
+    for (int64_t i = begin_of(s); i < end; i += BLOCK) {
+      const int64_t n = std::min(BLOCK, end - i);
       for (int64_t at = 0; at < n; at += ECSQ_BLOCK) block(i + at, std::min(ECSQ_BLOCK, n - at), z_ + at);
       if (h_.codec.rotate) {
         ecsq_rotations(n, [&](int64_t at, int64_t size) { kernels_.unrotate(z_ + at, size, key_, index_ + i + at); });
@@ -185,9 +212,10 @@ class Decoder {
     }
   }
 
-  void simple(float* out) {
-    for (int64_t i = 0; i < h_.n; i += BLOCK) {
-      const int64_t n = std::min(BLOCK, h_.n - i);
+  void simple(int64_t s, float* out) {
+    const int64_t end = end_of(s);
+    for (int64_t i = begin_of(s); i < end; i += BLOCK) {
+      const int64_t n = std::min(BLOCK, end - i);
       if (h_.mode == ECSQ_RAW) {
         memcpy(z_, h_.in + 1 + 4 * i, 4 * n);
         for (int64_t k = 0; k < n; ++k) z_[k] *= gain_;
@@ -288,7 +316,7 @@ class Decoder {
   void place_escapes(float* z, int64_t n, double scale) {
     for (const int32_t position : positions_) {
       float v = 0.0f;
-      if (met_ < h_.escapes) memcpy(&v, h_.in + h_.escapes_at + 4 * met_, 4);
+      if (met_ < escapes_) memcpy(&v, h_.in + h_.escapes_at + 4 * met_, 4);
       ++met_;
       if (position < n) z[position] = ecsq_bounded(static_cast<double>(v) * scale);
     }
@@ -297,8 +325,8 @@ class Decoder {
   void trellis_block(const EctcqClassDecoder& c, int64_t n, float* z) {
     if (spanned_++ % ECTCQ_SPAN == 0) std::fill(chains_, chains_ + ECTCQ_LANES, 0u);
     float* const whole = n == ECSQ_BLOCK ? z : tail_;
-    const int64_t left = h_.escapes - met_;
-    const uint8_t* const parity = h_.in + h_.escapes_at + 4 * std::min(met_, h_.escapes);
+    const int64_t left = escapes_ - met_;
+    const uint8_t* const parity = h_.in + h_.escapes_at + 4 * std::min(met_, escapes_);
     trellis_.decode(*code_, c, stream_, chains_, parity, left, whole, positions_);
     if (whole != z) memcpy(z, whole, 4 * n);
     place_escapes(z, n, h_.codec.rotate ? 1.0 : scale_);
@@ -323,12 +351,13 @@ class Decoder {
   const EctcqKernels& trellis_;
   const EctcqCode* const code_;  // where there is a trellis
   const double scale_, coarse_scale_;
-  const uint8_t* low_;
+  const uint8_t* low_ = nullptr;
   EcsqStream stream_;
   std::vector<EcsqClassDecoder> classes_;
   std::vector<int32_t> positions_;
   std::vector<EctcqClassDecoder> with_trellis_;
-  int64_t met_ = 0, spanned_ = 0;
+  int64_t met_ = 0, escapes_ = 0;  // next escape, and that which belongs to the next substream
+  int64_t spanned_ = 0;
   uint32_t chains_[ECTCQ_LANES];
   float tail_[ECSQ_BLOCK];
   alignas(64) float z_[BLOCK];
@@ -348,9 +377,11 @@ EcsqHeader* ecsq_open(const EcsqCodec& codec, const uint8_t* in, int64_t n) {
   return nullptr;
 }
 
-void ecsq_decode(const EcsqHeader& header, const Key& key, int64_t index, float* out, bool accumulate, float gain,
-                 float beta, Isa isa) {
-  Decoder(header, key, index, accumulate, gain, beta, isa).run(out);
+int64_t ecsq_substreams(const EcsqHeader& header) { return header.substreams().count; }
+
+void ecsq_decode(const EcsqHeader& header, int64_t first, int64_t last, const Key& key, int64_t index, float* out,
+                 bool accumulate, float gain, float beta, Isa isa) {
+  Decoder(header, key, index, accumulate, gain, beta, isa).run(out, first, last);
 }
 
 }  // namespace commpress

@@ -6,8 +6,8 @@
 
 #include "ecsq.h"
 #include "ecsq_classes.h"
+#include "ecsq_writer.h"
 #include "ectcq.h"
-#include "entropy_coders.h"
 #include "quantise.h"
 
 namespace commpress {
@@ -169,38 +169,14 @@ class Encoder {
       low_at[b] = body;
       if (kinds_[b] >= 0) body += (source_.size_of(b) * coders[kinds_[b]].quantiser.raw + 7) / 8;
     }
-    if (body + 4 * lanes_ > nbytes_) return false;
-    uint32_t states[entropy::MOST_LANES];
-    for (uint32_t& state : states) state = entropy::RANS_LOW;
-    std::vector<EcsqEscape> escapes;
-    uint8_t* at = out_ + nbytes_;
-    uint8_t spare[2 * ECSQ_BLOCK + 64];
+    EcsqWriter writer(source_, lanes_, out_, body);
     int32_t w[ECSQ_BLOCK];
-    for (int64_t b = blocks_; b-- > 0;) {
-      if (kinds_[b] < 0) continue;
-      EcsqClassCoder& c = coders[kinds_[b]];
-      // Near the end of the room a block is written apart first.
-      const bool near = at - (out_ + body) < 2 * ECSQ_BLOCK;
-      uint8_t* const from = near ? spare + sizeof(spare) : at;
-      uint8_t* const to = kernels_.encode(c, source_.values_of(b), source_.dither_of(b, w), source_.size_of(b),
-                                          b * ECSQ_BLOCK, states, lanes_, from, out_ + low_at[b], escapes);
-      if (near) {
-        if (at - (out_ + body) < from - to) return false;
-        memcpy(at - (from - to), to, from - to);
-      }
-      at -= from - to;
-    }
-    if (at - (out_ + body) < 4 * lanes_ + 4 * static_cast<int64_t>(escapes.size())) return false;
-    for (int lane = lanes_; lane-- > 0;) memcpy(at -= 4, &states[lane], 4);
-    std::sort(escapes.begin(), escapes.end(),
-              [](const EcsqEscape& a, const EcsqEscape& b) { return a.index < b.index; });
-    for (const EcsqEscape& e : escapes) {
-      memcpy(out_ + body, &e.value, 4);
-      body += 4;
-    }
-    memset(out_ + body, 0, at - (out_ + body));
-    write_header(j, coders, escapes.size(), at - out_);
-    return true;
+    const bool fits = writer.run([&](int64_t b, uint32_t* states, uint8_t* to, std::vector<EcsqEscape>& escapes) {
+      return kernels_.encode(coders[kinds_[b]], source_.values_of(b), source_.dither_of(b, w), source_.size_of(b),
+                             b * ECSQ_BLOCK, states, lanes_, to, out_ + low_at[b], escapes);
+    });
+    if (fits) write_header(j, coders, low_at, writer);
+    return fits;
   }
 
   void ready(EcsqClassCoder& c, int k, int64_t j) const {
@@ -217,7 +193,8 @@ class Encoder {
     }
   }
 
-  void write_header(int64_t j, const std::vector<EcsqClassCoder>& coders, size_t escapes, int64_t stream) {
+  void write_header(int64_t j, const std::vector<EcsqClassCoder>& coders, const std::vector<int64_t>& low_at,
+                    const EcsqWriter& writer) {
     uint8_t* to = out_;
     const auto put = [&](int64_t value, int nbytes) {
       for (int i = 0; i < nbytes; ++i) *to++ = static_cast<uint8_t>(value >> (8 * i));
@@ -226,9 +203,9 @@ class Encoder {
     put(j + 2048 * source_.shift(), 3);
     put(source_.centre() - j, 3);
     put(count_, 1);
-    put(static_cast<int64_t>(source_.coded_kinds().size()), 2);
-    put(static_cast<int64_t>(escapes), 4);
-    put(stream, 4);
+    put(source_.coded_kinds_nbytes()[0], 2);
+    put(writer.escapes(), 4);
+    put(writer.first_stream_at(), 4);
     uint8_t* const rho_at = to;
     if (ecsq_has_rho(codec_)) to += 4;
     for (int byte = 0; byte < (count_ + 7) / 8; ++byte) {
@@ -253,6 +230,7 @@ class Encoder {
       product += static_cast<double>(16 * (256 + one) * c.w1 + 16 * (512 + two) * c.w2 + (4096 + slope) * c.x3 +
                                      (16 * two - 2 * slope) * c.w3);
     }
+    writer.entries(low_at, put);
     memcpy(to, source_.coded_kinds().data(), source_.coded_kinds().size());
     const float rho = product > 0 ? static_cast<float>(energy / product) : 1.0f;
     if (ecsq_has_rho(codec_)) memcpy(rho_at, &rho, 4);

@@ -3,9 +3,9 @@
 #include <cstring>
 
 #include "ecsq_classes.h"
+#include "ecsq_writer.h"
 #include "ectcq.h"
 #include "ectcq_rate.h"
-#include "entropy_coders.h"
 
 namespace commpress {
 
@@ -19,8 +19,9 @@ class Encoder final {
       : source_(source),
         out_(out),
         nbytes_(source.nbytes()),
-        header_(ecsq_header_nbytes(source.codec()) + (source.count() + 7) / 8),
-        room_(nbytes_ - header_ - static_cast<int64_t>(source.coded_kinds().size()) - 3 * ECTCQ_LANES - 8),
+        header_(ecsq_header_nbytes(source.codec()) + (source.count() + 7) / 8 + source.substreams().entries_nbytes()),
+        room_(nbytes_ - header_ - static_cast<int64_t>(source.coded_kinds().size()) -
+              3 * ECTCQ_LANES * source.substreams().count - 8),
         kernels_(ectcq_kernels(isa)),
         search_(source, room_, isa) {}
 
@@ -53,44 +54,19 @@ class Encoder final {
       if (kind < 0) continue;
       if (!search_.in_trellis(kind)) body += (source_.size_of(b) * search_.of(kind).quantiser.raw + 7) / 8;
     }
-    if (body + 4 * ECTCQ_LANES > nbytes_) return false;
-    uint32_t states[entropy::MOST_LANES];
-    for (uint32_t& state : states) state = entropy::RANS_LOW;
-    std::vector<EcsqEscape> escapes;
-    uint8_t* at = out_ + nbytes_;
-    uint8_t spare[2 * ECSQ_BLOCK + 64];
+    EcsqWriter writer(source_, ECTCQ_LANES, out_, body);
     const float inverse = search_.inverse();
     int64_t place = search_.trellis_blocks();
-    for (int64_t b = source_.blocks(); b-- > 0;) {
+    const bool fits = writer.run([&](int64_t b, uint32_t* states, uint8_t* to, std::vector<EcsqEscape>& escapes) {
       const int kind = source_.kinds()[b];
-      if (kind < 0) continue;
-      // Near the end of the room a block is written apart first.
-      const bool near = at - (out_ + body) < 2 * ECSQ_BLOCK + 16;  // a coder may spoil 16 bytes below
-      uint8_t* const from = near ? spare + sizeof(spare) : at;
-      uint8_t* to;
       if (search_.in_trellis(kind))
-        to = kernels_.encode(coders[kind], search_.block_at(--place), source_.gain(), inverse, b * ECSQ_BLOCK, states,
-                             from, escapes);
-      else
-        to = source_.kernels().encode(uniform[kind], source_.values_of(b), nullptr, source_.size_of(b), b * ECSQ_BLOCK,
-                                      states, ECTCQ_LANES, from, out_ + low_at[b], escapes);
-      if (near) {
-        if (at - (out_ + body) < from - to) return false;
-        memcpy(at - (from - to), to, from - to);
-      }
-      at -= from - to;
-    }
-    if (at - (out_ + body) < 4 * ECTCQ_LANES + 4 * static_cast<int64_t>(escapes.size())) return false;
-    for (int lane = ECTCQ_LANES; lane-- > 0;) memcpy(at -= 4, &states[lane], 4);
-    std::sort(escapes.begin(), escapes.end(),
-              [](const EcsqEscape& a, const EcsqEscape& b) { return a.index < b.index; });
-    for (const EcsqEscape& e : escapes) {
-      memcpy(out_ + body, &e.value, 4);
-      body += 4;
-    }
-    memset(out_ + body, 0, at - (out_ + body));
-    write_header(j, coders, escapes.size(), at - out_);
-    return true;
+        return kernels_.encode(coders[kind], search_.block_at(--place), source_.gain(), inverse, b * ECSQ_BLOCK, states,
+                               to, escapes);
+      return source_.kernels().encode(uniform[kind], source_.values_of(b), nullptr, source_.size_of(b), b * ECSQ_BLOCK,
+                                      states, ECTCQ_LANES, to, out_ + low_at[b], escapes);
+    });
+    if (fits) write_header(j, coders, low_at, writer);
+    return fits;
   }
 
   void ready(EctcqClassCoder& c, EcsqClassCoder& u, int k) const {
@@ -116,7 +92,8 @@ class Encoder final {
     entry(f.of[0], u.entry[0]);
   }
 
-  void write_header(int64_t j, const std::vector<EctcqClassCoder>& coders, size_t escapes, int64_t stream) {
+  void write_header(int64_t j, const std::vector<EctcqClassCoder>& coders, const std::vector<int64_t>& low_at,
+                    const EcsqWriter& writer) {
     uint8_t* to = out_;
     const auto put = [&](int64_t value, int nbytes) {
       for (int i = 0; i < nbytes; ++i) *to++ = static_cast<uint8_t>(value >> (8 * i));
@@ -126,9 +103,9 @@ class Encoder final {
     put(j + 2048 * source_.shift(), 3);
     put(source_.relative(0, j), 3);
     put(count, 1);
-    put(static_cast<int64_t>(source_.coded_kinds().size()), 2);
-    put(static_cast<int64_t>(escapes), 4);
-    put(stream, 4);
+    put(source_.coded_kinds_nbytes()[0], 2);
+    put(writer.escapes(), 4);
+    put(writer.first_stream_at(), 4);
     uint8_t* const rho_at = to;
     if (ecsq_has_rho(source_.codec())) to += 4;
     for (int byte = 0; byte < (count + 7) / 8; ++byte) {
@@ -159,6 +136,7 @@ class Encoder final {
       energy += static_cast<double>(16 * (search_.of(k).counts.squares - coders[k].escaped));
       product += static_cast<double>(sum);
     }
+    writer.entries(low_at, put);
     memcpy(to, source_.coded_kinds().data(), source_.coded_kinds().size());
     const float rho = product > 0 ? static_cast<float>(energy / product) : 1.0f;
     if (ecsq_has_rho(source_.codec())) memcpy(rho_at, &rho, 4);

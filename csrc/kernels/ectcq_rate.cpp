@@ -80,15 +80,15 @@ bool EctcqSearch::run() {
 }
 
 bool EctcqSearch::shrink(int64_t nbytes) {
-  const int64_t target = std::min(bytes(), room_) - nbytes, total = trellis_blocks();
+  const int64_t target = std::min(bytes(), room_) - nbytes;
   price_ = std::max(price_, PRICE) + 40 * effect_of(source_.codec().rate);
   for (EctcqClass& c : classes_)
     if (c.known) prepare(c);
-  const int64_t chunk = ECTCQ_SPAN * ((total + CHUNKS * ECTCQ_SPAN - 1) / (CHUNKS * ECTCQ_SPAN));
-  for (int64_t at = total ? (total - 1) / chunk * chunk : -1; at >= 0; at -= chunk) {
-    const int64_t stop = std::min(at + chunk, total);
+  const int64_t chunk = (spans() + CHUNKS - 1) / CHUNKS;
+  for (int64_t span = spans() ? (spans() - 1) / chunk * chunk : -1; span >= 0; span -= chunk) {
+    const int64_t end = std::min(span + chunk, spans()), at = spans_[span], stop = spans_[end];
     for (int64_t place = at; place < stop; ++place) count(place, true);
-    for (int64_t span = at; span < stop; span += ECTCQ_SPAN) search(span, std::min(ECTCQ_SPAN, stop - span));
+    search(span, end);
     for (int64_t place = at; place < stop; ++place) count(place, false);
     fit(0);
     if (bytes() <= target) return true;
@@ -166,6 +166,13 @@ void EctcqSearch::set_step(int64_t stride) {
     others_ += 5 + (bytes_of(cost) + raw[k]) * source_.members(k) / c.counted;
   }
   cells_.resize(ECSQ_BLOCK * blocks_.size());
+  // Where chains begin: at every substream, if these are all its blocks.
+  const int64_t each = stride == 1 ? source_.substreams().each : source_.blocks();
+  spans_.clear();
+  for (int64_t place = 0; place < trellis_blocks(); ++place)
+    if (place == 0 || place - spans_.back() == ECTCQ_SPAN || blocks_[place] / each != blocks_[place - 1] / each)
+      spans_.push_back(place);
+  spans_.push_back(trellis_blocks());
 }
 
 // Code lengths of a normal source.
@@ -197,11 +204,15 @@ void EctcqSearch::prepare(EctcqClass& c) const {
   }
 }
 
-void EctcqSearch::search(int64_t place, int64_t count) {
+// Spans from one to another.
+void EctcqSearch::search(int64_t first, int64_t last) {
   EctcqBlock span[ECTCQ_SPAN];
-  for (int64_t i = 0; i < count; ++i) span[i] = block_at(place + i);
   void* const scratch = scratch_.get() + (64 - reinterpret_cast<uintptr_t>(scratch_.get()) % 64);
-  kernels_.search(states_, span, count, source_.gain(), inverse(), scratch);
+  for (int64_t s = first; s < last; ++s) {
+    const int64_t count = spans_[s + 1] - spans_[s];
+    for (int64_t i = 0; i < count; ++i) span[i] = block_at(spans_[s] + i);
+    kernels_.search(states_, span, count, source_.gain(), inverse(), scratch);
+  }
 }
 
 void EctcqSearch::count(int64_t place, bool away) {
@@ -259,9 +270,8 @@ void EctcqSearch::sample() {
     set_step(stride);
     for (EctcqClass& c : classes_)
       if (c.known) prepare(c);
-    const int64_t total = trellis_blocks();
-    for (int64_t at = 0; at < total; at += ECTCQ_SPAN) search(at, std::min(ECTCQ_SPAN, total - at));
-    for (int64_t at = 0; at < total; ++at) count(at, false);
+    search(0, spans());
+    for (int64_t place = 0; place < trellis_blocks(); ++place) count(place, false);
     fit(1);
     const int64_t before = j_;
     j_ = step_for(goal, bytes(), before);
@@ -277,14 +287,14 @@ bool EctcqSearch::pass() {
   set_step(1);
   for (EctcqClass& c : classes_) memcpy(c.lengths, c.first, sizeof(c.first));
   const int64_t goal = room_ - (room_ >> 10), total = trellis_blocks();
-  const int64_t chunk = ECTCQ_SPAN * ((total + CHUNKS * ECTCQ_SPAN - 1) / (CHUNKS * ECTCQ_SPAN));
+  const int64_t chunk = (spans() + CHUNKS - 1) / CHUNKS;
   int64_t change = 0, changes = 0;
-  for (int64_t at = 0; at < total; at += chunk) {
-    const int64_t stop = std::min(at + chunk, total);
+  for (int64_t span = 0; span < spans(); span += chunk) {
+    const int64_t end = std::min(span + chunk, spans()), at = spans_[span], stop = spans_[end];
     price_ = PRICE + change;
     for (EctcqClass& c : classes_)
       if (c.known) prepare(c);
-    for (int64_t span = at; span < stop; span += ECTCQ_SPAN) search(span, std::min(ECTCQ_SPAN, stop - span));
+    search(span, end);
     for (int64_t place = at; place < stop; ++place) count(place, false);
     fit(source_.codec().rate < LOW_RATE ? 3 : 1);
     changes += change * (stop - at);

@@ -47,7 +47,8 @@ class EctcqSearch final {
   void set_step(int64_t stride);
   void begin(EctcqClass& c, int64_t level) const;
   void prepare(EctcqClass& c) const;
-  void search(int64_t place, int64_t count);
+  int64_t spans() const { return static_cast<int64_t>(spans_.size()) - 1; }
+  void search(int64_t first, int64_t last);
   void count(int64_t place, bool away);
   void fit(int learning);
   int64_t bytes() const;
@@ -60,6 +61,7 @@ class EctcqSearch final {
   const int states_;
   std::vector<EctcqClass> classes_;
   std::vector<int64_t> blocks_;  // of the trellis
+  std::vector<int64_t> spans_;   // places of their first blocks, and the end
   std::vector<uint8_t> cells_;
   std::unique_ptr<uint8_t[]> scratch_;
   int64_t j_ = 0, others_ = 0;  // step; bytes of the classes that are not in the trellis

@@ -106,10 +106,11 @@ class BinaryDecoder {
   uint32_t low_ = 0, high_ = 0xFFFFFFFFu, code_ = 0;
 };
 
-inline std::vector<uint8_t> encode_classes(const std::vector<int16_t>& kinds) {
+inline std::vector<uint8_t> encode_classes(const int16_t* kinds, int64_t n) {
   ClassContexts c;
   BinaryEncoder coder;
-  for (const int kind : kinds) {
+  for (int64_t b = 0; b < n; ++b) {
+    const int kind = kinds[b];
     coder.bit(c.special[c.was_special], kind < 0);
     if (kind < 0) {
       coder.bit(c.which[0], kind == KIND_NAN);
@@ -126,10 +127,10 @@ inline std::vector<uint8_t> encode_classes(const std::vector<int16_t>& kinds) {
 }
 
 // False where a class is out of range.
-inline bool decode_classes(const uint8_t* in, int64_t nbytes, int classes, std::vector<int16_t>& kinds) {
+inline bool decode_classes(const uint8_t* in, int64_t nbytes, int classes, int16_t* kinds, int64_t n) {
   ClassContexts c;
   BinaryDecoder coder(in, nbytes);
-  for (int16_t& to : kinds) {
+  for (int64_t b = 0; b < n; ++b) {
     int kind = c.last;
     if (coder.bit(c.special[c.was_special])) {
       kind = coder.bit(c.which[0]) ? KIND_NAN : KIND_ZERO;
@@ -144,7 +145,7 @@ inline bool decode_classes(const uint8_t* in, int64_t nbytes, int classes, std::
       if (kind < 0 || kind >= classes) return false;
     }
     c.moved(kind);
-    to = static_cast<int16_t>(kind);
+    kinds[b] = static_cast<int16_t>(kind);
   }
   return true;
 }

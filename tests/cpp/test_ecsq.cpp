@@ -224,7 +224,7 @@ void segments_agree(int rounds) {
   const int32_t rates[] = {ECSQ_LEAST_RATE, 300000, 1000000, 2000000, 4000000, 5500000, 8000000};
   for (int round = 0; round < rounds; ++round) {
     const EcsqCodec codec{rates[noise.below(7)], noise.below(3) == 0, noise.below(3) == 0, noise.below(2) == 0, 0};
-    const int64_t n = 1 + noise.below(noise.below(4) ? 3000 : 150000), nbytes = ecsq_segment_nbytes(codec, n);
+    const int64_t n = 1 + noise.below(noise.below(4) ? 3000 : 210000), nbytes = ecsq_segment_nbytes(codec, n);
     const Key key{noise.next(), 1, 2, 3};
     std::vector<float> x(n);
     fill(x.data(), n, noise.below(3) ? NORMAL : static_cast<Kind>(noise.below(KINDS)), noise.next());
@@ -236,7 +236,9 @@ void segments_agree(int rounds) {
       std::copy(bytes.begin(), bytes.end(), in.data());
       const std::unique_ptr<EcsqHeader, EcsqHeaderDeleter> header(ecsq_open(codec, in.data(), n));
       if (!header) return std::vector<uint8_t>();
-      ecsq_decode(*header, key, 4096, out.floats(), false, 0.7f, 0.0f, isa);
+      const int64_t count = ecsq_substreams(*header), apart = noise.below(2) ? count : 1;
+      for (int64_t s = apart; s-- > 0;)  // in any order
+        ecsq_decode(*header, s, apart == 1 ? count : s + 1, key, 4096, out.floats(), false, 0.7f, 0.0f, isa);
       out.check_guards("segment: decode");
       for (int64_t i = 0; i < n; ++i)
         if (out.floats()[i] != out.floats()[i]) out.floats()[i] = 0.0f;  // NaNs are of many kinds
