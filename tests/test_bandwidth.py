@@ -153,6 +153,7 @@ def test_options() -> None:
     )
     assert found.bucket_ways == ("fp32", "topk:0.01,values=4")
     assert found.step_ways == ("skip", "fp32", "bits=1", "topk:0.01,values=4", "auto")
+    assert options("--windows", "2") == Sweep(windows_per_rank=2)
     assert found.rates == ("50mbit", "1gbit") and found.parts == ("steps",) and found.ranks == (3,)
 
 
@@ -167,6 +168,8 @@ def test_options() -> None:
         ["--ways", "bits=1.2.3"],
         ["--mib", "0"],
         ["--steps", "0"],
+        ["--windows", "0"],
+        ["--target", "nan"],
         ["--job-ranks", "1"],
     ],
 )

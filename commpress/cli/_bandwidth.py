@@ -49,6 +49,7 @@ def add_to(experiments: Any) -> None:
     )
     parser.add_argument("--mib", type=float, metavar="M", help="size of the one bucket in MiB of fp32 (default 25)")
     parser.add_argument("--model", choices=("base", "large"), help="2.5 or 10.8 million parameters (default large)")
+    parser.add_argument("--windows", type=int, metavar="N", help="sequences per rank and step (default 8, quick 4)")
     parser.add_argument("--steps", type=int, metavar="N", help="of the runs for the loss (default 120)")
     parser.add_argument("--budget", type=float, metavar="S", help="seconds of timing for each way and rate (default 4)")
     parser.add_argument("--target", type=float, metavar="F", help="loss to reach, over fp32's last (default 1.02)")
@@ -74,9 +75,9 @@ def sweep_of(options: argparse.Namespace) -> Any:
             changes["ranks"] = tuple(int(part) for part in options.ranks.split(","))
         except ValueError:
             raise SpecError(f"--ranks needs numbers separated by commas, got {options.ranks!r}") from None
-    for name in ("job_ranks", "mib", "model", "steps", "budget", "target"):
+    for name in ("job_ranks", "mib", "model", "windows", "steps", "budget", "target"):
         if getattr(options, name) is not None:
-            changes[name] = getattr(options, name)
+            changes["windows_per_rank" if name == "windows" else name] = getattr(options, name)
     if options.ways is not None:
         changes |= _ways(options.ways)
     return Sweep(seed=options.seed, **changes)

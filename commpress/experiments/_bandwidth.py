@@ -101,8 +101,9 @@ class Sweep:
             bits_per_second(rate)
         if min(*self.ranks, self.job_ranks, 2) < 2:
             raise SpecError(f"ranks must be at least 2, got {self.ranks} and {self.job_ranks}")
-        if not self.mib > 0 or not self.budget > 0 or self.most < 1 or self.steps < 1 or not self.target > 0:
-            raise SpecError("mib, budget, most, steps and target must be positive")
+        counts = (self.most, self.windows_per_rank, self.steps)
+        if not self.mib > 0 or not self.budget > 0 or not self.target > 0 or min(counts) < 1:
+            raise SpecError("mib, budget, most, windows, steps and target must be positive")
         for name in (*self.bucket_ways, *self.step_ways, *self.loss_ways):
             way(name)
 
