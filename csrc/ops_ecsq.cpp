@@ -14,15 +14,18 @@ struct Segment {
   int64_t index, numel, byte;
 };
 
-EcsqPayload payload_of(int64_t rate, bool rotate, bool dither, bool centroid, int64_t states, int64_t seed,
-                       int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, int64_t numel) {
+EcsqPayload payload_of(int64_t rate, bool rotate, bool dither, bool centroid, int64_t states, int64_t substream,
+                       int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset,
+                       int64_t numel) {
   STD_TORCH_CHECK(rate >= ECSQ_LEAST_RATE && rate <= 8 * RATE_ONE, "commpress: rate must be in [0.05, 8] bits");
   STD_TORCH_CHECK(offset >= 0 && offset % BLOCK == 0, "commpress: offset must be a multiple of ", BLOCK, ", got ",
                   offset);
   STD_TORCH_CHECK(numel >= 0, "commpress: negative number of coordinates");
   STD_TORCH_CHECK(states == 0 || (ectcq_code(states) && !dither),
                   "commpress: a trellis has 8, 16, 32, 64, 128 or 256 states, and no dither, got ", states);
-  return {{static_cast<int32_t>(rate), rotate, dither, centroid, static_cast<int>(states)},
+  STD_TORCH_CHECK(substream == 0 || (substream >= ECSQ_LEAST_SUBSTREAM && substream <= ECSQ_MOST_SUBSTREAM),
+                  "commpress: substreams have 8192 to 4194304 bytes, got ", substream);
+  return {{static_cast<int32_t>(rate), rotate, dither, centroid, static_cast<int>(states), substream},
           key_of(seed, step, sender_phase, tensor),
           offset,
           numel};
@@ -71,32 +74,33 @@ int64_t decode(const Tensor& payload, Tensor& out, const EcsqPayload& p, bool ac
       const int64_t first = std::max(begin, before[i]), last = std::min(end, before[i + 1]);
       if (first < last)
         ecsq_decode(*headers[i], first - before[i], last - before[i], p.key, segments[i].index,
-                    to + (segments[i].index - p.offset), accumulate, static_cast<float>(gain),
-                    static_cast<float>(beta), path);
+                    to + (segments[i].index - p.offset), accumulate, static_cast<float>(gain), static_cast<float>(beta),
+                    path);
     }
   });
   return -1;
 }
 
 void encode_op(Tensor x, Tensor payload, int64_t rate, bool rotate, bool dither, bool centroid, int64_t states,
-               int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, double gain,
-               int64_t isa) {
+               int64_t substream, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset,
+               double gain, int64_t isa) {
   encode(x, payload,
-         payload_of(rate, rotate, dither, centroid, states, seed, step, sender_phase, tensor, offset, x.numel()), gain,
-         isa);
+         payload_of(rate, rotate, dither, centroid, states, substream, seed, step, sender_phase, tensor, offset,
+                    x.numel()),
+         gain, isa);
 }
 
 int64_t decode_op(Tensor payload, Tensor out, int64_t rate, bool rotate, bool dither, bool centroid, int64_t states,
-                  int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset, bool accumulate,
-                  double gain, double beta, int64_t isa) {
-  return decode(
-      payload, out,
-      payload_of(rate, rotate, dither, centroid, states, seed, step, sender_phase, tensor, offset, out.numel()),
-      accumulate, gain, beta, isa);
+                  int64_t substream, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, int64_t offset,
+                  bool accumulate, double gain, double beta, int64_t isa) {
+  return decode(payload, out,
+                payload_of(rate, rotate, dither, centroid, states, substream, seed, step, sender_phase, tensor, offset,
+                           out.numel()),
+                accumulate, gain, beta, isa);
 }
 
 int64_t payload_nbytes_op(int64_t rate, int64_t offset, int64_t numel) {
-  return ecsq_payload_nbytes(payload_of(rate, false, false, false, 0, 0, 0, 0, 0, offset, numel));
+  return ecsq_payload_nbytes(payload_of(rate, false, false, false, 0, 0, 0, 0, 0, 0, offset, numel));
 }
 
 }  // namespace
@@ -104,10 +108,11 @@ int64_t payload_nbytes_op(int64_t rate, int64_t offset, int64_t numel) {
 STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
   m.def(
       "ecsq_encode(Tensor x, Tensor(a!) payload, int rate, bool rotate, bool dither, bool centroid, int states, "
-      "int seed, int step, int sender_phase, int tensor, int offset, float gain, int isa) -> ()");
+      "int substream, int seed, int step, int sender_phase, int tensor, int offset, float gain, int isa) -> ()");
   m.def(
       "ecsq_decode(Tensor payload, Tensor(a!) out, int rate, bool rotate, bool dither, bool centroid, int states, "
-      "int seed, int step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) "
+      "int substream, int seed, int step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float "
+      "beta, int isa) "
       "-> int");
   m.def("ecsq_payload_nbytes(int rate, int offset, int numel) -> int");
 }

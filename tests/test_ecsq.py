@@ -427,13 +427,13 @@ def test_specs():
 
 def test_opcheck():
     x, payload = torch.from_numpy(normal(1000)), torch.zeros(commpress.codec("ecsq:2").payload_nbytes(1000)).byte()
-    common = (2_000_000, False, False, False, 0, 1, 2, 3, 4, 0)
+    common = (2_000_000, False, False, False, 0, 0, 1, 2, 3, 4, 0)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.commpress.ecsq_encode.default, (x, payload, *common, 1.0, -1), test_utils=checks)
     torch.ops.commpress.ecsq_encode(x, payload, *common, 1.0, -1)
     decode = torch.ops.commpress.ecsq_decode.default
     torch.library.opcheck(decode, (payload, x.clone(), *common, True, 1.0, 0.5, -1), test_utils=checks)
-    for change in ({0: 10}, {9: 100}):
+    for change in ({0: 10}, {5: 100}, {10: 100}):
         with pytest.raises(RuntimeError, match="commpress"):
             torch.ops.commpress.ecsq_encode(
                 x, payload, *(change.get(i, value) for i, value in enumerate(common)), 1.0, -1

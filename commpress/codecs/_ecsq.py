@@ -37,6 +37,7 @@ class EntropyCodec(Codec):
         rotate: after a randomised Hadamard transform of each 4096 coordinates.
         centroid: least-squares scale, for error feedback; else the scale that makes the estimate as long as the input on average. Not with dither.
         states: of the trellis, one of TRELLIS_STATES; 0 for the other kinds.
+        substream: KiB of payload, about, that can be decoded side by side, 8 to 4096; 0: all in one. Each takes about 110 bytes, 0.2 % at 64.
     """
 
     rate: int
@@ -44,6 +45,7 @@ class EntropyCodec(Codec):
     rotate: bool = False
     centroid: bool = False
     states: int = 0
+    substream: int = 0
 
     @property
     def bits(self) -> float:
@@ -72,7 +74,8 @@ class EntropyCodec(Codec):
     def __str__(self) -> str:
         family = ("hadamard+" if self.rotate else "") + self.kind
         states = f",states={self.states}" if self.states > TRELLIS_STATES[0] else ""
-        return f"{family}:{format_rate(self.rate)}" + states + (",scale=centroid" if self.centroid else "")
+        substream = f",substream={self.substream}" if self.substream else ""
+        return f"{family}:{format_rate(self.rate)}" + states + substream + (",scale=centroid" if self.centroid else "")
 
     def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
         return ops.ecsq_payload_nbytes(self.rate, offset, numel)
@@ -88,6 +91,7 @@ class EntropyCodec(Codec):
             "dither": self.kind == "ecdq",
             "centroid": self.centroid,
             "states": self.states,
+            "substream": self.substream << 10,
             "seed": key.seed,
             "words": key.words(),
             "offset": offset,
@@ -118,19 +122,23 @@ class EntropyCodec(Codec):
 
 
 def parse_entropy(spec: Spec) -> Codec:
-    """``[hadamard+]ecsq:b[,scale=unbiased|centroid]``, ``[hadamard+]ecdq:b``, ``[hadamard+]trellis:b[,states=8|...|256][,scale=unbiased|centroid]`` with 0.05 <= b <= 8."""
+    """``[hadamard+]ecsq:b[,scale=unbiased|centroid]``, ``[hadamard+]ecdq:b``, ``[hadamard+]trellis:b[,states=8|...|256][,scale=unbiased|centroid]``, each with ``[,substream=k]``; 0.05 <= b <= 8."""
     options = dict(spec.options)
     kind = next(kind for kind in KINDS if spec.family.endswith(kind))
     states = options.pop("states", "8") if kind == "trellis" else "0"
+    substream = options.pop("substream", "0")
     scale = None if kind == "ecdq" else options.pop("scale", None)
     if options or scale not in (None, "unbiased", "centroid"):
-        allowed = "none" if kind == "ecdq" else "scale=unbiased or scale=centroid"
+        allowed = "substream=8 to 4096" + ("" if kind == "ecdq" else ", scale=unbiased or scale=centroid")
         if kind == "trellis":
             allowed = f"states={'|'.join(map(str, TRELLIS_STATES))}, {allowed}"
         raise SpecError(f"unknown option in {str(spec)!r}; options of {spec.family}: {allowed}")
     if kind == "trellis" and states not in map(str, TRELLIS_STATES):
         raise SpecError(f"{spec.family} has trellises of {', '.join(map(str, TRELLIS_STATES))} states, got {states!r}")
+    if substream != "0" and not (substream.isdecimal() and substream.isascii() and 8 <= int(substream) <= 4096):
+        raise SpecError(f"{spec.family} has substreams of 8 to 4096 KiB, got {substream!r}")
     rate = parse_rate(spec)
     if rate < _LEAST_RATE:
         raise SpecError(f"{spec.family} has at least 0.05 bits per coordinate, got {spec.argument!r}")
-    return EntropyCodec(rate, kind, spec.family.startswith("hadamard+"), scale == "centroid", int(states))
+    rotate = spec.family.startswith("hadamard+")
+    return EntropyCodec(rate, kind, rotate, scale == "centroid", int(states), int(substream))

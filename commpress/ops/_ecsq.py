@@ -21,15 +21,16 @@ def ecsq_encode(
     dither: bool,
     centroid: bool,
     states: int,
+    substream: int,
     seed: int,
     words: tuple[int, int, int],
     offset: int,
     gain: float,
     isa: Isa = Isa.BEST,
 ) -> None:
-    """Writes the payload of ``gain * x``. ``x``: 1-D contiguous float32; ``payload``: 1-D uint8 of exactly ``ecsq_payload_nbytes``; ``states``: of the trellis, or 0. Releases the GIL."""
+    """Writes the payload of ``gain * x``. ``x``: 1-D contiguous float32; ``payload``: 1-D uint8 of exactly ``ecsq_payload_nbytes``; ``states``: of the trellis, or 0; ``substream``: bytes for each, or 0. Releases the GIL."""
     library.ecsq_encode(
-        x, payload, rate, rotate, dither, centroid, states, signed(seed), *words, offset, gain, int(isa)
+        x, payload, rate, rotate, dither, centroid, states, substream, signed(seed), *words, offset, gain, int(isa)
     )
 
 
@@ -42,6 +43,7 @@ def ecsq_decode(
     dither: bool,
     centroid: bool,
     states: int,
+    substream: int,
     seed: int,
     words: tuple[int, int, int],
     offset: int,
@@ -59,6 +61,7 @@ def ecsq_decode(
         dither,
         centroid,
         states,
+        substream,
         signed(seed),
         *words,
         offset,

@@ -33,7 +33,7 @@ class Classes:
     def __init__(self, x: F32, spec: Spec, key: _random.KeyLike, index: int, gain: np.float32) -> None:
         self.spec, self.n, self.index, self.key = spec, x.size, index, key
         self.nbytes, self.lanes = segment_nbytes(spec.rate, x.size), lanes_of(segment_nbytes(spec.rate, x.size))
-        self.substreams = substreams(self.nbytes, x.size)
+        self.substreams = substreams(spec, x.size)
         self.entries_nbytes = ENTRY * (len(self.substreams) - 1)
         self.x, self.gain = x, gain
 

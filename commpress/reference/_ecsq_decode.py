@@ -75,7 +75,7 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
         offsets[kind] = tuple(signed) if signed else (0, 0, 0)
         at += per_class
     lanes = lanes_of(nbytes)
-    parts, at = _substreams.entries(data, at, n, lanes)
+    parts, at = _substreams.entries(data, at, spec, n, lanes)
     kinds, at = _substreams.kinds_of(data, at, parts, count)
     if any(k >= 0 and k not in made for k in kinds):
         raise WireError("a block has a class that there is not")

@@ -17,14 +17,16 @@ I64 = npt.NDArray[np.int64]
 
 SEGMENT, BLOCK, ROTATION, MILLION = 1 << 23, 512, 4096, 1_000_000
 EXTRA = 48  # bytes of a segment beyond its rate
-SUBSTREAM, SUBSTREAM_BLOCKS = 1 << 16, 32  # bytes of a segment for each; its blocks are a multiple
+SUBSTREAM_BLOCKS = 32  # a substream's are a multiple
 ENTRY = 14  # bytes for each substream but the first
 CLASS_WIDTH, MOST_CLASSES, FLOOR = 6, 56, -48  # in 1/16 octave; -; level in steps under which classes are one
 FINEST = 36800  # a class is at most so many 1/2048 octaves above the step, so that it has at most 16 raw bits
 MODE_ZERO, MODE_CODED, MODE_RAW, MODE_TRELLIS, MODE_NAN = 0, 1, 2, 3, 255
 FLT_MAX = float(np.finfo(np.float32).max)
 DITHER = 5  # purpose
-_SPEC = re.compile(r"(hadamard\+)?(ecsq|ecdq|trellis):(\d+(?:\.\d{1,6})?)(,states=\d+)?(,scale=(?:centroid|unbiased))?")
+_SPEC = re.compile(
+    r"(hadamard\+)?(ecsq|ecdq|trellis):(\d+(?:\.\d{1,6})?)(,states=\d+)?(,substream=\d+)?(,scale=(?:centroid|unbiased))?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Spec:
     dither: bool
     centroid: bool
     states: int = 0  # of a trellis, or 0
+    substream: int = 0  # bytes of a segment for each, about, or 0
 
 
 def parse(text: str) -> Spec | None:
@@ -48,7 +51,8 @@ def parse(text: str) -> Spec | None:
     if not 50_000 <= rate <= 8 * MILLION:
         raise ValueError(f"rate outside 0.05..8 bits: {text!r}")
     states = int((match[4] or ",states=8").partition("=")[2]) if match[2] == "trellis" else 0
-    return Spec(rate, match[1] is not None, match[2] == "ecdq", match[5] == ",scale=centroid", states)
+    substream = int((match[5] or ",substream=0").partition("=")[2]) << 10
+    return Spec(rate, match[1] is not None, match[2] == "ecdq", match[6] == ",scale=centroid", states, substream)
 
 
 def segments(numel: int, offset: int) -> list[tuple[int, int]]:
@@ -76,10 +80,10 @@ def lanes_of(nbytes: int) -> int:
     return 32 if nbytes >= 1 << 15 else 4 if nbytes >= 1 << 10 else 1
 
 
-def substreams(nbytes: int, n: int) -> list[tuple[int, int]]:
+def substreams(spec: Spec, n: int) -> list[tuple[int, int]]:
     """(first, last and one) of the blocks of each substream of a segment."""
     blocks = -(-n // BLOCK)
-    wanted = max(nbytes // SUBSTREAM, 1)
+    wanted = max(segment_nbytes(spec.rate, n) // spec.substream, 1) if spec.substream else 1
     each = blocks if wanted == 1 else -(-blocks // (wanted * SUBSTREAM_BLOCKS)) * SUBSTREAM_BLOCKS
     return [(first, min(first + each, blocks)) for first in range(0, blocks, each)]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from commpress.errors import WireError
 from commpress.reference import _rans
 from commpress.reference._ecsq_classes import Classes
-from commpress.reference._ecsq_format import BLOCK, ENTRY, I64, substreams
+from commpress.reference._ecsq_format import BLOCK, ENTRY, I64, Spec, substreams
 
 
 def streams(source: Classes, frequency: I64, start: I64, sent: npt.NDArray[np.bool_], lanes: int) -> list[bytes]:
@@ -76,9 +76,9 @@ class Entry:
     kinds_nbytes: int
 
 
-def entries(data: bytes, at: int, n: int, lanes: int) -> tuple[list[Entry], int]:
+def entries(data: bytes, at: int, spec: Spec, n: int, lanes: int) -> tuple[list[Entry], int]:
     """The substreams of a segment whose entries are at ``at``, and the place behind these. Raises WireError."""
-    blocks, kinds_nbytes = substreams(len(data), n), struct.unpack("<H", data[8:10])[0]
+    blocks, kinds_nbytes = substreams(spec, n), struct.unpack("<H", data[8:10])[0]
     total, stream_at = struct.unpack("<II", data[10:18])
     after = at + ENTRY * (len(blocks) - 1)
     if after > len(data):

@@ -73,7 +73,7 @@ def decode(data: bytes, spec: Spec, key: _random.KeyLike, index: int, n: int, ga
         if mask >> kind & 1:
             classes[kind] = _Class(data[at:], relative0 + kind * CLASS_WIDTH * 128)
             at += classes[kind].nbytes
-    parts, at = _substreams.entries(data, at, n, trellis.LANES)
+    parts, at = _substreams.entries(data, at, spec, n, trellis.LANES)
     kinds, at = _substreams.kinds_of(data, at, parts, count)
     if any(k >= 0 and k not in classes for k in kinds):
         raise WireError("a block has a class that there is not")

@@ -8,12 +8,14 @@ namespace commpress {
 struct EcsqCodec {
   int32_t rate;  // millionths of a bit per coordinate, at least ECSQ_LEAST_RATE
   bool rotate, dither, centroid;
-  int states = 0;  // of the trellis that long segments are coded with, as ectcq.h says (without dither), or 0
+  int states = 0;         // of the trellis that long segments are coded with, as ectcq.h says (without dither), or 0
+  int64_t substream = 0;  // bytes of a segment for each substream, about; 0: segments are not divided
 };
 
 constexpr int32_t ECSQ_LEAST_RATE = 50000;
 constexpr int64_t ECSQ_SEGMENT = int64_t{1} << 23;  // coordinates that are coded together
 constexpr int64_t ECSQ_EXTRA = 48;                  // bytes of a segment beyond its rate
+constexpr int64_t ECSQ_LEAST_SUBSTREAM = 8 << 10, ECSQ_MOST_SUBSTREAM = 4096 << 10;
 
 struct EcsqPayload {
   EcsqCodec codec;
@@ -53,8 +55,8 @@ struct EcsqHeaderDeleter {
 EcsqHeader* ecsq_open(const EcsqCodec& codec, const uint8_t* in, int64_t n);
 // Parts of the segment that can be decoded side by side.
 int64_t ecsq_substreams(const EcsqHeader& header);
-// out = gain * value, or beta * out + gain * value, for the substreams from `first` to before `last`; `out` is where the
-// segment begins.
+// out = gain * value, or beta * out + gain * value, for the substreams from `first` to before `last`; `out` is where
+// the segment begins.
 void ecsq_decode(const EcsqHeader& header, int64_t first, int64_t last, const Key& key, int64_t index, float* out,
                  bool accumulate, float gain, float beta, Isa isa);
 

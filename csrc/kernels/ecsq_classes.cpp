@@ -26,7 +26,7 @@ EcsqClasses::EcsqClasses(const EcsqCodec& codec, const Key& key, int64_t index, 
       gain_(gain),
       nbytes_(ecsq_segment_nbytes(codec, n)),
       blocks_((n + ECSQ_BLOCK - 1) / ECSQ_BLOCK),
-      substreams_(nbytes_, blocks_),
+      substreams_(codec, n),
       kernels_(ecsq_kernels(isa)) {}
 
 bool EcsqClasses::only_zeros() const {

@@ -30,7 +30,7 @@ struct EcsqHeader {
   std::vector<Entry> entries;  // one more, for the end
   int64_t escapes_at;
 
-  EcsqSubstreams substreams() const { return {nbytes, (n + ECSQ_BLOCK - 1) / ECSQ_BLOCK}; }
+  EcsqSubstreams substreams() const { return {codec, n}; }
   bool coded() const { return mode == ECSQ_CODED || mode == ECSQ_TRELLIS; }
   int lanes() const { return mode == ECSQ_TRELLIS ? ECTCQ_LANES : ecsq_lanes(nbytes); }
   int64_t level_of(int kind) const { return relative + kind * ECSQ_CLASS_WIDTH * 128; }

@@ -1,6 +1,7 @@
 // Layout of a segment that the encoder and the decoder share.
 #pragma once
 #include "ecsq.h"
+#include "ecsq_kernels.h"
 #include "entropy_tables.h"
 
 namespace commpress {
@@ -10,18 +11,19 @@ enum EcsqMode : uint8_t { ECSQ_ZERO = 0, ECSQ_CODED = 1, ECSQ_RAW = 2, ECSQ_TREL
 constexpr int64_t ECSQ_CLASS_WIDTH = 6;  // in 1/16 octave
 constexpr int64_t ECSQ_MOST_CLASSES = 56;
 constexpr float ECSQ_FLT_MAX = 0x1.fffffep127f;
-constexpr int64_t ECSQ_SUBSTREAM = 1 << 16;  // bytes of a segment for each substream, about
 constexpr int64_t ECSQ_SUBSTREAM_BLOCKS = 32;  // a substream's blocks are a multiple: whole rotations, whole spans
 constexpr int64_t ECSQ_ENTRY_NBYTES = 14;      // of the header, for each substream but the first
 
 inline int ecsq_lanes(int64_t nbytes) { return nbytes >= 1 << 15 ? 32 : nbytes >= 1 << 10 ? 4 : 1; }
 inline bool ecsq_has_rho(const EcsqCodec& codec) { return !codec.dither && !codec.centroid; }
 
-// Substreams of a long segment can be decoded side by side: each has blocks, coders and classes' contexts of its own.
+// Substreams of a segment can be decoded side by side: each has blocks, coders and classes' contexts of its own.
 struct EcsqSubstreams {
   int64_t blocks, each, count;
-  EcsqSubstreams(int64_t nbytes, int64_t segment_blocks) : blocks(segment_blocks) {
-    const int64_t wanted = nbytes >= 2 * ECSQ_SUBSTREAM ? nbytes / ECSQ_SUBSTREAM : 1;
+  // Of a segment of n > 0 coordinates.
+  EcsqSubstreams(const EcsqCodec& codec, int64_t n) : blocks((n + ECSQ_BLOCK - 1) / ECSQ_BLOCK) {
+    const int64_t nbytes = ecsq_segment_nbytes(codec, n);
+    const int64_t wanted = codec.substream && nbytes >= 2 * codec.substream ? nbytes / codec.substream : 1;
     const int64_t unit = wanted * ECSQ_SUBSTREAM_BLOCKS;
     each = wanted == 1 ? blocks : (blocks + unit - 1) / unit * ECSQ_SUBSTREAM_BLOCKS;
     count = (blocks + each - 1) / each;

@@ -223,7 +223,12 @@ void segments_agree(int rounds) {
   Noise noise{13};
   const int32_t rates[] = {ECSQ_LEAST_RATE, 300000, 1000000, 2000000, 4000000, 5500000, 8000000};
   for (int round = 0; round < rounds; ++round) {
-    const EcsqCodec codec{rates[noise.below(7)], noise.below(3) == 0, noise.below(3) == 0, noise.below(2) == 0, 0};
+    const EcsqCodec codec{rates[noise.below(7)],
+                          noise.below(3) == 0,
+                          noise.below(3) == 0,
+                          noise.below(2) == 0,
+                          0,
+                          noise.below(3) ? (8 + noise.below(40)) << 10 : 0};
     const int64_t n = 1 + noise.below(noise.below(4) ? 3000 : 210000), nbytes = ecsq_segment_nbytes(codec, n);
     const Key key{noise.next(), 1, 2, 3};
     std::vector<float> x(n);
