@@ -33,6 +33,7 @@ NAMES = (
     "decode_rotated",
     "decode_formats",
     "decode_sparse",
+    "decode_trellis",
 )
 BLOCK = 4096
 BLOCKS_PER_PROCESSOR = 8
@@ -41,7 +42,17 @@ PROCESSORS = 132
 _KEY = np.dtype([("seed", "u8"), ("step", "u4"), ("sender_phase", "u4"), ("tensor", "u4")], align=True)
 _LAYER = ("i8", ops.device_table([], torch.device("cpu")).rows.shape[1])
 _JOB = np.dtype(
-    [("layers", "u8"), ("layer_of_unit", "u8"), ("single", *_LAYER), ("units", "i8"), ("key", _KEY), ("step", "u8")],
+    [
+        *[
+            ("layers", "u8"),
+            ("layer_of_unit", "u8"),
+            ("single", *_LAYER),
+            ("units", "i8"),
+            ("key", _KEY),
+            ("step", "u8"),
+        ],
+        ("codebooks", "u8"),
+    ],
     align=True,
 )
 _VALUES = np.dtype([("data", "u8"), ("input", "i4")], align=True)
@@ -126,9 +137,12 @@ class Layer:
         return self.codec.payload_nbytes(self.numel, offset=self.offset)
 
     @property
-    def row(self) -> ops.DeviceLayer:
-        (layer,) = self.codec.device_layers(self.offset, self.numel)
-        return layer._replace(tensor=self.tensor)
+    def rows(self) -> list[ops.DeviceLayer]:
+        """One; or more of a codec that is a mixture, or of one that is only decoded on devices."""
+        layers = self.codec.device_layers(self.offset, self.numel)
+        if layers is None:
+            layers = self.codec.decoder_layers(self.offset, self.numel)
+        return [layer._replace(tensor=self.tensor) for layer in layers]
 
 
 def layers_of(spec: str, numel: int) -> list[Layer]:
@@ -158,7 +172,8 @@ def _launches(families: int) -> list[tuple[str, bool | None]]:
     found: list[tuple[str, bool | None]] = [("rotated", plain)] * rotated
     found += [("uniform", not (rotated and plain))] * uniform
     found += [("formats", None)] * (families >> ops.FORMAT & 1)
-    return found + [("sparse", None)] * (families >> ops.TOPK & 1)
+    found += [("sparse", None)] * (families >> ops.TOPK & 1)
+    return found + [("trellis", None)] * (families >> ops.BITSHIFT & 1)
 
 
 class Launcher:
@@ -173,7 +188,7 @@ class Launcher:
         self, layers: list[Layer], key: commpress.Key, counter: int | None = None, processors: int = PROCESSORS
     ) -> None:
         self.layers, self.key, self._processors = layers, key, processors
-        table = ops.device_table([layer.row for layer in layers], torch.device("cpu"))
+        table = ops.device_table([row for layer in layers for row in layer.rows], torch.device("cpu"))
         self._table, self._memory = table, ptx.Memory()
         self.numel = sum(layer.numel for layer in layers)
         step, sender_phase, tensor = key.words()
@@ -186,6 +201,8 @@ class Launcher:
         else:
             self._job["layers"] = self._constant(table.rows.numpy())
             self._job["layer_of_unit"] = self._constant(table.units.numpy())
+        if table.codebooks is not None:
+            self._job["codebooks"] = self._constant(table.codebooks.numpy())
         self.counts: list[ptx.Counts] = []
 
     def encode(self, x: torch.Tensor, gain: float = 1.0, align: int = 0, align_out: int = 0) -> np.ndarray:

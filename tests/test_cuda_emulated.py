@@ -33,14 +33,22 @@ RUNS = [
     ("test_topk", "sanitize", (14, 2, 8, 20)),
     ("test_topk", "threads", (15, 0, 8, 40)),
     ("test_topk", "threads", (16, 2, 4, 40)),
+    ("test_bitshift", "plain", (11, 0, 1, 3)),
+    ("test_bitshift", "plain", (12, 1, 4, 9)),
+    ("test_bitshift", "plain", (13, 2, 8, 9)),
+    ("test_bitshift", "sanitize", (14, 0, 4, 40)),
+    ("test_bitshift", "sanitize", (15, 2, 8, 40)),
+    ("test_bitshift", "threads", (16, 0, 8, 90)),
+    ("test_bitshift", "threads", (17, 2, 4, 90)),
 ]
-TESTS = ("test_kernels", "test_formats", "test_topk")
+TESTS = ("test_kernels", "test_formats", "test_topk", "test_bitshift")
 QUICK_MUTANTS = [
     "tensor_of_layer_forgotten",
     "fold_barrier_in_one_warp",
     "zero_scale_means_something",
     "largest_of_half_a_chunk",
     "ranks_within_warp",
+    "trellis_bits_used_at_once",
 ]
 
 

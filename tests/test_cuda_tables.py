@@ -108,6 +108,45 @@ def test_blocks_of_topk_are_segments():
     assert commpress.codec("randk:0.1").device_layers(0, 5) is None
 
 
+def test_layers_of_trellises_know_their_codebooks():
+    codecs = [commpress.codec(spec) for spec in ("bitshift:2,length=9", "hadamard+bitshift:0.1", "bitshift:2,length=9")]
+    table = ops.device_table([*codecs[0].decoder_layers(4096, 4097), *codecs[1].decoder_layers(0, 5)], CPU)
+    assert table.rows[:, :3].tolist() == [
+        [8, 2 | 1 << 3 | 9 << 8, 0],
+        [8, 1 | 10 << 3 | 12 << 8 | 1 << 13, 0],
+    ]
+    assert table.units.tolist() == [0, 0, 1] and table.families == 1 << ops.BITSHIFT
+    first, second = ops.bitshift_codebook(2, 1, 9, CPU), ops.bitshift_codebook(1, 10, 12, CPU)
+    assert table.rows[:, 9:].tolist() == [[0, 0], [first.numel(), 0]]
+    assert (first.numel(), second.numel()) == (1 << 7, 10 << 10)
+    assert torch.equal(table.codebooks, torch.cat([first, second]))
+    again = ops.device_table([layer for codec in codecs for layer in codec.decoder_layers(0, 100)], CPU)
+    assert again.rows[:, 9].tolist() == [0, first.numel(), 0] and again.codebooks.numel() == table.codebooks.numel()
+    centroid = commpress.codec("hadamard+bitshift:1,scale=centroid")
+    assert ops.device_table(centroid.decoder_layers(0, 5), CPU).rows[0, 2] == 1
+    assert ops.device_table([], CPU).codebooks is None
+
+
+def test_layers_of_a_mixture_are_its_spans():
+    codec = commpress.codec("hadamard+bitshift:0.3,length=8")
+    numel, offset = 5 * 16384 + 77, 3 * 16384
+    table = ops.device_table(codec.decoder_layers(offset, numel), CPU)
+    assert table.nbytes == codec.payload_nbytes(numel, offset=offset)
+    assert table.rows[:, 4].tolist() == [offset + 16384 * i for i in range(6)]
+    assert set(table.rows[:, 1].tolist()) == {v << 3 | 1 | 8 << 8 | 1 << 13 for v in (2, 4)}
+
+
+def test_trellises_are_decoded_and_not_encoded_on_devices():
+    for spec in ("bitshift:1", "hadamard+bitshift:0.3"):
+        codec = commpress.codec(spec)
+        assert codec.decodes_on(torch.device("cuda")) is ops.cuda_built()
+        assert codec.decodes_on(CPU) and not codec.decodes_on(torch.device("meta"))
+        assert codec.device_layers(0, 5) is None
+        with pytest.raises(TensorError, match="is on meta, where .* has no kernels"):
+            codec.decode(torch.empty(5, dtype=torch.uint8), commpress.Key(), out=torch.empty(10, device="meta"))
+    assert commpress.codec("uniform:3").decodes_on(torch.device("cuda")) is ops.cuda_built()
+
+
 @pytest.mark.parametrize("spec", FORMATS)
 def test_formats_are_numbers(spec):
     """Each its own, in the 32 bits that the kernels have for it; and the table has the bytes of a whole block."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 import torch
 
 from commpress import ops
+from commpress.codecs import _device
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise, of_parts
@@ -26,9 +28,40 @@ _SPAN = 4 * BLOCK  # of a mixture
 _EVEN_FROM = 2 * RATE_ONE  # as of `hadamard+lloyd`
 
 
+class _DecodedOnDevices(Codec):
+    """CUDA devices have a decoder only: the encoder's search wants megabytes for each chain."""
+
+    @abc.abstractmethod
+    def decoder_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        """What :func:`commpress.ops.decode_table` is told, as :meth:`device_layers`, which is for codecs that also encode there."""
+
+    def decodes_on(self, device: torch.device) -> bool:
+        return _device.runs_on(device)
+
+    def decode_sum(
+        self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
+    ) -> bool:
+        if not (out.is_cuda and out.numel() and keys[0].of_same_tensor(keys)):
+            return super().decode_sum(payloads, keys, out=out, offset=offset)
+        return self._decode_on_device(payloads, keys, out, offset)
+
+    def _decode_on_device(
+        self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], out: torch.Tensor, offset: int, **how: Any
+    ) -> bool:
+        table = ops.device_table(self.decoder_layers(offset, out.numel()), out.device)
+        return _device.decode(
+            table, payloads, keys, out, corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"), **how
+        )
+
+    def _corrupt(self, what: str) -> WireError:
+        return WireError(
+            f"{what} has a {self} scale that no encoder writes: the bytes are corrupt, or of another codec"
+        )
+
+
 @final
 @dataclasses.dataclass(frozen=True)
-class BitshiftCodec(Codec):
+class BitshiftCodec(_DecodedOnDevices):
     """``rate`` in millionths of a bit per coordinate, one of ``RATES``; ``length``: bits of a state; ``centroid`` asks for the least-squares scale. All work is in float32."""
 
     rate: int
@@ -95,16 +128,23 @@ class BitshiftCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
+        if out.is_cuda:
+            self._decode_on_device([payload], [key], out, offset, accumulate=accumulate, gain=gain, beta=beta)
+            return
         work = out.to(torch.float32)
         block = ops.bitshift_decode(
             payload, work, offset=offset, accumulate=accumulate, gain=gain, beta=beta, **self.arguments(key)
         )
         if block >= 0:
-            raise WireError(
-                f"block {block} has a {self} scale that no encoder writes: the bytes are corrupt, or of another codec"
-            )
+            raise self._corrupt(f"block {block}")
         if work is not out:
             out.copy_(work)
+
+    def decoder_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        bits, values = RATES[self.rate]
+        code = ops.bitshift_code(bits, values, self.length, self.rotated)
+        kind = ops.Kind(ops.BITSHIFT, code, int(self.centroid), codebook=(bits, values, self.length))
+        return [ops.DeviceLayer(kind, 0, offset, numel, self.payload_nbytes(numel, offset=offset))]
 
     def arguments(self, key: Key) -> dict[str, Any]:
         """What the operators want to know of codec and key."""
@@ -122,7 +162,7 @@ class BitshiftCodec(Codec):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class MixedBitshiftCodec(Codec):
+class MixedBitshiftCodec(_DecodedOnDevices):
     """A rate between two of ``RATES``: each whole span of 16,384 coordinates has the one or the other, so evenly spread that every run of spans has the mean rate to within one span.
 
     What is left behind the last whole span has the lower one. Made by :func:`parse_bitshift` and ``at_rate``.
@@ -185,6 +225,13 @@ class MixedBitshiftCodec(Codec):
             upper = stop - start == _SPAN and (number + 1) * p // q > number * p // q
             yield (self.upper if upper else self.lower), start, stop
 
+    def decoder_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        return [
+            layer
+            for codec, start, stop in self._runs(offset, numel)
+            for layer in codec.decoder_layers(offset + start, stop - start)
+        ]
+
     def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
         p, q = self._share()
         first, whole = offset // _SPAN, numel // _SPAN
@@ -209,6 +256,9 @@ class MixedBitshiftCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
+        if out.is_cuda:
+            self._decode_on_device([payload], [key], out, offset, accumulate=accumulate, gain=gain, beta=beta)
+            return
         work, byte = out.to(torch.float32, copy=True), 0  # nothing is written unless all of it is valid
         for codec, start, stop in self._runs(offset, out.numel()):
             end = byte + codec.payload_nbytes(stop - start, offset=offset + start)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from commpress.ops._library import Isa, library, signed, wrote_argument
@@ -10,6 +12,14 @@ from commpress.ops._library import Isa, library, signed, wrote_argument
 def bitshift_nbytes(bits: int, values: int, length: int, rotated: bool, centroid: bool, offset: int, numel: int) -> int:
     """Exact size in bytes of a payload."""
     return library.bitshift_nbytes(bits, values, length, rotated, centroid, offset, numel)
+
+
+@functools.cache
+def bitshift_codebook(bits: int, values: int, length: int, device: torch.device) -> torch.Tensor:
+    """The levels that states decode to, ``2^(length - 2) * values`` float32; made once in a process for a device, and kept there."""
+    levels = torch.empty(values << (length - 2))
+    library.bitshift_codebook(levels, bits, values, length)
+    return levels.to(device)
 
 
 def bitshift_encode(
@@ -75,3 +85,4 @@ def _reported_success(*_: object) -> int:
 
 torch.library.register_fake("commpress::bitshift_encode")(wrote_argument)
 torch.library.register_fake("commpress::bitshift_decode")(_reported_success)
+torch.library.register_fake("commpress::bitshift_codebook")(wrote_argument)

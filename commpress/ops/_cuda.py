@@ -8,16 +8,19 @@ from typing import NamedTuple
 
 import torch
 
+from commpress.ops._bitshift import bitshift_codebook
 from commpress.ops._library import library, signed, wrote_argument
 
 # Columns of a table (csrc/kernels/cuda_job.h): family, rate, centroid, number added to the key's tensor, offset, coordinates, first value,
-# first byte, blocks before (of `topk`: segments); bits of every code and bytes of a whole block, or zeros where they differ.
+# first byte, blocks before (of `topk`: segments); bits of every code and bytes of a whole block, or zeros where they differ
+# (of `bitshift`: where its codebook begins, and nothing).
 COLUMNS = 11
 BLOCK, GROUP, RATE_ONE = 4096, 512, 1_000_000
 RAW, CAST_FP16, CAST_BF16, UNIFORM = range(4)
 _GAP = -1
 FORMAT = 6  # a number format: its rate is `format_code`
 TOPK = 7  # `topk`: its rate is `topk_code`
+BITSHIFT = 8  # the bitshift trellis, decoded only: its rate is `bitshift_code`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +32,7 @@ class DeviceTable:
         units: int32, the layer of each block, on the device; None if there is one layer.
         blocks, nbytes: of all layers together.
         families: the families that occur, as bits.
+        codebooks: float32 on the device, of the layers of ``BITSHIFT``; None if there is none.
     """
 
     rows: torch.Tensor
@@ -36,6 +40,7 @@ class DeviceTable:
     blocks: int
     nbytes: int
     families: int
+    codebooks: torch.Tensor | None = None
 
 
 def _even(family: int, rate: int) -> tuple[int, int]:
@@ -50,11 +55,12 @@ class Kind(NamedTuple):
     """A codec as the kernels know it.
 
     Attributes:
-        family: of csrc/kernels/wire.h, or ``FORMAT`` or ``TOPK``.
-        rate: millionths of a bit per coordinate, or ``format_code`` or ``topk_code``.
+        family: of csrc/kernels/wire.h, or ``FORMAT``, ``TOPK`` or ``BITSHIFT``.
+        rate: millionths of a bit per coordinate, or ``format_code``, ``topk_code`` or ``bitshift_code``.
         centroid: 1 for the least-squares scale.
         block_nbytes: payload bytes of 4096 coordinates, of a number format only; those of the others follow from the rate.
         block: coordinates that a block of threads works on at a time.
+        codebook: bits, values and length of a bitshift trellis.
     """
 
     family: int
@@ -62,11 +68,17 @@ class Kind(NamedTuple):
     centroid: int = 0
     block_nbytes: int = 0
     block: int = BLOCK
+    codebook: tuple[int, int, int] | None = None
 
 
 def topk_code(fraction: int, bits: int, block: int) -> int:
     """What the kernels know ``topk`` by, as ``packed_topk`` of csrc/kernels/cuda_job.h: all of it in one number below 2^31."""
     return fraction | bits << 20 | (block.bit_length() - 1) << 26
+
+
+def bitshift_code(bits: int, values: int, length: int, rotated: bool) -> int:
+    """What the kernels know a bitshift trellis by, as ``packed_trellis`` of csrc/kernels/cuda_job.h."""
+    return bits | values << 3 | length << 8 | rotated << 13
 
 
 class DeviceLayer(NamedTuple):
@@ -88,21 +100,29 @@ def device_table(layers: Sequence[DeviceLayer], device: torch.device) -> DeviceT
     """From the layers and gaps, in order; the first and the last are no gaps."""
     rows: list[list[int]] = []
     units: list[int] = []
-    first = byte = families = 0
+    codebooks: dict[tuple[int, int, int], tuple[int, torch.Tensor]] = {}  # where they begin
+    first = byte = families = levels = 0
     for kind, tensor, offset, numel, nbytes in layers:
-        family, rate, centroid, block_nbytes, block = kind
+        family, rate, centroid, block_nbytes, block, codebook = kind
         if family != _GAP:
             even = (0, block_nbytes) if family in (FORMAT, TOPK) else _even(family, rate)
+            if codebook is not None:
+                if codebook not in codebooks:
+                    codebooks[codebook] = levels, bitshift_codebook(*codebook, device)
+                    levels += codebooks[codebook][1].numel()
+                even = codebooks[codebook][0], 0
             before = len(units)
             units += [len(rows)] * -(-numel // block)
             rows.append([family, rate, centroid, tensor, offset, numel, first, byte, before, *even])
             families |= 1 << family
         first, byte = first + numel, byte + nbytes
     table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), COLUMNS)
+    books = [book for _, book in codebooks.values()]
+    together = torch.cat(books) if len(books) > 1 else books[0] if books else None
     if len(rows) == 1:
-        return DeviceTable(table, None, len(units), byte, families)
+        return DeviceTable(table, None, len(units), byte, families, together)
     of_block = torch.tensor(units, dtype=torch.int32)
-    return DeviceTable(table.to(device), of_block.to(device), len(units), byte, families)
+    return DeviceTable(table.to(device), of_block.to(device), len(units), byte, families, together)
 
 
 def new_report(device: torch.device) -> torch.Tensor:
@@ -182,6 +202,7 @@ def decode_table(
         beta,
         report,
         counter,
+        table.codebooks,
     )
 
 

@@ -1,5 +1,6 @@
 // What a launch is told. Plain data without CUDA: the operators fill it in, the kernels read it.
 #pragma once
+#include "bitshift.h"
 #include "philox.h"
 #include "sparse.h"
 #include "wire.h"
@@ -19,6 +20,16 @@ constexpr int32_t packed_topk(int32_t fraction, int32_t bits, int64_t block) {
 }
 COMMPRESS_HD SparseCodec unpacked_topk(int32_t packed) {
   return {TOPK, packed & 0xFFFFF, packed >> 20 & 63, false, int64_t{1} << (packed >> 26)};
+}
+
+// The bitshift trellis, decoded only. Its rate is packed_trellis(); a layer's `bits` say where its codebook begins.
+constexpr int32_t BITSHIFT = 8;
+constexpr int32_t packed_trellis(int32_t bits, int32_t values, int32_t length, bool rotated) {
+  return bits | values << 3 | length << 8 | rotated << 13;
+}
+COMMPRESS_HD Trellis unpacked_trellis(int32_t packed, bool centroid) {
+  const float unused = 0.0f;  // the spread is the encoder's
+  return {packed & 7, packed >> 3 & 31, packed >> 8 & 31, (packed >> 13 & 1) != 0, centroid, unused};
 }
 
 // A row of the table of layers, all int64 as in the tensor that holds it.
@@ -51,6 +62,7 @@ struct Job {
   int64_t units;  // blocks of all layers
   Key key;
   const int64_t* step;  // in device memory, added to the key's step; may be null. What a captured graph counts with.
+  const float* codebooks = nullptr;  // in device memory: levels of all codebooks that layers of BITSHIFT name
 };
 
 // Payloads of the same coordinates, and who sent them. More senders than fit go in several launches.
@@ -100,20 +112,23 @@ int decode_formats(const Job& job, const Sources& sources, float* out, const Del
 int encode_sparse(const Job& job, const Gradient& x, float gain, uint8_t* out, const Queue& queue);
 int decode_sparse(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                   const Queue& queue);
+int decode_trellis(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                   const Queue& queue);
 
-// Families that a table holds, as bits: `uniform` has a kernel, number formats and `topk` have one each, the others
-// another. Of the first and the last the one that is launched, or launched first, does RAW and casts as well.
+// Families that a table holds, as bits: `uniform` has a kernel, number formats, `topk` and the bitshift trellis have
+// one each, the others another. Of the first and the last the one that is launched, or launched first, does RAW and
+// casts as well.
 constexpr uint32_t family_bit(int family) { return 1u << family; }
 struct Launches {
-  bool rotated, uniform, formats, sparse, plain_with_rotated;
+  bool rotated, uniform, formats, sparse, trellis, plain_with_rotated;
 };
 constexpr Launches launches_of(uint32_t families) {
   const uint32_t plain = family_bit(RAW) | family_bit(CAST_FP16) | family_bit(CAST_BF16);
   const bool uniform = (families & family_bit(UNIFORM)) != 0, formats = (families & family_bit(FORMAT)) != 0,
-             sparse = (families & family_bit(TOPK_SEGMENTS)) != 0,
+             sparse = (families & family_bit(TOPK_SEGMENTS)) != 0, trellis = (families & family_bit(BITSHIFT)) != 0,
              rotated = (families & (family_bit(HADAMARD_LLOYD) | family_bit(LLOYD))) != 0 ||
                        (!uniform && (families & plain) != 0);
-  return {rotated, uniform, formats, sparse, rotated && (families & plain) != 0};
+  return {rotated, uniform, formats, sparse, trellis, rotated && (families & plain) != 0};
 }
 
 inline int encode(const Job& job, uint32_t families, const Gradient& x, float gain, uint8_t* out, const Queue& queue) {
@@ -136,6 +151,7 @@ inline int decode(const Job& job, uint32_t families, const Sources& sources, flo
     error = decode_uniform(job, sources, out, delivery, report, !launches.plain_with_rotated, queue);
   if (!error && launches.formats) error = decode_formats(job, sources, out, delivery, report, queue);
   if (!error && launches.sparse) error = decode_sparse(job, sources, out, delivery, report, queue);
+  if (!error && launches.trellis) error = decode_trellis(job, sources, out, delivery, report, queue);
   return error;
 }
 

@@ -1,4 +1,4 @@
-"""Mutants of the CUDA kernels: do test_kernels, test_formats and test_topk catch bugs of the kinds that kernels have?
+"""Mutants of the CUDA kernels: do test_kernels, test_formats, test_topk and test_bitshift catch bugs of the kinds that kernels have?
 
     python tests/cuda/mutants.py [--builds plain,sanitize,threads] [--no-baseline] [NAME ...]
 
@@ -46,9 +46,14 @@ RUNS = {
         "sanitize": [(4, 0, 1, 9), (5, 2, 8, 9)],
         "threads": [(6, 0, 1, 40), (7, 2, 8, 20)],
     },
+    "trellis": {
+        "plain": [(1, 0, 1, 9), (2, 2, 4, 3)],
+        "sanitize": [(4, 0, 1, 40), (5, 2, 8, 40)],
+        "threads": [(6, 0, 1, 90), (7, 2, 8, 60)],
+    },
 }
 # Of what is compiled with a mutant, the test.
-TESTS = {"kernels": "test_kernels", "formats": "test_formats", "sparse": "test_topk"}
+TESTS = {"kernels": "test_kernels", "formats": "test_formats", "sparse": "test_topk", "trellis": "test_bitshift"}
 BUILDS = list(RUNS["kernels"])
 CAUGHT = [
     (r"simt: ERROR", "simt error"),
@@ -75,7 +80,7 @@ class Mutant:
     @property
     def emulated(self) -> str:
         """What is compiled with it, EMULATED_emulated.cpp."""
-        return next((kind for kind in ("formats", "sparse") if kind in self.file), "kernels")
+        return next((kind for kind in ("formats", "sparse", "trellis") if kind in self.file), "kernels")
 
     @property
     def test(self) -> str:
@@ -384,7 +389,12 @@ MUTANTS = [
     ),
     Mutant("fast_sign_row_off_by_one", "cuda_rotated.h", "<< (14 - 2 * high_rows)", "<< (15 - 2 * high_rows)"),
     # ---- layers ----
-    Mutant("layer_of_another_unit", "cuda_layers.h", "job.layer_of_unit[unit]", "job.layer_of_unit[blockIdx.x]"),
+    Mutant(
+        "layer_of_another_unit",
+        "cuda_layers.h",
+        "layer = job.layers[job.layer_of_unit[unit]]",
+        "layer = job.layers[job.layer_of_unit[blockIdx.x]]",
+    ),
     Mutant("offset_of_layer_forgotten", "cuda_layers.h", "place.index = layer.offset + start;", "place.index = start;"),
     Mutant(
         "bytes_from_first_block",
@@ -639,6 +649,111 @@ MUTANTS = [
         "static_cast<int>(GROUP) * spot.group + 400 > at.n",
     ),
     Mutant("single_values_not_noted", "cuda_decode_formats.h", "report_non_finite(report, !finite);", ""),
+    # ---- bitshift ----
+    Mutant(
+        "trellis_bits_used_at_once",
+        "cuda_decode_trellis.h",
+        "part.index + i / 32 * BLOCK, part.size);\n  __syncthreads();",
+        "part.index + i / 32 * BLOCK, part.size);",
+    ),
+    Mutant(
+        "part_over_one_still_read",
+        "cuda_decode_trellis.h",
+        "__syncthreads();  // warps may still be at parts before\n",
+        "",
+        "threads",
+    ),
+    Mutant(
+        "part_used_at_once",
+        "cuda_decode_trellis.h",
+        "layer, at);\n      }\n      __syncthreads();",
+        "layer, at);\n      }",
+    ),
+    Mutant(
+        "block_gathered_within_warp",
+        "cuda_decode_trellis.h",
+        "s.y[i] = value[0];\n  }\n  __syncthreads();",
+        "s.y[i] = value[0];\n  }",
+    ),
+    Mutant(
+        "next_block_over_values_still_read",
+        "cuda_decode_trellis.h",
+        "s.y[i] : 0.0f;\n    }\n    __syncthreads();",
+        "s.y[i] : 0.0f;\n    }",
+        "threads",
+    ),
+    Mutant(
+        "sums_rotated_at_once",
+        "cuda_decode_trellis.h",
+        "s.y[i] = sum[j];\n  }\n  __syncthreads();",
+        "s.y[i] = sum[j];\n  }",
+    ),
+    Mutant(
+        "next_sender_over_bits",
+        "cuda_decode_trellis.h",
+        "factor), sink);\n    __syncthreads();\n    return !(scale",
+        "factor), sink);\n    return !(scale",
+        "threads",
+    ),
+    Mutant(
+        "next_sender_over_values",
+        "cuda_decode_trellis.h",
+        "scaled_level(s.y[i], factor), sink);\n  __syncthreads();",
+        "scaled_level(s.y[i], factor), sink);",
+        "threads",
+    ),
+    Mutant("window_reaches_stale_bits", "cuda_decode_trellis.h", "(nbytes + 3) / 4 * 4 + 4", "nbytes", "sanitize"),
+    Mutant(
+        "blocks_in_reverse", "cuda_decode_trellis.h", "minus = wanted >> level & 1", "minus = wanted >> (3 - level) & 1"
+    ),
+    Mutant(
+        "difference_the_other_way",
+        "cuda_decode_trellis.h",
+        "waiting[level][j] - value[j]",
+        "value[j] - waiting[level][j]",
+    ),
+    Mutant("coins_of_the_first_block", "cuda_decode_trellis.h", "s.flips[block][", "s.flips[0]["),
+    Mutant("coins_of_the_rotation", "cuda_decode_trellis.h", "key, TRELLIS_SIGN,", "key, ROTATE_FIRST,"),
+    Mutant(
+        "second_rotation_of_one_block",
+        "cuda_decode_trellis.h",
+        "ROTATE_SECOND, part.index + block * BLOCK",
+        "ROTATE_SECOND, part.index + part.block * BLOCK",
+    ),
+    Mutant(
+        "second_rotation_forgotten",
+        "cuda_decode_trellis.h",
+        "if (scale & SCALE32_TWO_ROTATIONS)\n    gather",
+        "if (scale == 1)\n    gather",
+    ),
+    Mutant("huge_scales_overflow", "cuda_decode_trellis.h", "factor <= LARGE_SCALE ?", "true ?"),
+    Mutant(
+        "two_rotations_of_none_accepted",
+        "cuda_decode_trellis.h",
+        "return !(scale & SCALE32_TWO_ROTATIONS) && ",
+        "return ",
+    ),
+    Mutant(
+        "trellis_scale_not_checked",
+        "cuda_decode_trellis.h",
+        "sink);\n  __syncthreads();\n  return scale32_valid(scale);",
+        "sink);\n  __syncthreads();\n  return true;",
+    ),
+    Mutant("codeword_of_the_first_chain", "cuda_decode_trellis.h", "start = chain * part.count;", "start = 0;"),
+    Mutant("reciprocal_rounded_down", "cuda_decode_trellis.h", " + static_cast<uint32_t>(values) - 1) /", ") /"),
+    Mutant(
+        "tensor_of_trellis_forgotten", "cuda_decode_trellis.h", "key.tensor += static_cast<uint32_t>(layer.tensor);", ""
+    ),
+    Mutant("codebook_of_the_first_layer", "cuda_decode_trellis.h", "job.codebooks + layer.bits", "job.codebooks"),
+    Mutant(
+        "sender_of_trellis_forgotten", "cuda_decode_trellis.h", "key.sender_phase = sources.sender_phase[sender];", ""
+    ),
+    Mutant(
+        "rest_at_the_payloads_start",
+        "cuda_decode_trellis.h",
+        "const int64_t index = s.part.index;",
+        "const int64_t index = 0;",
+    ),
     # ---- topk ----
     Mutant(
         "bins_counted_before_zero",

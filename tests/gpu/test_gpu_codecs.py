@@ -75,6 +75,26 @@ def test_bytes_and_values_are_the_cpu_paths(spec, n):
             assert same(got, known), (kind, accumulate)
 
 
+@pytest.mark.parametrize(
+    "spec", ["bitshift:1,length=8", "hadamard+bitshift:0.1,length=8", "hadamard+bitshift:2.5,length=10"]
+)
+@pytest.mark.parametrize("n", SIZES)
+def test_trellises_are_decoded(spec, n):
+    codec = commpress.codec(spec)
+    keys = [KEY.replace(sender=i) for i in range(3)]
+    payloads = [codec.encode(values(kind, n), key) for kind, key in zip(("normal", "heavy", "tiny"), keys, strict=True)]
+    there = [payload.to(DEVICE) for payload in payloads]
+    for i, key in enumerate(keys):
+        y = values("normal", n, i)
+        known = codec.decode(payloads[i], key, out=y.clone(), accumulate=True, gain=1.5, beta=0.5)
+        assert same(codec.decode(there[i], key, out=y.to(DEVICE), accumulate=True, gain=1.5, beta=0.5), known)
+    known, got = torch.empty(n), torch.empty(n, device=DEVICE)
+    assert codec.decode_sum(payloads, keys, out=known) is codec.decode_sum(there, keys, out=got) is True
+    assert same(got, known)
+    with pytest.raises(TensorError, match="has no kernels"):
+        codec.encode(got, KEY)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(
     "spec", ["uniform:4", "hadamard+lloyd:2", "lloyd:3", "cast:bf16", "mxfp8", "nvfp4", "ternary", "topk:0.1"]
