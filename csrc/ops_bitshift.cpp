@@ -1,5 +1,6 @@
 // The bitshift trellis: schemas, argument checks, dispatch.
 #include "kernels/bitshift_codec.h"
+#include "kernels/cuda_job.h"
 #include "ops_common.h"
 
 namespace {
@@ -94,6 +95,10 @@ void codebook_op(Tensor levels, int64_t bits, int64_t values, int64_t length) {
   memcpy(levels.mutable_data_ptr<float>(), codebook_of(t).levels.get(), static_cast<size_t>(count) * 4);
 }
 
+int64_t scratch_words_op(int64_t bits, int64_t values, int64_t length) {
+  return cuda::scratch_words(trellis_of(bits, values, length, false, false));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
@@ -105,6 +110,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
       "int seed, int step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) "
       "-> int");
   m.def("bitshift_nbytes(int bits, int values, int length, bool rotated, bool centroid, int offset, int numel) -> int");
+  m.def("bitshift_scratch_words(int bits, int values, int length) -> int");
   m.def("bitshift_codebook(Tensor(a!) levels, int bits, int values, int length) -> ()");
 }
 
@@ -114,4 +120,7 @@ STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
   m.impl("bitshift_codebook", TORCH_BOX(&codebook_op));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) { m.impl("bitshift_nbytes", TORCH_BOX(&nbytes_op)); }
+STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) {
+  m.impl("bitshift_nbytes", TORCH_BOX(&nbytes_op));
+  m.impl("bitshift_scratch_words", TORCH_BOX(&scratch_words_op));
+}

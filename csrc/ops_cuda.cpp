@@ -86,6 +86,24 @@ const float* codebooks_of(const OptionalTensor& codebooks, const cuda::Job& job,
   return codebooks->const_data_ptr<float>();
 }
 
+// Memory for some blocks of threads, `words` for each; of a table on the device it is not known how many they need.
+cuda::Scratch scratch_of(const OptionalTensor& scratch, int64_t words, const cuda::Job& job, const Tensor& values) {
+  STD_TORCH_CHECK(scratch && scratch->scalar_type() == ScalarType::Int && scratch->dim() == 1 &&
+                      scratch->is_contiguous() && scratch->get_device() == values.get_device() && words > 0 &&
+                      (scratch->numel() >= words || job.units == 0),
+                  "commpress: scratch memory must be a contiguous 1-D int32 tensor on the device of the values, of at "
+                  "least ",
+                  words, " words");
+  if (!job.layers) {
+    const cuda::Layer& layer = job.single;
+    const Trellis t = cuda::unpacked_trellis(static_cast<int32_t>(layer.rate), layer.centroid != 0);
+    STD_TORCH_CHECK(words >= cuda::scratch_words(t), "commpress: this trellis needs ", cuda::scratch_words(t),
+                    " words of scratch memory for a block of threads, got ", words);
+  }
+  return {reinterpret_cast<uint32_t*>(scratch->mutable_data_ptr<int32_t>()), words,
+          static_cast<int32_t>(scratch->numel() / words)};
+}
+
 void check_payload(const Tensor& payload, int64_t nbytes, const Tensor& values) {
   STD_TORCH_CHECK(payload.scalar_type() == ScalarType::Byte && payload.dim() == 1 && payload.is_contiguous() &&
                       payload.numel() == nbytes && payload.get_device() == values.get_device(),
@@ -95,20 +113,23 @@ void check_payload(const Tensor& payload, int64_t nbytes, const Tensor& values) 
 
 void encode_table_op(Tensor x, Tensor payload, Tensor table, OptionalTensor units, int64_t blocks, int64_t nbytes,
                      int64_t families, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, double gain,
-                     OptionalTensor counter) {
+                     OptionalTensor counter, OptionalTensor codebooks, OptionalTensor scratch, int64_t scratch_words) {
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK((dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half) &&
                       x.dim() == 1 && x.is_contiguous(),
                   "commpress: values must be a contiguous 1-D float32, bfloat16 or float16 tensor");
   check_payload(payload, nbytes, x);
-  STD_TORCH_CHECK(!(families & cuda::family_bit(cuda::BITSHIFT)),
-                  "commpress: CUDA devices have a decoder of the bitshift trellis, and no encoder");
-  const cuda::Job job = job_of(table, units, blocks, key_of(seed, step, sender_phase, tensor), counter, x);
+  cuda::Job job = job_of(table, units, blocks, key_of(seed, step, sender_phase, tensor), counter, x);
+  cuda::Scratch memory{nullptr, 0, 0};
+  if (families & cuda::family_bit(cuda::BITSHIFT)) {
+    job.codebooks = codebooks_of(codebooks, job, x);
+    memory = scratch_of(scratch, scratch_words, job, x);
+  }
   const cuda::Input input = dtype == ScalarType::Float      ? cuda::FLOAT32
                             : dtype == ScalarType::BFloat16 ? cuda::BFLOAT16
                                                             : cuda::FLOAT16;
   check_launch(cuda::encode(job, static_cast<uint32_t>(families), {x.const_data_ptr(), input}, static_cast<float>(gain),
-                            payload.mutable_data_ptr<uint8_t>(), queue_of(x)));
+                            payload.mutable_data_ptr<uint8_t>(), queue_of(x), memory));
 }
 
 // values = beta * values + gain * decoded payloads, in their order, or without what was there. `report`: int32, 1 + the
@@ -157,7 +178,8 @@ bool cuda_built_op() { return false; }
 STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
   m.def(
       "encode_table(Tensor x, Tensor(a!) payload, Tensor table, Tensor? units, int blocks, int nbytes, int families, "
-      "int seed, int step, int sender_phase, int tensor, float gain, Tensor? counter) -> ()");
+      "int seed, int step, int sender_phase, int tensor, float gain, Tensor? counter, Tensor? codebooks, "
+      "Tensor(b!)? scratch, int scratch_words) -> ()");
   m.def(
       "decode_table(Tensor[] payloads, int[] sender_phases, Tensor(a!) values, Tensor table, Tensor? units, int "
       "blocks, int nbytes, int families, int seed, int step, int tensor, bool accumulate, float gain, float beta, "

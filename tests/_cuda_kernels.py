@@ -29,6 +29,7 @@ NAMES = (
     "encode_rotated",
     "encode_formats",
     "encode_sparse",
+    "encode_trellis",
     "decode_uniform",
     "decode_rotated",
     "decode_formats",
@@ -61,6 +62,8 @@ _SOURCES = np.dtype(
     [("payload", "u8", MOST_SENDERS), ("sender_phase", "u4", MOST_SENDERS), ("count", "i4"), ("position", "i4")]
 )
 _DELIVERY = np.dtype([("accumulate", "u1"), ("gain", "f4"), ("beta", "f4")], align=True)
+_SCRATCH = np.dtype([("words", "u8"), ("each", "i8"), ("count", "i4")], align=True)
+_SCRATCHES = 3  # blocks of threads that encode trellises
 _INPUTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RAW, _CAST_FP16, _CAST_BF16, _UNIFORM, _LLOYD, _HADAMARD_LLOYD = range(6)
 
@@ -138,11 +141,8 @@ class Layer:
 
     @property
     def rows(self) -> list[ops.DeviceLayer]:
-        """One; or more of a codec that is a mixture, or of one that is only decoded on devices."""
-        layers = self.codec.device_layers(self.offset, self.numel)
-        if layers is None:
-            layers = self.codec.decoder_layers(self.offset, self.numel)
-        return [layer._replace(tensor=self.tensor) for layer in layers]
+        """One; or more of a codec that is a mixture."""
+        return [layer._replace(tensor=self.tensor) for layer in self.codec.device_layers(self.offset, self.numel)]
 
 
 def layers_of(spec: str, numel: int) -> list[Layer]:
@@ -244,12 +244,16 @@ class Launcher:
         array.flags.writeable = False
         return self._memory.add(array)
 
-    def _launch(self, what: str, arguments: typing.Callable[[list[int]], list[typing.Any]]) -> None:
+    def _launch(self, what: str, arguments: typing.Callable[[list[typing.Any]], list[typing.Any]]) -> None:
         if not self._table.blocks:
             return
         for kind, plain in _launches(self._table.families):
             grid = min(self._table.blocks, self._processors * BLOCKS_PER_PROCESSOR)
             name, told = f"{what}_{kind}", [] if plain is None else [int(plain)]
+            if name == "encode_trellis":
+                grid, each = min(grid, _SCRATCHES), self._table.scratch_words
+                scratch = Placed(self._memory, np.full(4 * grid * each, POISON, np.uint8))
+                told = [np.array([(scratch.address, each, grid)], _SCRATCH)[0]]
             machine = ptx.Machine(kernel(name), self._memory, grid, threads(name), arguments(told))
             self.counts.append(machine.run())
 

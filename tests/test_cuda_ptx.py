@@ -65,7 +65,7 @@ SOME_FORMATS = [
 # One stream of positions and two, every kind of values, the exact list, and a segment of which all is sent.
 SPARSE = ["topk:0.01,block=4096", "topk:0.2,block=4096,values=1", "topk:0.1,block=8192,values=2", "topk:0.001"]
 SPARSE += ["topk:1,block=4096,values=3", "topk:0.1,values=bf16", "topk:0.03,block=4096,values=fp32", "threshold:1.5"]
-# Decoded only. Every rate, and a mixture of two; pieces of one block and of several.
+# Every rate, and a mixture of two; pieces of one block and of several.
 TRELLIS = ["hadamard+bitshift:0.05,length=9", "bitshift:0.1,length=10", "hadamard+bitshift:0.125,length=11"]
 TRELLIS += ["hadamard+bitshift:0.2,length=14", "bitshift:0.25", "hadamard+bitshift:0.5,length=8,scale=centroid"]
 TRELLIS += ["hadamard+bitshift:1", "bitshift:1.5,length=16", "hadamard+bitshift:2,length=13", "bitshift:3,length=15"]
@@ -154,7 +154,7 @@ def test_sizes_and_kinds(spec):
 
 
 def check_decoder(layers, xs, number, **options):
-    """Payloads of the CPU's encoder, from the first sender and from all."""
+    """Payloads of the CPU's encoder, from the first sender and from all: a search under the executor takes long."""
     key = key_of(number)
     keys = [key.replace(sender=sender) for sender in range(len(xs))]
     payloads = [encode_on_cpu(layers, own, x) for own, x in zip(keys, xs, strict=True)]
@@ -174,6 +174,29 @@ def test_trellises():
     kinds = [kind for _, _, kind in cases]
     xs = [of_kinds(layers, kinds, torch.float32, 0), of_kinds(layers, ["two spikes"] * len(kinds), torch.float32, 1)]
     check_decoder(layers, xs, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "n", "kind"),
+    [
+        ("hadamard+bitshift:0.05,length=13", 1024, "normal"),
+        ("bitshift:0.1,length=8", 1024, "huge"),
+        ("hadamard+bitshift:0.2,length=8", 1055, "two spikes"),
+        ("bitshift:1.5,length=10", 1024, "nan"),
+        *[
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in (
+                ("hadamard+bitshift:0.05,length=8", 4097, "lognormal"),
+                ("hadamard+bitshift:2,length=8,scale=centroid", 1024, "denormals"),
+                ("bitshift:4,length=12", 1024, "normal"),
+                ("bitshift:3,length=10", 1024, "normal"),
+            )
+        ],
+    ],
+)
+def test_searches_of_trellises(spec, n, kind):
+    layers = layers_of(spec, n)
+    check(layers, [of_kinds(layers, [kind], dtype, i) for i, dtype in enumerate(DTYPES[:2])], n, align=2)
 
 
 @pytest.mark.nightly

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -75,10 +75,6 @@ class Codec(abc.ABC):
     def runs_on(self, device: torch.device) -> bool:
         """Whether tensors on this device can be encoded and decoded: the CPU, and for some codecs CUDA devices."""
         return device.type == "cpu"
-
-    def decodes_on(self, device: torch.device) -> bool:
-        """Whether payloads on this device can be decoded there: wherever the codec :meth:`runs_on`, and perhaps elsewhere."""
-        return self.runs_on(device)
 
     def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer] | None:
         """What the CUDA kernels are told of fp32 coordinates [offset, offset + numel): rows of :func:`commpress.ops.device_table`. None: they cannot do it in one pass."""
@@ -228,7 +224,7 @@ class Codec(abc.ABC):
             WireError: the payload has the wrong size or an invalid scale; ``out`` is untouched.
             TensorError: ``out``, ``payload`` or ``side`` is not of an accepted kind, or ``side`` is missing. SpecError: ``offset`` or ``gain`` is out of range.
         """
-        self._check_values(out, "out", self.decodes_on)
+        self._check_values(out, "out")
         self.check_offset(offset)
         _check_gain(gain)
         if payload.dtype != torch.uint8 or payload.dim() != 1 or payload.device != out.device:
@@ -253,13 +249,13 @@ class Codec(abc.ABC):
             out.detach().copy_(flat.view(out.shape))
         return out
 
-    def _check_values(self, t: torch.Tensor, name: str, works_on: Callable[[torch.device], bool] | None = None) -> None:
+    def _check_values(self, t: torch.Tensor, name: str) -> None:
         if not isinstance(t, torch.Tensor) or not t.dtype.is_floating_point or t.layout != torch.strided:
             what = f"{t.layout} {t.dtype}" if isinstance(t, torch.Tensor) else type(t).__name__
             raise TensorError(
                 f"{name} must be a dense floating-point tensor, got {what} (complex tensors: torch.view_as_real)"
             )
-        if t.device.type != "cpu" and not (works_on or self.runs_on)(t.device):
+        if t.device.type != "cpu" and not self.runs_on(t.device):
             raise TensorError(
                 f"{name} is on {t.device}, where {self} has no kernels in this build (docs/cuda.md says which codecs do): move it to the CPU"
             )

@@ -28,15 +28,42 @@ _SPAN = 4 * BLOCK  # of a mixture
 _EVEN_FROM = 2 * RATE_ONE  # as of `hadamard+lloyd`
 
 
-class _DecodedOnDevices(Codec):
-    """CUDA devices have a decoder only: the encoder's search wants megabytes for each chain."""
+class _TrellisCodec(Codec):
+    """What both codecs do with tensors on a device."""
+
+    def runs_on(self, device: torch.device) -> bool:
+        return _device.runs_on(device)
 
     @abc.abstractmethod
-    def decoder_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
-        """What :func:`commpress.ops.decode_table` is told, as :meth:`device_layers`, which is for codecs that also encode there."""
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        """As :meth:`Codec.device_layers`; a mixture has one for every span."""
 
-    def decodes_on(self, device: torch.device) -> bool:
-        return _device.runs_on(device)
+    def _device_table(self, offset: int, numel: int, device: torch.device) -> ops.DeviceTable:
+        return ops.device_table(self.device_layers(offset, numel), device)
+
+    def reduce(
+        self,
+        payloads: Sequence[torch.Tensor],
+        keys: Sequence[Key],
+        key: Key,
+        *,
+        values: torch.Tensor,
+        out: torch.Tensor,
+        offset: int = 0,
+        beta: float = 1.0,
+    ) -> bool:
+        if not (values.is_cuda and values.numel() and key.of_same_tensor(keys)):
+            return super().reduce(payloads, keys, key, values=values, out=out, offset=offset, beta=beta)
+        return _device.reduce(
+            self._device_table(offset, values.numel(), values.device),
+            payloads,
+            keys,
+            key,
+            values=values,
+            out=out,
+            beta=beta,
+            corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
+        )
 
     def decode_sum(
         self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
@@ -48,7 +75,7 @@ class _DecodedOnDevices(Codec):
     def _decode_on_device(
         self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], out: torch.Tensor, offset: int, **how: Any
     ) -> bool:
-        table = ops.device_table(self.decoder_layers(offset, out.numel()), out.device)
+        table = self._device_table(offset, out.numel(), out.device)
         return _device.decode(
             table, payloads, keys, out, corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"), **how
         )
@@ -61,7 +88,7 @@ class _DecodedOnDevices(Codec):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class BitshiftCodec(_DecodedOnDevices):
+class BitshiftCodec(_TrellisCodec):
     """``rate`` in millionths of a bit per coordinate, one of ``RATES``; ``length``: bits of a state; ``centroid`` asks for the least-squares scale. All work is in float32."""
 
     rate: int
@@ -116,6 +143,9 @@ class BitshiftCodec(_DecodedOnDevices):
         return ops.bitshift_nbytes(bits, values, self.length, self.rotated, self.centroid, offset, numel)
 
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        if x.is_cuda:
+            _device.encode(self._device_table(offset, x.numel(), x.device), x, key, out, gain)
+            return
         ops.bitshift_encode(x.to(torch.float32), out, offset=offset, gain=gain, **self.arguments(key))
 
     def _decode(
@@ -140,7 +170,7 @@ class BitshiftCodec(_DecodedOnDevices):
         if work is not out:
             out.copy_(work)
 
-    def decoder_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
         bits, values = RATES[self.rate]
         code = ops.bitshift_code(bits, values, self.length, self.rotated)
         kind = ops.Kind(ops.BITSHIFT, code, int(self.centroid), codebook=(bits, values, self.length))
@@ -162,7 +192,7 @@ class BitshiftCodec(_DecodedOnDevices):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class MixedBitshiftCodec(_DecodedOnDevices):
+class MixedBitshiftCodec(_TrellisCodec):
     """A rate between two of ``RATES``: each whole span of 16,384 coordinates has the one or the other, so evenly spread that every run of spans has the mean rate to within one span.
 
     What is left behind the last whole span has the lower one. Made by :func:`parse_bitshift` and ``at_rate``.
@@ -225,11 +255,11 @@ class MixedBitshiftCodec(_DecodedOnDevices):
             upper = stop - start == _SPAN and (number + 1) * p // q > number * p // q
             yield (self.upper if upper else self.lower), start, stop
 
-    def decoder_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
         return [
             layer
             for codec, start, stop in self._runs(offset, numel)
-            for layer in codec.decoder_layers(offset + start, stop - start)
+            for layer in codec.device_layers(offset + start, stop - start)
         ]
 
     def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
@@ -240,6 +270,9 @@ class MixedBitshiftCodec(_DecodedOnDevices):
         return upper * self.upper.payload_nbytes(_SPAN) + (whole - upper) * self.lower.payload_nbytes(_SPAN) + tail
 
     def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        if x.is_cuda:
+            _device.encode(self._device_table(offset, x.numel(), x.device), x, key, out, gain)
+            return
         byte = 0
         for codec, start, stop in self._runs(offset, x.numel()):
             end = byte + codec.payload_nbytes(stop - start, offset=offset + start)

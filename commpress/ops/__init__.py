@@ -1,6 +1,12 @@
 """Typed wrappers of the C++ operators, and their fake kernels. Everything about a codec's meaning is in :mod:`commpress.codecs`."""
 
-from commpress.ops._bitshift import bitshift_codebook, bitshift_decode, bitshift_encode, bitshift_nbytes
+from commpress.ops._bitshift import (
+    bitshift_codebooks,
+    bitshift_decode,
+    bitshift_encode,
+    bitshift_nbytes,
+    bitshift_scratch_words,
+)
 from commpress.ops._cuda import (
     BITSHIFT,
     FORMAT,
@@ -54,10 +60,11 @@ __all__ = [
     "Modulo",
     "add_multiple",
     "bitshift_code",
-    "bitshift_codebook",
+    "bitshift_codebooks",
     "bitshift_decode",
     "bitshift_encode",
     "bitshift_nbytes",
+    "bitshift_scratch_words",
     "Scheme",
     "TOPK",
     "cuda_built",

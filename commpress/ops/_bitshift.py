@@ -15,11 +15,17 @@ def bitshift_nbytes(bits: int, values: int, length: int, rotated: bool, centroid
 
 
 @functools.cache
-def bitshift_codebook(bits: int, values: int, length: int, device: torch.device) -> torch.Tensor:
-    """The levels that states decode to, ``2^(length - 2) * values`` float32; made once in a process for a device, and kept there."""
-    levels = torch.empty(values << (length - 2))
-    library.bitshift_codebook(levels, bits, values, length)
-    return levels.to(device)
+def bitshift_codebooks(trellises: tuple[tuple[int, int, int], ...], device: torch.device) -> torch.Tensor:
+    """The levels that states decode to, ``2^(length - 2) * values`` float32 for each (bits, values, length), one codebook behind the other; made once in a process for a device, and kept there."""
+    books = [torch.empty(values << (length - 2)) for _, values, length in trellises]
+    for levels, trellis in zip(books, trellises, strict=True):
+        library.bitshift_codebook(levels, *trellis)
+    return torch.cat(books).to(device)  # waits: whatever stream reads them comes later
+
+
+def bitshift_scratch_words(bits: int, values: int, length: int) -> int:
+    """The int32 that a block of threads of the encoder on CUDA devices needs."""
+    return library.bitshift_scratch_words(bits, values, length)
 
 
 def bitshift_encode(

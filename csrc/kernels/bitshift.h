@@ -39,6 +39,16 @@ constexpr TrellisRate TRELLIS_RATES[] = {{1, 20, 3.8642886f}, {1, 10, 2.7793927f
                                          {1, 1, 1.1547005f},  {3, 2, 1.069045f},   {2, 1, 1.0327955f},
                                          {3, 1, 1.0079052f},  {4, 1, 1.0019588f}};
 
+// The spread of the rate, without a table that device code would want a copy of.
+template <int I = 0>
+COMMPRESS_HD float trellis_spread(int bits, int values) {
+  constexpr TrellisRate rate = TRELLIS_RATES[I];
+  if constexpr (I + 1 < static_cast<int>(sizeof(TRELLIS_RATES) / sizeof(TRELLIS_RATES[0]))) {
+    if (rate.bits != bits || rate.values != values) return trellis_spread<I + 1>(bits, values);
+  }
+  return rate.spread;
+}
+
 // Coordinates that share a scale and, where it is rotated, a rotation. Wide below one bit, where a scale counts.
 COMMPRESS_HD int64_t trellis_span(const Trellis& t) { return t.bits < t.values ? WIDEST_PIECE : 4 * BLOCK; }
 

@@ -3,89 +3,18 @@
 // any codeword can be decoded alone, so each block of threads decodes all of the piece, and runs only those butterflies
 // between blocks that lead to its own.
 #pragma once
-#include "bitshift.h"
-#include "cuda_launch.h"
+#include "cuda_trellis.h"
 
 namespace commpress {
 namespace cuda {
 
-constexpr int TRELLIS_THREADS = 256;
-constexpr int BLOCK_DIGITS = 4, MOST_BLOCKS = 1 << BLOCK_DIGITS;  // of a piece
-static_assert(MOST_BLOCKS * BLOCK == WIDEST_PIECE, "blocks of a piece");
-constexpr int SIGN_WORDS = 128;  // of a block
-// Bits of a piece: 16384 coordinates of four bits, or 65536 of at most a half; and what a window reaches beyond.
-constexpr int PIECE_WORDS = static_cast<int>(4 * 4 * BLOCK / 32);
-static_assert(WIDEST_PIECE / 2 <= 32 * PIECE_WORDS, "the wide pieces have no more bits than the others");
-static_assert(PIECE_WORDS >= STAGED_WORDS, "the rest of a payload is staged in the same place");
-
-// A piece's share of a block of coordinates.
-struct Part {
-  int64_t index, first, byte;  // index: of the piece's first coordinate; first: of the part, in the values
-  int n, block, size;          // the part is block number `block`, of `size` coordinates, of n
-  int count, nbytes;           // bits of a chain; bytes of the piece
-  int chain_digits;            // log2 of the coordinates of a chain
-  uint32_t reciprocal;         // of the values of a codeword, see codeword_of()
-};
-
-struct TrellisSpace {
+struct TrellisDecoderSpace : TrellisSpace {
   alignas(16) float y[BLOCK];
-  alignas(16) uint32_t bits[PIECE_WORDS + 2];
-  alignas(16) uint8_t codes[BLOCK];  // of the rest
-  alignas(16) uint32_t signs[SIGN_WORDS];
   uint32_t flips[MOST_BLOCKS][SIGN_WORDS];  // of the trellis, for all blocks of a piece
-  float sums[64];
-  uint32_t scratch[32];
-  Trellis trellis;
-  Part part;  // the one at work
-
-  COMMPRESS_DEVICE Workspace workspace() { return {y, codes, signs, sums, scratch, bits}; }
 };
-
-// i / values for coordinate i of a chain, which has at most 2^15 of them and at most 1639 codewords unless a codeword
-// has one or two values, and then 4096: so neither is the product beyond 32 bits nor its error a codeword.
-constexpr int RECIPROCAL_DIGITS = 20;
-COMMPRESS_HD uint32_t reciprocal_of(int values) {
-  return ((1u << RECIPROCAL_DIGITS) + static_cast<uint32_t>(values) - 1) / static_cast<uint32_t>(values);
-}
-COMMPRESS_HD uint32_t codeword_of(uint32_t i, uint32_t reciprocal) { return i * reciprocal >> RECIPROCAL_DIGITS; }
-
-// What one thread finds out for all.
-COMMPRESS_DEVICE Part part_of(const Trellis& t, const Layer& layer, int64_t at) {
-  const TrellisPiece piece = trellis_piece_at(t, layer.numel, at);
-  const int64_t chain = trellis_chain(t, piece.n), size = piece.n < BLOCK ? piece.n : BLOCK;
-  Part part;
-  part.index = layer.offset + piece.first;
-  part.first = layer.first + at;
-  part.byte = layer.byte + piece.byte;
-  part.n = static_cast<int>(piece.n);
-  part.block = static_cast<int>((at - piece.first) / BLOCK);
-  part.size = static_cast<int>(size);
-  part.count = static_cast<int>(trellis_codewords(t, chain)) * t.bits;
-  part.nbytes = static_cast<int>(trellis_piece_nbytes(t, piece.n));
-  part.chain_digits = 0;
-  while (int64_t{2} << part.chain_digits <= chain) ++part.chain_digits;
-  part.reciprocal = reciprocal_of(t.values);
-  return part;
-}
-
-// Coordinate i of the piece, before any scale and rotation.
-COMMPRESS_DEVICE float level_at(const TrellisSpace& s, const float* codebook, int i) {
-  const Trellis& t = s.trellis;
-  const Part& part = s.part;
-  const int chain = i >> part.chain_digits, start = chain * part.count;
-  const uint32_t inside = static_cast<uint32_t>(i - (chain << part.chain_digits)),
-                 codeword = codeword_of(inside, part.reciprocal);
-  const uint32_t state = trellis_state(t.length, part.count, (static_cast<int>(codeword) + 1) * t.bits, [&](int bit) {
-    const int from = start + bit;
-    return window_of(s.bits[from / 32], s.bits[from / 32 + 1], from % 32);
-  });
-  const uint32_t values = static_cast<uint32_t>(t.values),
-                 place = trellis_row(state, t.length) * values + (inside - codeword * values);
-  return float_of(bits_of(__ldg(codebook + place)) ^ trellis_sign(state, t.length) << 31);
-}
 
 // Coordinate i of a block of the piece, with the coin that is flipped for it where there is a rotation.
-COMMPRESS_DEVICE float flipped_level(const TrellisSpace& s, const float* codebook, int block, int i) {
+COMMPRESS_DEVICE float flipped_level(const TrellisDecoderSpace& s, const float* codebook, int block, int i) {
   const float level = level_at(s, codebook, block * static_cast<int>(BLOCK) + i);
   return with_sign(level, s.flips[block][i / 512 * 16 + i % 16], i / 16);
 }
@@ -116,7 +45,7 @@ COMMPRESS_DEVICE void butterfly_tree(int blocks, int wanted, float (&value)[EACH
 }
 
 // The part of a piece with one rotation, but for the butterflies within blocks, to y. Ends in step.
-COMMPRESS_DEVICE void gather_block(TrellisSpace& s, const float* codebook, int wanted) {
+COMMPRESS_DEVICE void gather_block(TrellisDecoderSpace& s, const float* codebook, int wanted) {
   const Part& part = s.part;
   const int blocks = part.n / part.size;
   for (int i = thread(); i < part.size; i += threads()) {
@@ -129,13 +58,13 @@ COMMPRESS_DEVICE void gather_block(TrellisSpace& s, const float* codebook, int w
 }
 
 // The same for two rotations, of which the first needs all blocks: each is found in its turn, in the place of y.
-COMMPRESS_SELDOM void gather_rotated(TrellisSpace& s, const float* codebook, Key key) {
+COMMPRESS_SELDOM void gather_rotated(TrellisDecoderSpace& s, const float* codebook, Key key) {
   constexpr int EACH = static_cast<int>(BLOCK) / TRELLIS_THREADS;
   const Part& part = s.part;
   float sum[EACH];
   butterfly_tree<EACH>(part.n / part.size, part.block, sum, [&](int block, float (&value)[EACH]) {
     gather_block(s, codebook, block);
-    careful_unrotate(s.workspace(), key, ROTATE_SECOND, part.index + block * BLOCK, part.size);
+    careful_unrotate(s.workspace(s.y), key, ROTATE_SECOND, part.index + block * BLOCK, part.size);
     COMMPRESS_UNROLL_ALL
     for (int j = 0; j < EACH; ++j) {
       const int i = j * TRELLIS_THREADS + thread();
@@ -156,8 +85,8 @@ COMMPRESS_DEVICE float scaled_level(float level, float factor) {
 }
 
 // The part of one sender's piece; false for a scale that no encoder writes. Ends in step.
-COMMPRESS_DEVICE bool decode_part(TrellisSpace& s, const float* codebook, const Key& key, const uint8_t* in, float* out,
-                                  const Sink& sink) {
+COMMPRESS_DEVICE bool decode_part(TrellisDecoderSpace& s, const float* codebook, const Key& key, const uint8_t* in,
+                                  float* out, const Sink& sink) {
   const Part& part = s.part;
   const uint32_t scale = word_from(in);
   if (scale == 0 || scale == SCALE32_NON_FINITE) {
@@ -168,12 +97,12 @@ COMMPRESS_DEVICE bool decode_part(TrellisSpace& s, const float* codebook, const 
   load_bytes(in + 4, nbytes, s.bits, thread(), threads());
   // What the last window reaches: the word's rest and another.
   for (int i = nbytes + thread(); i < (nbytes + 3) / 4 * 4 + 4; i += threads()) bytes_of(s.bits)[i] = 0;
-  if (s.trellis.rotated)
+  if (s.trellis().rotated)
     for (int i = thread(); i < 32 * (part.n / part.size); i += threads())
       fill_signs_by(i % 32, s.flips[i / 32], key, TRELLIS_SIGN, part.index + i / 32 * BLOCK, part.size);
   __syncthreads();
   const float factor = float_of(scale & ~SCALE32_TWO_ROTATIONS) * sink.gain;
-  if (!s.trellis.rotated) {
+  if (!s.trellis().rotated) {
     for (int i = thread(); i < part.size; i += threads())
       deliver(out + i, scaled_level(level_at(s, codebook, part.block * static_cast<int>(BLOCK) + i), factor), sink);
     __syncthreads();
@@ -183,40 +112,39 @@ COMMPRESS_DEVICE bool decode_part(TrellisSpace& s, const float* codebook, const 
     gather_rotated(s, codebook, key);
   else
     gather_block(s, codebook, part.block);
-  careful_unrotate(s.workspace(), key, ROTATE_FIRST, part.index + part.block * BLOCK, part.size);
+  careful_unrotate(s.workspace(s.y), key, ROTATE_FIRST, part.index + part.block * BLOCK, part.size);
   for (int i = thread(); i < part.size; i += threads()) deliver(out + i, scaled_level(s.y[i], factor), sink);
   __syncthreads();
   return scale32_valid(scale);
 }
 
 // What is left of a payload, a block of a scalar codec; likewise.
-COMMPRESS_SELDOM bool decode_rest(TrellisSpace& s, Key key, const uint8_t* in, float* out, Sink sink) {
-  const Codec codec = trellis_rest(s.trellis);
-  const Workspace w = s.workspace();
+COMMPRESS_SELDOM bool decode_rest(TrellisDecoderSpace& s, Key key, const uint8_t* in, float* out, Sink sink) {
+  const Codec codec = trellis_rest(s.trellis());
+  const Workspace w = s.workspace(s.y);
   const int64_t index = s.part.index;
   const int n = s.part.size;
-  return s.trellis.rotated ? rotated_decode_any(w, in, n, {codec.rate, codec.centroid}, key, index, out, sink)
-                           : lloyd_decode_careful(w, in, n, codec.rate, key, index, out, sink) >= 0;
+  return s.trellis().rotated ? rotated_decode_any(w, in, n, {codec.rate, codec.centroid}, key, index, out, sink)
+                             : lloyd_decode_careful(w, in, n, codec.rate, key, index, out, sink) >= 0;
 }
 
 static __global__ void __launch_bounds__(TRELLIS_THREADS, 3)
     decode_trellis_kernel(const __grid_constant__ Job job, const __grid_constant__ Sources sources, float* out,
                           const __grid_constant__ Delivery delivery, Report* report) {
-  COMMPRESS_SHARED(TrellisSpace, shared, 1);
-  TrellisSpace& s = shared[0];
+  COMMPRESS_SHARED(TrellisDecoderSpace, shared, 1);
+  TrellisDecoderSpace& s = shared[0];
   for (int64_t unit = blockIdx.x; unit < job.units; unit += gridDim.x) {
     const Layer layer = layer_of(job, unit);
     if (layer.family != BITSHIFT) continue;
     const float* const codebook = job.codebooks + layer.bits;
-    Key key = job.key;
-    key.tensor += static_cast<uint32_t>(layer.tensor);
-    if (job.step) key.step += static_cast<uint32_t>(*job.step);
+    Key key = key_of(job, layer);
     const int64_t start = (unit - layer.unit) * BLOCK, end = start + BLOCK < layer.numel ? start + BLOCK : layer.numel;
     for (int64_t at = start; at < end;) {
       __syncthreads();  // warps may still be at parts before
       if (thread() == 0) {
-        s.trellis = unpacked_trellis(static_cast<int32_t>(layer.rate), layer.centroid != 0);
-        s.part = part_of(s.trellis, layer, at);
+        s.rate = static_cast<int32_t>(layer.rate);
+        s.centroid = layer.centroid != 0;
+        s.part = part_of(s.trellis(), layer, at);
       }
       __syncthreads();
       float* const to = out + s.part.first;

@@ -22,14 +22,27 @@ COMMPRESS_HD SparseCodec unpacked_topk(int32_t packed) {
   return {TOPK, packed & 0xFFFFF, packed >> 20 & 63, false, int64_t{1} << (packed >> 26)};
 }
 
-// The bitshift trellis, decoded only. Its rate is packed_trellis(); a layer's `bits` say where its codebook begins.
+// The bitshift trellis. Its rate is packed_trellis(); a layer's `bits` say where its codebook begins.
 constexpr int32_t BITSHIFT = 8;
 constexpr int32_t packed_trellis(int32_t bits, int32_t values, int32_t length, bool rotated) {
   return bits | values << 3 | length << 8 | rotated << 13;
 }
 COMMPRESS_HD Trellis unpacked_trellis(int32_t packed, bool centroid) {
-  const float unused = 0.0f;  // the spread is the encoder's
-  return {packed & 7, packed >> 3 & 31, packed >> 8 & 31, (packed >> 13 & 1) != 0, centroid, unused};
+  const int32_t bits = packed & 7, values = packed >> 3 & 31;
+  return {bits, values, packed >> 8 & 31, (packed >> 13 & 1) != 0, centroid, trellis_spread(bits, values)};
+}
+
+// What a block of threads of its encoder needs besides, in words: a piece, costs before and after a codeword, products
+// and energies of rows, decisions of a chain (or of the walk across a seam), and codes, a byte each.
+COMMPRESS_HD int64_t search_floats(const Trellis& t) {
+  return (int64_t{2} << (t.length - t.bits)) + (int64_t{2} << (t.length - 2));
+}
+COMMPRESS_HD int64_t decision_words(const Trellis& t) {
+  const int64_t codewords = trellis_codewords(t, trellis_chain(t, trellis_span(t))), least = 2 * TRELLIS_WARM_UP;
+  return (codewords > least ? codewords : least) * t.bits * ((int64_t{1} << (t.length - t.bits)) / 32);
+}
+COMMPRESS_HD int64_t scratch_words(const Trellis& t) {
+  return trellis_span(t) + search_floats(t) + decision_words(t) + trellis_span(t) / 4;
 }
 
 // A row of the table of layers, all int64 as in the tensor that holds it.
@@ -86,6 +99,13 @@ struct Report {
 
 enum Input : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
+// Memory of encoders of BITSHIFT: for each of `count` blocks of threads `each` words, scratch_words() or more.
+struct Scratch {
+  uint32_t* words;
+  int64_t each;
+  int32_t count;
+};
+
 // What is encoded.
 struct Gradient {
   const void* data;
@@ -112,6 +132,8 @@ int decode_formats(const Job& job, const Sources& sources, float* out, const Del
 int encode_sparse(const Job& job, const Gradient& x, float gain, uint8_t* out, const Queue& queue);
 int decode_sparse(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                   const Queue& queue);
+int encode_trellis(const Job& job, const Gradient& x, float gain, uint8_t* out, const Scratch& scratch,
+                   const Queue& queue);
 int decode_trellis(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                    const Queue& queue);
 
@@ -131,13 +153,15 @@ constexpr Launches launches_of(uint32_t families) {
   return {rotated, uniform, formats, sparse, trellis, rotated && (families & plain) != 0};
 }
 
-inline int encode(const Job& job, uint32_t families, const Gradient& x, float gain, uint8_t* out, const Queue& queue) {
+inline int encode(const Job& job, uint32_t families, const Gradient& x, float gain, uint8_t* out, const Queue& queue,
+                  const Scratch& scratch = {nullptr, 0, 0}) {
   if (job.units == 0) return 0;
   const Launches launches = launches_of(families);
   int error = launches.rotated ? encode_rotated(job, x, gain, out, launches.plain_with_rotated, queue) : 0;
   if (!error && launches.uniform) error = encode_uniform(job, x, gain, out, !launches.plain_with_rotated, queue);
   if (!error && launches.formats) error = encode_formats(job, x, gain, out, queue);
   if (!error && launches.sparse) error = encode_sparse(job, x, gain, out, queue);
+  if (!error && launches.trellis) error = encode_trellis(job, x, gain, out, scratch, queue);
   return error;
 }
 

@@ -739,11 +739,9 @@ MUTANTS = [
         "sink);\n  __syncthreads();\n  return scale32_valid(scale);",
         "sink);\n  __syncthreads();\n  return true;",
     ),
-    Mutant("codeword_of_the_first_chain", "cuda_decode_trellis.h", "start = chain * part.count;", "start = 0;"),
-    Mutant("reciprocal_rounded_down", "cuda_decode_trellis.h", " + static_cast<uint32_t>(values) - 1) /", ") /"),
-    Mutant(
-        "tensor_of_trellis_forgotten", "cuda_decode_trellis.h", "key.tensor += static_cast<uint32_t>(layer.tensor);", ""
-    ),
+    Mutant("codeword_of_the_first_chain", "cuda_trellis.h", "start = chain * part.count;", "start = 0;"),
+    Mutant("reciprocal_rounded_down", "cuda_trellis.h", " + static_cast<uint32_t>(values) - 1) /", ") /"),
+    Mutant("tensor_of_trellis_forgotten", "cuda_trellis.h", "key.tensor += static_cast<uint32_t>(layer.tensor);", ""),
     Mutant("codebook_of_the_first_layer", "cuda_decode_trellis.h", "job.codebooks + layer.bits", "job.codebooks"),
     Mutant(
         "sender_of_trellis_forgotten", "cuda_decode_trellis.h", "key.sender_phase = sources.sender_phase[sender];", ""
@@ -753,6 +751,70 @@ MUTANTS = [
         "cuda_decode_trellis.h",
         "const int64_t index = s.part.index;",
         "const int64_t index = 0;",
+    ),
+    Mutant(
+        "products_used_at_once",
+        "cuda_encode_trellis.h",
+        "products[row] = product;\n    }\n    __syncthreads();",
+        "products[row] = product;\n    }",
+    ),
+    Mutant(
+        "costs_read_within_warp",
+        "cuda_encode_trellis.h",
+        "= word;\n      }\n    }\n    __syncthreads();",
+        "= word;\n      }\n    }\n    __syncwarp();",
+    ),
+    Mutant(
+        "targets_within_warp",
+        "cuda_encode_trellis.h",
+        "y[first + thread()]) : 0.0f;\n    __syncthreads();",
+        "y[first + thread()]) : 0.0f;",
+    ),
+    Mutant(
+        "seam_told_within_warp",
+        "cuda_encode_trellis.h",
+        "s.node = node;\n    }\n    __syncthreads();",
+        "s.node = node;\n    }",
+    ),
+    Mutant(
+        "codes_packed_at_once",
+        "cuda_encode_trellis.h",
+        "node = previous(i, node);\n      }\n    __syncthreads();",
+        "node = previous(i, node);\n      }",
+    ),
+    Mutant("last_of_equals", "cuda_encode_trellis.h", "p == 0 || cost < best", "p == 0 || cost <= best"),
+    Mutant("last_seam_of_equals", "cuda_encode_trellis.h", "other < node))", "other > node))"),
+    Mutant(
+        "least_of_a_warp",
+        "cuda_encode_trellis.h",
+        "int warp = 0; warp < TRELLIS_THREADS / 32",
+        "int warp = 0; warp < 1",
+    ),
+    Mutant(
+        "targets_not_rounded", "cuda_encode_trellis.h", "trellis_target(y[first + thread()])", "y[first + thread()]"
+    ),
+    Mutant("targets_behind_the_chain", "cuda_encode_trellis.h", "first + thread() < coordinates ?", "true ?"),
+    Mutant("no_seam", "cuda_encode_trellis.h", "walk(codewords - warm, 2 * warm);", "walk(0, 2 * warm);"),
+    Mutant(
+        "signs_of_states_swapped",
+        "cuda_encode_trellis.h",
+        "? sum + products[row] : sum - products[row]",
+        "? sum - products[row] : sum + products[row]",
+    ),
+    Mutant(
+        "pieces_not_scaled",
+        "cuda_encode_trellis.h",
+        "found.exponent = exponent_of(float_of(top));",
+        "found.exponent = 0;",
+    ),
+    Mutant("never_rotated_twice", "cuda_encode_trellis.h", "t.rotated && most * 32.0f", "false && most * 32.0f"),
+    Mutant("scratch_shared", "cuda_encode_trellis.h", "blockIdx.x * scratch.each", "0 * scratch.each"),
+    Mutant(
+        "search_in_shared_memory_always",
+        "cuda_encode_trellis.h",
+        "search_floats(t) <= SHARED_SEARCH ?",
+        "true ?",
+        "sanitize",
     ),
     # ---- topk ----
     Mutant(

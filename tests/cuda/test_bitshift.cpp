@@ -1,4 +1,4 @@
-// The decoder of the bitshift trellis against the CPU path, to the bit: all rates, lengths of a state, sizes,
+// The kernels of the bitshift trellis against the CPU path, to the bit: all rates, lengths of a state, sizes,
 // rotations, magnitudes, several senders, tables of layers; and payloads that no encoder writes.
 //   test_bitshift [SEED [ORDER [BLOCKS_IN_FLIGHT [PARTS]]]]
 // ORDER: 0 in order, 1 reversed, 2 random. PARTS: every how many-th case is run, 1 for all.
@@ -65,6 +65,11 @@ struct Bucket {
   }
 };
 
+std::string name_of(const Trellis& t, int64_t n) {
+  return std::string(t.rotated ? "hadamard+" : "") + "bitshift of " + std::to_string(t.bits) + "/" +
+         std::to_string(t.values) + ", length " + std::to_string(t.length) + ", n " + std::to_string(n);
+}
+
 // What the kernels make of several senders' payloads, and what the CPU path does.
 void compare(const Bucket& bucket, const Key& key, const std::vector<std::vector<uint8_t>>& payloads,
              const std::string& what, Noise& noise) {
@@ -107,7 +112,7 @@ void compare(const Bucket& bucket, const Key& key, const std::vector<std::vector
   require((report.non_finite != 0) == overflow, what + ": finiteness");
 }
 
-// The CPU's payload of x, where a value larger than the rest asks for two rotations.
+// The kernels' payload of x; it must be the CPU path's. A value larger than the rest asks for two rotations.
 std::vector<uint8_t> encoded(const Bucket& bucket, const Key& key, uint32_t sender, Kind kind, bool spike,
                              Noise& noise) {
   std::vector<float> x = values(kind, bucket.numel, noise);
@@ -115,11 +120,31 @@ std::vector<uint8_t> encoded(const Bucket& bucket, const Key& key, uint32_t send
     for (const cuda::Layer& layer : bucket.layers) x[layer.first + noise.below(layer.numel)] = 300.0f;
   Key own = key;
   own.sender_phase = sender << 8 | 16;
-  std::vector<uint8_t> payload(bucket.nbytes);
+  const cuda::Input input = static_cast<cuda::Input>(noise.below(3));
+  const int64_t width = input == cuda::FLOAT32 ? 4 : 2;
+  Buffer data(width * bucket.numel, width * noise.below(5), 0);
+  if (input == cuda::FLOAT32)
+    std::memcpy(data.data(), x.data(), 4 * bucket.numel);
+  else
+    std::memcpy(data.data(), narrowed(x, input).data(), 2 * bucket.numel);
+  const float gain = noise.below(8) ? 0.5f + noise.unit() : 0x1p100f;
+  std::vector<uint8_t> expected(bucket.nbytes);
+  int64_t words = 0;
   bucket.each(own, [&](const TrellisPayload& p, const cuda::Layer& layer) {
-    encode(p, x.data() + layer.first, noise.below(8) ? 1.0f : 0x1p100f, payload.data() + layer.byte, Isa::PLAIN);
+    encode(p, x.data() + layer.first, gain, expected.data() + layer.byte, Isa::PLAIN);
+    const int64_t needed = cuda::scratch_words(p.trellis);
+    if (needed > words) words = needed;
   });
-  return payload;
+  const int32_t count = 1 + static_cast<int32_t>(noise.below(3));
+  Buffer scratch(4 * words * count, 0, 0xCD), payload(bucket.nbytes, noise.below(17), 0xCD);
+  const std::string what = name_of(bucket.trellises[0], bucket.numel) + ", " + KIND_NAMES[kind];
+  require(cuda::encode(bucket.job(own), cuda::family_bit(cuda::BITSHIFT), {data.data(), input}, gain, payload.data(),
+                       QUEUE, {reinterpret_cast<uint32_t*>(scratch.data()), words, count}) == 0,
+          what + ": launch");
+  payload.check_guards(what);
+  scratch.check_guards(what + ", scratch");
+  same(payload.data(), expected.data(), bucket.nbytes, what + ", payload");
+  return expected;
 }
 
 // Bytes that any decoder takes, without a search for the best: scales of every kind, and random bits.
@@ -148,11 +173,6 @@ std::vector<uint8_t> drawn(const Bucket& bucket, bool valid, Noise& noise) {
   return payload;
 }
 
-std::string name_of(const Trellis& t, int64_t n) {
-  return std::string(t.rotated ? "hadamard+" : "") + "bitshift of " + std::to_string(t.bits) + "/" +
-         std::to_string(t.values) + ", length " + std::to_string(t.length) + ", n " + std::to_string(n);
-}
-
 // Every rate and length, with drawn bytes: what a decoder makes of them does not depend on who wrote them.
 void all_codecs(Run& run) {
   const int64_t sizes[] = {1, 31, 1023, 1024, 4097, 2048 + 1024 + 130, 32768 + 4096 + 1024 + 7, 65536 + 16384 + 5};
@@ -179,7 +199,9 @@ void encoders(Run& run) {
       for (int64_t n : sizes) {
         if (!run.next()) continue;
         Noise noise{run.seed + static_cast<uint64_t>(run.number)};
-        const Trellis t = trellis(rate, shortest(rate), noise.below(3) != 0, noise.below(2));
+        const int length = shortest(rate) + static_cast<int>(noise.below(3));
+        const Trellis t =
+            trellis(rate, length < TRELLIS_LONGEST ? length : TRELLIS_LONGEST, noise.below(3) != 0, noise.below(2));
         Bucket bucket;
         bucket.add(t, noise.below(1000), n);
         const Key key = key_of(noise);
@@ -189,6 +211,37 @@ void encoders(Run& run) {
           payloads.push_back(encoded(bucket, key, sender, static_cast<Kind>(kind), noise.below(2), noise));
         compare(bucket, key, payloads, name_of(t, n) + ", " + KIND_NAMES[kind], noise);
       }
+}
+
+// All lengths of a state: costs in shared memory and not.
+void lengths(Run& run) {
+  for (const TrellisRate& rate : TRELLIS_RATES)
+    for (int length = 11; length <= (run.parts == 1 ? TRELLIS_LONGEST : 14); ++length) {
+      if (length < shortest(rate) || !run.next()) continue;
+      Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+      Bucket bucket;
+      bucket.add(trellis(rate, length, noise.below(2), noise.below(2)), 0, 1024);
+      const Key key = key_of(noise);
+      compare(bucket, key, {encoded(bucket, key, 0, NORMAL, false, noise)}, name_of(bucket.trellises[0], 1024), noise);
+    }
+}
+
+// Tables of layers that are encoded, by more blocks of threads than some have pieces.
+void encoded_tables(Run& run) {
+  for (int table = 0; table < 6; ++table) {
+    if (!run.next()) continue;
+    Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+    Bucket bucket;
+    while (bucket.units < 12) {
+      const TrellisRate& rate = TRELLIS_RATES[noise.below(11)];
+      bucket.add(trellis(rate, shortest(rate), noise.below(2), noise.below(2)), noise.below(9), 1 + noise.below(20000));
+    }
+    const Key key = key_of(noise);
+    std::vector<std::vector<uint8_t>> payloads;
+    for (uint32_t sender = 0; sender < 2; ++sender)
+      payloads.push_back(encoded(bucket, key, sender, MIXED, noise.below(2), noise));
+    compare(bucket, key, payloads, "encoded table " + std::to_string(table), noise);
+  }
 }
 
 Trellis any_trellis(Noise& noise) {
@@ -266,7 +319,9 @@ int main(int count, char** arguments) {
   Run run{seed, number(4, 1)};
   all_codecs(run);
   encoders(run);
+  lengths(run);
   Run often{seed, (run.parts + 3) / 4};
+  encoded_tables(often);
   tables(often, true);
   tables(often, false);
   if (run.parts <= 3) long_payloads(run);
