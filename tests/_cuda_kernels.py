@@ -35,6 +35,7 @@ NAMES = (
     "decode_formats",
     "decode_sparse",
     "decode_trellis",
+    "decode_trellis_careful",
 )
 BLOCK = 4096
 BLOCKS_PER_PROCESSOR = 8
@@ -63,7 +64,6 @@ _SOURCES = np.dtype(
 )
 _DELIVERY = np.dtype([("accumulate", "u1"), ("gain", "f4"), ("beta", "f4")], align=True)
 _SCRATCH = np.dtype([("words", "u8"), ("each", "i8"), ("count", "i4")], align=True)
-_SCRATCHES = 3  # blocks of threads that encode trellises
 _INPUTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RAW, _CAST_FP16, _CAST_BF16, _UNIFORM, _LLOYD, _HADAMARD_LLOYD = range(6)
 
@@ -164,8 +164,8 @@ class Placed:
         return self._all[self._align :]
 
 
-def _launches(families: int) -> list[tuple[str, bool | None]]:
-    """As `launches_of` and `encode` in cuda_job.h: the kernels, and whether they do fp32 and casts as well, if they are told."""
+def _launches(what: str, families: int) -> list[tuple[str, bool | None]]:
+    """As `launches_of`, `encode` and `decode` in cuda_job.h: the kernels, and whether they do fp32 and casts as well, if they are told."""
     plain = families & (1 << _RAW | 1 << _CAST_FP16 | 1 << _CAST_BF16) != 0
     uniform = families >> _UNIFORM & 1 != 0
     rotated = families & (1 << _LLOYD | 1 << _HADAMARD_LLOYD) != 0 or (plain and not uniform)
@@ -173,7 +173,8 @@ def _launches(families: int) -> list[tuple[str, bool | None]]:
     found += [("uniform", not (rotated and plain))] * uniform
     found += [("formats", None)] * (families >> ops.FORMAT & 1)
     found += [("sparse", None)] * (families >> ops.TOPK & 1)
-    return found + [("trellis", None)] * (families >> ops.BITSHIFT & 1)
+    trellis = [("trellis", None), ("trellis_careful", None)][: 1 if what == "encode" else 2]
+    return found + trellis * (families >> ops.BITSHIFT & 1)
 
 
 class Launcher:
@@ -182,12 +183,18 @@ class Launcher:
     Args:
         counter: added to the key's step in device memory; None for no such number there.
         processors: how many multiprocessors the grid is made for.
+        scratches: how many blocks of threads at most encode trellises.
     """
 
     def __init__(
-        self, layers: list[Layer], key: commpress.Key, counter: int | None = None, processors: int = PROCESSORS
+        self,
+        layers: list[Layer],
+        key: commpress.Key,
+        counter: int | None = None,
+        processors: int = PROCESSORS,
+        scratches: int = 3,
     ) -> None:
-        self.layers, self.key, self._processors = layers, key, processors
+        self.layers, self.key, self._processors, self._scratches = layers, key, processors, scratches
         table = ops.device_table([row for layer in layers for row in layer.rows], torch.device("cpu"))
         self._table, self._memory = table, ptx.Memory()
         self.numel = sum(layer.numel for layer in layers)
@@ -247,11 +254,11 @@ class Launcher:
     def _launch(self, what: str, arguments: typing.Callable[[list[typing.Any]], list[typing.Any]]) -> None:
         if not self._table.blocks:
             return
-        for kind, plain in _launches(self._table.families):
+        for kind, plain in _launches(what, self._table.families):
             grid = min(self._table.blocks, self._processors * BLOCKS_PER_PROCESSOR)
             name, told = f"{what}_{kind}", [] if plain is None else [int(plain)]
             if name == "encode_trellis":
-                grid, each = min(grid, _SCRATCHES), self._table.scratch_words
+                grid, each = min(grid, self._scratches), self._table.scratch_words
                 scratch = Placed(self._memory, np.full(4 * grid * each, POISON, np.uint8))
                 told = [np.array([(scratch.address, each, grid)], _SCRATCH)[0]]
             machine = ptx.Machine(kernel(name), self._memory, grid, threads(name), arguments(told))

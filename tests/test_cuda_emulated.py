@@ -88,6 +88,13 @@ def test_kernels_give_the_bytes_of_the_cpu(test, build, schedule):
     assert code == 0 and output.endswith("passed\n"), output
 
 
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_a_million_coordinates_of_trellises():
+    code, output = run(str(program("plain", "test_bitshift")), *map(str, (21, 2, 8, 1, 2**20 - 5)), timeout=1800)
+    assert code == 0 and output.endswith("passed\n"), output
+
+
 @functools.cache
 def mutants():
     sys.path.insert(0, str(FOLDER))

@@ -217,6 +217,14 @@ def test_a_trellis_of_many_values(spec):
     check_decoder(layers_of(spec, n), [torch.from_numpy(normal(n))], n, processors=4)
 
 
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("spec", ["hadamard+bitshift:0.05,length=8", "bitshift:1,length=8"])
+def test_a_trellis_of_a_million_values(spec):
+    n = 2**20 - 5
+    check(layers_of(spec, n), [torch.from_numpy(normal(n))], n, scratches=32)
+
+
 @pytest.mark.parametrize(
     ("spec", "n"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, final
 
 import torch
@@ -15,6 +15,7 @@ from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise, of_parts
 from commpress.codecs._spec import RATE_ONE, Spec, format_rate, parse_rate
+from commpress.codecs._tabled import TabledCodec
 from commpress.errors import SpecError, WireError
 
 # Bits and coordinates of a codeword, (k, V), for each rate in millionths of a bit.
@@ -28,8 +29,8 @@ _SPAN = 4 * BLOCK  # of a mixture
 _EVEN_FROM = 2 * RATE_ONE  # as of `hadamard+lloyd`
 
 
-class _TrellisCodec(Codec):
-    """What both codecs do with tensors on a device."""
+class _TrellisCodec(TabledCodec):
+    """What both codecs do alike."""
 
     def runs_on(self, device: torch.device) -> bool:
         return _device.runs_on(device)
@@ -37,48 +38,6 @@ class _TrellisCodec(Codec):
     @abc.abstractmethod
     def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
         """As :meth:`Codec.device_layers`; a mixture has one for every span."""
-
-    def _device_table(self, offset: int, numel: int, device: torch.device) -> ops.DeviceTable:
-        return ops.device_table(self.device_layers(offset, numel), device)
-
-    def reduce(
-        self,
-        payloads: Sequence[torch.Tensor],
-        keys: Sequence[Key],
-        key: Key,
-        *,
-        values: torch.Tensor,
-        out: torch.Tensor,
-        offset: int = 0,
-        beta: float = 1.0,
-    ) -> bool:
-        if not (values.is_cuda and values.numel() and key.of_same_tensor(keys)):
-            return super().reduce(payloads, keys, key, values=values, out=out, offset=offset, beta=beta)
-        return _device.reduce(
-            self._device_table(offset, values.numel(), values.device),
-            payloads,
-            keys,
-            key,
-            values=values,
-            out=out,
-            beta=beta,
-            corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"),
-        )
-
-    def decode_sum(
-        self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], *, out: torch.Tensor, offset: int = 0
-    ) -> bool:
-        if not (out.is_cuda and out.numel() and keys[0].of_same_tensor(keys)):
-            return super().decode_sum(payloads, keys, out=out, offset=offset)
-        return self._decode_on_device(payloads, keys, out, offset)
-
-    def _decode_on_device(
-        self, payloads: Sequence[torch.Tensor], keys: Sequence[Key], out: torch.Tensor, offset: int, **how: Any
-    ) -> bool:
-        table = self._device_table(offset, out.numel(), out.device)
-        return _device.decode(
-            table, payloads, keys, out, corrupt=lambda i: self._corrupt(f"the payload of rank {keys[i].sender}"), **how
-        )
 
     def _corrupt(self, what: str) -> WireError:
         return WireError(
@@ -142,13 +101,10 @@ class BitshiftCodec(_TrellisCodec):
         bits, values = RATES[self.rate]
         return ops.bitshift_nbytes(bits, values, self.length, self.rotated, self.centroid, offset, numel)
 
-    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
-        if x.is_cuda:
-            _device.encode(self._device_table(offset, x.numel(), x.device), x, key, out, gain)
-            return
-        ops.bitshift_encode(x.to(torch.float32), out, offset=offset, gain=gain, **self.arguments(key))
+    def _encode_on_cpu(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        ops.bitshift_encode(x, out, offset=offset, gain=gain, **self.arguments(key))
 
-    def _decode(
+    def _decode_on_cpu(
         self,
         payload: torch.Tensor,
         key: Key,
@@ -158,17 +114,11 @@ class BitshiftCodec(_TrellisCodec):
         gain: float,
         beta: float,
     ) -> None:
-        if out.is_cuda:
-            self._decode_on_device([payload], [key], out, offset, accumulate=accumulate, gain=gain, beta=beta)
-            return
-        work = out.to(torch.float32)
         block = ops.bitshift_decode(
-            payload, work, offset=offset, accumulate=accumulate, gain=gain, beta=beta, **self.arguments(key)
+            payload, out, offset=offset, accumulate=accumulate, gain=gain, beta=beta, **self.arguments(key)
         )
         if block >= 0:
             raise self._corrupt(f"block {block}")
-        if work is not out:
-            out.copy_(work)
 
     def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
         bits, values = RATES[self.rate]
@@ -269,17 +219,14 @@ class MixedBitshiftCodec(_TrellisCodec):
         tail = self.lower.payload_nbytes(numel % _SPAN, offset=offset + whole * _SPAN) if numel % _SPAN else 0
         return upper * self.upper.payload_nbytes(_SPAN) + (whole - upper) * self.lower.payload_nbytes(_SPAN) + tail
 
-    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
-        if x.is_cuda:
-            _device.encode(self._device_table(offset, x.numel(), x.device), x, key, out, gain)
-            return
+    def _encode_on_cpu(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
         byte = 0
         for codec, start, stop in self._runs(offset, x.numel()):
             end = byte + codec.payload_nbytes(stop - start, offset=offset + start)
-            codec._encode(x[start:stop], key, out[byte:end], offset + start, gain)
+            codec._encode_on_cpu(x[start:stop], key, out[byte:end], offset + start, gain)
             byte = end
 
-    def _decode(
+    def _decode_on_cpu(
         self,
         payload: torch.Tensor,
         key: Key,
@@ -289,13 +236,10 @@ class MixedBitshiftCodec(_TrellisCodec):
         gain: float,
         beta: float,
     ) -> None:
-        if out.is_cuda:
-            self._decode_on_device([payload], [key], out, offset, accumulate=accumulate, gain=gain, beta=beta)
-            return
-        work, byte = out.to(torch.float32, copy=True), 0  # nothing is written unless all of it is valid
+        work, byte = out.clone(), 0  # nothing is written unless all of it is valid
         for codec, start, stop in self._runs(offset, out.numel()):
             end = byte + codec.payload_nbytes(stop - start, offset=offset + start)
-            codec._decode(payload[byte:end], key, work[start:stop], accumulate, offset + start, gain, beta)
+            codec._decode_on_cpu(payload[byte:end], key, work[start:stop], accumulate, offset + start, gain, beta)
             byte = end
         out.copy_(work)
 

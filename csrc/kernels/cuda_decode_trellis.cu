@@ -7,7 +7,7 @@ namespace cuda {
 int decode_trellis(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                    const Queue& queue) {
   const DeviceScope scope(queue.device);
-  launch_decode_trellis(job, sources, out, delivery, report, queue);
+  launch_decode_trellis<false>(job, sources, out, delivery, report, queue);
   return static_cast<int>(cudaGetLastError());
 }
 

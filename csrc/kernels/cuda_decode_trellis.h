@@ -1,7 +1,8 @@
 // The bitshift trellis, decoded and added up from several senders. A block of threads works on 4096 coordinates. Where
 // a piece is rotated as a whole they depend on all of its up to sixteen blocks; these do not fit in shared memory, but
 // any codeword can be decoded alone, so each block of threads decodes all of the piece, and runs only those butterflies
-// between blocks that lead to its own.
+// between blocks that lead to its own. What is seldom and takes many registers has a kernel of its own: rests, and
+// pieces that a sender has rotated twice.
 #pragma once
 #include "cuda_trellis.h"
 
@@ -14,8 +15,8 @@ struct TrellisDecoderSpace : TrellisSpace {
 };
 
 // Coordinate i of a block of the piece, with the coin that is flipped for it where there is a rotation.
-COMMPRESS_DEVICE float flipped_level(const TrellisDecoderSpace& s, const float* codebook, int block, int i) {
-  const float level = level_at(s, codebook, block * static_cast<int>(BLOCK) + i);
+COMMPRESS_DEVICE float flipped_level(const TrellisDecoderSpace& s, int block, int i) {
+  const float level = level_at(s, block * static_cast<int>(BLOCK) + i);
   return with_sign(level, s.flips[block][i / 512 * 16 + i % 16], i / 16);
 }
 
@@ -45,26 +46,26 @@ COMMPRESS_DEVICE void butterfly_tree(int blocks, int wanted, float (&value)[EACH
 }
 
 // The part of a piece with one rotation, but for the butterflies within blocks, to y. Ends in step.
-COMMPRESS_DEVICE void gather_block(TrellisDecoderSpace& s, const float* codebook, int wanted) {
+COMMPRESS_DEVICE void gather_block(TrellisDecoderSpace& s, int wanted) {
   const Part& part = s.part;
   const int blocks = part.n / part.size;
   for (int i = thread(); i < part.size; i += threads()) {
     float value[1];
     butterfly_tree<1>(blocks, wanted, value,
-                      [&](int block, float (&level)[1]) { level[0] = flipped_level(s, codebook, block, i); });
+                      [&](int block, float (&level)[1]) { level[0] = flipped_level(s, block, i); });
     s.y[i] = value[0];
   }
   __syncthreads();
 }
 
 // The same for two rotations, of which the first needs all blocks: each is found in its turn, in the place of y.
-COMMPRESS_SELDOM void gather_rotated(TrellisDecoderSpace& s, const float* codebook, Key key) {
+COMMPRESS_DEVICE void gather_rotated(TrellisDecoderSpace& s, uint32_t sender_phase) {
   constexpr int EACH = static_cast<int>(BLOCK) / TRELLIS_THREADS;
   const Part& part = s.part;
   float sum[EACH];
   butterfly_tree<EACH>(part.n / part.size, part.block, sum, [&](int block, float (&value)[EACH]) {
-    gather_block(s, codebook, block);
-    careful_unrotate(s.workspace(s.y), key, ROTATE_SECOND, part.index + block * BLOCK, part.size);
+    gather_block(s, block);
+    careful_unrotate(s.workspace(s.y), key_of(s, sender_phase), ROTATE_SECOND, part.index + block * BLOCK, part.size);
     COMMPRESS_UNROLL_ALL
     for (int j = 0; j < EACH; ++j) {
       const int i = j * TRELLIS_THREADS + thread();
@@ -84,9 +85,11 @@ COMMPRESS_DEVICE float scaled_level(float level, float factor) {
   return factor <= LARGE_SCALE ? level * factor : finite_product(level, factor);
 }
 
-// The part of one sender's piece; false for a scale that no encoder writes. Ends in step.
-COMMPRESS_DEVICE bool decode_part(TrellisDecoderSpace& s, const float* codebook, const Key& key, const uint8_t* in,
-                                  float* out, const Sink& sink) {
+// The part of one sender's piece, rotated twice only if CAREFUL; false for a scale that no encoder writes. Ends in
+// step.
+template <bool CAREFUL>
+COMMPRESS_DEVICE bool decode_part(TrellisDecoderSpace& s, uint32_t sender_phase, const uint8_t* in, float* out,
+                                  const Sink& sink) {
   const Part& part = s.part;
   const uint32_t scale = word_from(in);
   if (scale == 0 || scale == SCALE32_NON_FINITE) {
@@ -99,74 +102,74 @@ COMMPRESS_DEVICE bool decode_part(TrellisDecoderSpace& s, const float* codebook,
   for (int i = nbytes + thread(); i < (nbytes + 3) / 4 * 4 + 4; i += threads()) bytes_of(s.bits)[i] = 0;
   if (s.trellis().rotated)
     for (int i = thread(); i < 32 * (part.n / part.size); i += threads())
-      fill_signs_by(i % 32, s.flips[i / 32], key, TRELLIS_SIGN, part.index + i / 32 * BLOCK, part.size);
+      fill_signs_by(i % 32, s.flips[i / 32], key_of(s, sender_phase), TRELLIS_SIGN, part.index + i / 32 * BLOCK,
+                    part.size);
   __syncthreads();
   const float factor = float_of(scale & ~SCALE32_TWO_ROTATIONS) * sink.gain;
   if (!s.trellis().rotated) {
     for (int i = thread(); i < part.size; i += threads())
-      deliver(out + i, scaled_level(level_at(s, codebook, part.block * static_cast<int>(BLOCK) + i), factor), sink);
+      deliver(out + i, scaled_level(level_at(s, part.block * static_cast<int>(BLOCK) + i), factor), sink);
     __syncthreads();
     return !(scale & SCALE32_TWO_ROTATIONS) && scale32_valid(scale);
   }
-  if (scale & SCALE32_TWO_ROTATIONS)
-    gather_rotated(s, codebook, key);
+  if (CAREFUL && scale & SCALE32_TWO_ROTATIONS)
+    gather_rotated(s, sender_phase);
   else
-    gather_block(s, codebook, part.block);
-  careful_unrotate(s.workspace(s.y), key, ROTATE_FIRST, part.index + part.block * BLOCK, part.size);
+    gather_block(s, part.block);
+  careful_unrotate(s.workspace(s.y), key_of(s, sender_phase), ROTATE_FIRST, part.index + part.block * BLOCK, part.size);
   for (int i = thread(); i < part.size; i += threads()) deliver(out + i, scaled_level(s.y[i], factor), sink);
   __syncthreads();
   return scale32_valid(scale);
 }
 
 // What is left of a payload, a block of a scalar codec; likewise.
-COMMPRESS_SELDOM bool decode_rest(TrellisDecoderSpace& s, Key key, const uint8_t* in, float* out, Sink sink) {
+COMMPRESS_DEVICE bool decode_rest(TrellisDecoderSpace& s, uint32_t sender_phase, const uint8_t* in, float* out,
+                                  const Sink& sink) {
   const Codec codec = trellis_rest(s.trellis());
   const Workspace w = s.workspace(s.y);
+  const Key key = key_of(s, sender_phase);
   const int64_t index = s.part.index;
   const int n = s.part.size;
   return s.trellis().rotated ? rotated_decode_any(w, in, n, {codec.rate, codec.centroid}, key, index, out, sink)
                              : lloyd_decode_careful(w, in, n, codec.rate, key, index, out, sink) >= 0;
 }
 
-static __global__ void __launch_bounds__(TRELLIS_THREADS, 3)
+// Whether the part is one for the careful kernel, which is so for all senders or none: their order is that of sums.
+COMMPRESS_DEVICE bool needs_care(const TrellisDecoderSpace& s, const Sources& sources) {
+  if (s.part.n < SMALLEST_PIECE) return true;
+  const bool twice = s.trellis().rotated && thread() < sources.count &&
+                     word_from(sources.payload[thread()] + s.part.byte) & SCALE32_TWO_ROTATIONS;
+  return __syncthreads_or(twice) != 0;
+}
+
+template <bool CAREFUL>
+static __global__ void __launch_bounds__(TRELLIS_THREADS, CAREFUL ? 1 : 4)
     decode_trellis_kernel(const __grid_constant__ Job job, const __grid_constant__ Sources sources, float* out,
                           const __grid_constant__ Delivery delivery, Report* report) {
   COMMPRESS_SHARED(TrellisDecoderSpace, shared, 1);
   TrellisDecoderSpace& s = shared[0];
-  for (int64_t unit = blockIdx.x; unit < job.units; unit += gridDim.x) {
-    const Layer layer = layer_of(job, unit);
-    if (layer.family != BITSHIFT) continue;
-    const float* const codebook = job.codebooks + layer.bits;
-    Key key = key_of(job, layer);
-    const int64_t start = (unit - layer.unit) * BLOCK, end = start + BLOCK < layer.numel ? start + BLOCK : layer.numel;
-    for (int64_t at = start; at < end;) {
-      __syncthreads();  // warps may still be at parts before
-      if (thread() == 0) {
-        s.rate = static_cast<int32_t>(layer.rate);
-        s.centroid = layer.centroid != 0;
-        s.part = part_of(s.trellis(), layer, at);
-      }
-      __syncthreads();
+  for (int64_t unit = blockIdx.x; unit < job.units; unit += gridDim.x)
+    for (int done = 0; next_part(s, job, unit, done); done += s.part.size) {
+      if (needs_care(s, sources) != CAREFUL) continue;
       float* const to = out + s.part.first;
-      const int size = s.part.size;
       for (int sender = 0; sender < sources.count; ++sender) {
-        key.sender_phase = sources.sender_phase[sender];
         const uint8_t* const in = sources.payload[sender] + s.part.byte;
         const Sink sink = sink_of(delivery, sender);
-        const bool valid =
-            s.part.n < SMALLEST_PIECE ? decode_rest(s, key, in, to, sink) : decode_part(s, codebook, key, in, to, sink);
+        const bool valid = CAREFUL && s.part.n < SMALLEST_PIECE
+                               ? decode_rest(s, sources.sender_phase[sender], in, to, sink)
+                               : decode_part<CAREFUL>(s, sources.sender_phase[sender], in, to, sink);
         if (!valid && thread() == 0) report_invalid(report, sources, sender);
       }
-      note_non_finite(to, size, report);
-      at += size;
+      note_non_finite(to, s.part.size, report);
     }
-  }
 }
 
-inline void launch_decode_trellis(const Job& job, const Sources& sources, float* out, const Delivery& delivery,
-                                  Report* report, const Queue& queue) {
-  COMMPRESS_LAUNCH(decode_trellis_kernel, grid_of(job.units, queue), TRELLIS_THREADS,
-                   static_cast<cudaStream_t>(queue.stream), job, sources, out, delivery, report);
+template <bool CAREFUL>
+void launch_decode_trellis(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                           const Queue& queue) {
+  const auto kernel = decode_trellis_kernel<CAREFUL>;
+  COMMPRESS_LAUNCH(kernel, grid_of(job.units, queue), TRELLIS_THREADS, static_cast<cudaStream_t>(queue.stream), job,
+                   sources, out, delivery, report);
 }
 
 }  // namespace cuda

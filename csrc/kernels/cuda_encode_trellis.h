@@ -127,8 +127,8 @@ struct Search {
   float *before, *after, *products, *energies;
   int length, bits, values, nodes, rows, codewords, coordinates;
 
-  COMMPRESS_DEVICE Search(TrellisEncoderSpace& space, const float* levels, const Memory& memory)
-      : s(space), codebook(levels), y(memory.y), decisions(memory.decisions) {
+  COMMPRESS_DEVICE Search(TrellisEncoderSpace& space, const Memory& memory)
+      : s(space), codebook(space.codebook), y(memory.y), decisions(memory.decisions) {
     const Trellis t = s.trellis();
     length = t.length;
     bits = t.bits;
@@ -288,15 +288,15 @@ COMMPRESS_DEVICE void write_trellis(const TrellisSpace& s, uint32_t scale, uint8
   __syncthreads();
 }
 
-COMMPRESS_DEVICE void encode_piece(TrellisEncoderSpace& s, const float* codebook, const Values& x, const Key& key,
-                                   float gain, const Memory& memory, uint8_t* out) {
+COMMPRESS_DEVICE void encode_piece(TrellisEncoderSpace& s, const Values& x, float gain, const Memory& memory,
+                                   uint8_t* out) {
   Scaling found;
-  if (!prepare_piece(s, x, key, memory.y, found)) {
+  if (!prepare_piece(s, x, s.key, memory.y, found)) {
     write_trellis(s, found.scale, out);
     return;
   }
   const Part& part = s.part;
-  Search search(s, codebook, memory);
+  Search search(s, memory);
   search.fill_energies();
   int count = 0;
   for (int first = 0; first < part.n; first += search.coordinates, count += search.codewords) {
@@ -307,9 +307,9 @@ COMMPRESS_DEVICE void encode_piece(TrellisEncoderSpace& s, const float* codebook
   const Workspace w = s.workspace(s.search);
   float product = 0.0f, square = 0.0f;
   over_blocks(part, [&](int, int first) {
-    product += sum_by_rows(w, part.size, [&](int i) { return memory.y[first + i] * level_at(s, codebook, first + i); });
+    product += sum_by_rows(w, part.size, [&](int i) { return memory.y[first + i] * level_at(s, first + i); });
     square += sum_by_rows(w, part.size, [&](int i) {
-      const float level = level_at(s, codebook, first + i);
+      const float level = level_at(s, first + i);
       return level * level;
     });
   });
@@ -327,19 +327,8 @@ static __global__ void __launch_bounds__(TRELLIS_THREADS, 2)
   TrellisEncoderSpace& s = shared[0];
   const int64_t each = (job.units + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * each,
                 stop = begin + each < job.units ? begin + each : job.units;
-  for (int64_t unit = begin; unit < stop; ++unit) {
-    const Layer layer = layer_of(job, unit);
-    if (layer.family != BITSHIFT) continue;
-    const Key key = key_of(job, layer);
-    const int64_t start = (unit - layer.unit) * BLOCK, end = start + BLOCK < layer.numel ? start + BLOCK : layer.numel;
-    for (int64_t at = start; at < end;) {
-      __syncthreads();  // warps may still be at parts before
-      if (thread() == 0) {
-        s.rate = static_cast<int32_t>(layer.rate);
-        s.centroid = layer.centroid != 0;
-        s.part = part_of(s.trellis(), layer, at);
-      }
-      __syncthreads();
+  for (int64_t unit = begin; unit < stop; ++unit)
+    for (int done = 0; next_part(s, job, unit, done); done += s.part.size) {
       const Part& part = s.part;
       const Values from = x.from(part.first);
       uint8_t* const to = out + part.byte;
@@ -347,16 +336,13 @@ static __global__ void __launch_bounds__(TRELLIS_THREADS, 2)
         const Codec codec = trellis_rest(s.trellis());
         const Workspace w = s.workspace(s.search);
         if (s.trellis().rotated)
-          rotated_encode_any(w, from, part.n, {codec.rate, codec.centroid}, key, part.index, gain, to);
+          rotated_encode_any(w, from, part.n, {codec.rate, codec.centroid}, s.key, part.index, gain, to);
         else
-          lloyd_encode_careful(w, from, part.n, codec.rate, key, part.index, gain, to);
+          lloyd_encode_careful(w, from, part.n, codec.rate, s.key, part.index, gain, to);
       } else if (part.block == 0) {
-        const Memory memory = memory_of(s.trellis(), scratch.words + blockIdx.x * scratch.each);
-        encode_piece(s, job.codebooks + layer.bits, from, key, gain, memory, to);
+        encode_piece(s, from, gain, memory_of(s.trellis(), scratch.words + blockIdx.x * scratch.each), to);
       }
-      at += part.size;
     }
-  }
 }
 
 inline void launch_encode_trellis(const Job& job, const Gradient& x, float gain, uint8_t* out, const Scratch& scratch,

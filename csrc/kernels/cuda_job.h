@@ -136,10 +136,13 @@ int encode_trellis(const Job& job, const Gradient& x, float gain, uint8_t* out, 
                    const Queue& queue);
 int decode_trellis(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                    const Queue& queue);
+// The parts that the one before leaves out: rests of payloads, and pieces that a sender has rotated twice.
+int decode_trellis_careful(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                           const Queue& queue);
 
 // Families that a table holds, as bits: `uniform` has a kernel, number formats, `topk` and the bitshift trellis have
-// one each, the others another. Of the first and the last the one that is launched, or launched first, does RAW and
-// casts as well.
+// one each (its decoder two), the others another. Of the first and the last the one that is launched, or launched
+// first, does RAW and casts as well.
 constexpr uint32_t family_bit(int family) { return 1u << family; }
 struct Launches {
   bool rotated, uniform, formats, sparse, trellis, plain_with_rotated;
@@ -176,6 +179,7 @@ inline int decode(const Job& job, uint32_t families, const Sources& sources, flo
   if (!error && launches.formats) error = decode_formats(job, sources, out, delivery, report, queue);
   if (!error && launches.sparse) error = decode_sparse(job, sources, out, delivery, report, queue);
   if (!error && launches.trellis) error = decode_trellis(job, sources, out, delivery, report, queue);
+  if (!error && launches.trellis) error = decode_trellis_careful(job, sources, out, delivery, report, queue);
   return error;
 }
 

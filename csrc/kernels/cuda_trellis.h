@@ -32,7 +32,9 @@ struct TrellisSpace {
   float sums[64];
   uint32_t scratch[32];
   int32_t rate, centroid;
-  Part part;  // the one at work
+  Part part;              // the one at work; of size 0 if there is none
+  Key key;                // of its layer
+  const float* codebook;  // of its layer
 
   // Not kept as it is: it has padding, which nobody writes and wide loads read.
   COMMPRESS_DEVICE Trellis trellis() const { return unpacked_trellis(rate, centroid != 0); }
@@ -67,7 +69,7 @@ COMMPRESS_DEVICE Part part_of(const Trellis& t, const Layer& layer, int64_t at) 
 }
 
 // Coordinate i of the piece, before any scale and rotation.
-COMMPRESS_DEVICE float level_at(const TrellisSpace& s, const float* codebook, int i) {
+COMMPRESS_DEVICE float level_at(const TrellisSpace& s, int i) {
   const Trellis t = s.trellis();
   const Part& part = s.part;
   const int chain = i >> part.chain_digits, start = chain * part.count;
@@ -79,13 +81,35 @@ COMMPRESS_DEVICE float level_at(const TrellisSpace& s, const float* codebook, in
   });
   const uint32_t values = static_cast<uint32_t>(t.values),
                  place = trellis_row(state, t.length) * values + (inside - codeword * values);
-  return float_of(bits_of(__ldg(codebook + place)) ^ trellis_sign(state, t.length) << 31);
+  return float_of(bits_of(__ldg(s.codebook + place)) ^ trellis_sign(state, t.length) << 31);
 }
 
-COMMPRESS_DEVICE Key key_of(const Job& job, const Layer& layer) {
-  Key key = job.key;
-  key.tensor += static_cast<uint32_t>(layer.tensor);
-  if (job.step) key.step += static_cast<uint32_t>(*job.step);
+// Fills in the part of `unit` that begins with its coordinate `done`, and what goes with it; false if there is none.
+// Begins and ends in step. One thread finds it out for all, as it would cost every thread registers.
+COMMPRESS_DEVICE bool next_part(TrellisSpace& s, const Job& job, int64_t unit, int done) {
+  __syncthreads();  // warps may still be at parts before
+  if (thread() == 0) {
+    const Layer layer = layer_of(job, unit);
+    const int64_t at = (unit - layer.unit) * BLOCK + done;
+    if (layer.family == BITSHIFT && done < BLOCK && at < layer.numel) {
+      s.rate = static_cast<int32_t>(layer.rate);
+      s.centroid = layer.centroid != 0;
+      s.part = part_of(s.trellis(), layer, at);
+      s.key = job.key;
+      s.key.tensor += static_cast<uint32_t>(layer.tensor);
+      if (job.step) s.key.step += static_cast<uint32_t>(*job.step);
+      s.codebook = job.codebooks + layer.bits;
+    } else {
+      s.part.size = 0;
+    }
+  }
+  __syncthreads();
+  return s.part.size != 0;
+}
+
+COMMPRESS_DEVICE Key key_of(const TrellisSpace& s, uint32_t sender_phase) {
+  Key key = s.key;
+  key.sender_phase = sender_phase;
   return key;
 }
 

@@ -13,7 +13,13 @@ int encode_trellis(const Job& job, const Gradient& x, float gain, uint8_t* out, 
 
 int decode_trellis(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                    const Queue& queue) {
-  launch_decode_trellis(job, sources, out, delivery, report, queue);
+  launch_decode_trellis<false>(job, sources, out, delivery, report, queue);
+  return 0;
+}
+
+int decode_trellis_careful(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                           const Queue& queue) {
+  launch_decode_trellis<true>(job, sources, out, delivery, report, queue);
   return 0;
 }
 

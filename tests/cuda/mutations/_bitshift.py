@@ -6,21 +6,21 @@ MUTANTS = [
     Mutant(
         "trellis_bits_used_at_once",
         "cuda_decode_trellis.h",
-        "part.index + i / 32 * BLOCK, part.size);\n  __syncthreads();",
-        "part.index + i / 32 * BLOCK, part.size);",
+        "part.size);\n  __syncthreads();\n  const float factor",
+        "part.size);\n  const float factor",
     ),
     Mutant(
         "part_over_one_still_read",
-        "cuda_decode_trellis.h",
+        "cuda_trellis.h",
         "__syncthreads();  // warps may still be at parts before\n",
         "",
         "threads",
     ),
     Mutant(
         "part_used_at_once",
-        "cuda_decode_trellis.h",
-        "layer, at);\n      }\n      __syncthreads();",
-        "layer, at);\n      }",
+        "cuda_trellis.h",
+        "__syncthreads();\n  return s.part.size != 0;",
+        "return s.part.size != 0;",
     ),
     Mutant(
         "block_gathered_within_warp",
@@ -66,7 +66,26 @@ MUTANTS = [
         "value[j] - waiting[level][j]",
     ),
     Mutant("coins_of_the_first_block", "cuda_decode_trellis.h", "s.flips[block][", "s.flips[0]["),
-    Mutant("coins_of_the_rotation", "cuda_decode_trellis.h", "key, TRELLIS_SIGN,", "key, ROTATE_FIRST,"),
+    Mutant(
+        "coins_of_the_rotation",
+        "cuda_decode_trellis.h",
+        "sender_phase), TRELLIS_SIGN,",
+        "sender_phase), ROTATE_FIRST,",
+    ),
+    Mutant(
+        "care_for_the_first_sender",
+        "cuda_decode_trellis.h",
+        "word_from(sources.payload[thread()] +",
+        "word_from(sources.payload[0] +",
+    ),
+    Mutant(
+        "care_of_one_sender_each",
+        "cuda_decode_trellis.h",
+        "return __syncthreads_or(twice) != 0;",
+        "__syncthreads();\n  return twice;",
+    ),
+    Mutant("care_behind_the_senders", "cuda_decode_trellis.h", "thread() < sources.count &&", "thread() < 16 &&"),
+    Mutant("parts_of_the_next_unit", "cuda_trellis.h", "done < BLOCK && ", ""),
     Mutant(
         "second_rotation_of_one_block",
         "cuda_decode_trellis.h",
@@ -76,7 +95,7 @@ MUTANTS = [
     Mutant(
         "second_rotation_forgotten",
         "cuda_decode_trellis.h",
-        "if (scale & SCALE32_TWO_ROTATIONS)\n    gather",
+        "if (CAREFUL && scale & SCALE32_TWO_ROTATIONS)\n    gather",
         "if (scale == 1)\n    gather",
     ),
     Mutant("huge_scales_overflow", "cuda_decode_trellis.h", "factor <= LARGE_SCALE ?", "true ?"),
@@ -94,11 +113,9 @@ MUTANTS = [
     ),
     Mutant("codeword_of_the_first_chain", "cuda_trellis.h", "start = chain * part.count;", "start = 0;"),
     Mutant("reciprocal_rounded_down", "cuda_trellis.h", " + static_cast<uint32_t>(values) - 1) /", ") /"),
-    Mutant("tensor_of_trellis_forgotten", "cuda_trellis.h", "key.tensor += static_cast<uint32_t>(layer.tensor);", ""),
-    Mutant("codebook_of_the_first_layer", "cuda_decode_trellis.h", "job.codebooks + layer.bits", "job.codebooks"),
-    Mutant(
-        "sender_of_trellis_forgotten", "cuda_decode_trellis.h", "key.sender_phase = sources.sender_phase[sender];", ""
-    ),
+    Mutant("tensor_of_trellis_forgotten", "cuda_trellis.h", "s.key.tensor += static_cast<uint32_t>(layer.tensor);", ""),
+    Mutant("codebook_of_the_first_layer", "cuda_trellis.h", "job.codebooks + layer.bits", "job.codebooks"),
+    Mutant("sender_of_trellis_forgotten", "cuda_trellis.h", "key.sender_phase = sender_phase;", ""),
     Mutant(
         "rest_at_the_payloads_start",
         "cuda_decode_trellis.h",
