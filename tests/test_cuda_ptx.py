@@ -176,6 +176,7 @@ def test_trellises():
     check_decoder(layers, xs, 3)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("spec", "n", "kind"),
     [

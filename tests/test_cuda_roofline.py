@@ -56,6 +56,7 @@ def codes():
     return {name: code for one in NAMES for name, code in disassemble(cuda.cubin(one)).items()}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", GATES)
 def test_gate(codes, name):
     counts, gate = executed(name), GATES[name]
