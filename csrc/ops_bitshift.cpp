@@ -1,5 +1,6 @@
 // The bitshift trellis: schemas, argument checks, dispatch.
 #include "kernels/bitshift_codec.h"
+#include "kernels/cuda_job.h"
 #include "ops_common.h"
 
 namespace {
@@ -85,6 +86,19 @@ int64_t nbytes_op(int64_t bits, int64_t values, int64_t length, bool rotated, bo
   return trellis_nbytes(p.trellis, p.offset, p.numel);
 }
 
+void codebook_op(Tensor levels, int64_t bits, int64_t values, int64_t length) {
+  const Trellis t = trellis_of(bits, values, length, false, false);
+  const int64_t count = codebook_size(t);
+  STD_TORCH_CHECK(levels.scalar_type() == ScalarType::Float && levels.dim() == 1 && levels.is_contiguous() &&
+                      levels.numel() == count,
+                  "commpress: a codebook must be a contiguous 1-D float32 tensor of ", count, " levels");
+  memcpy(levels.mutable_data_ptr<float>(), codebook_of(t).levels.get(), static_cast<size_t>(count) * 4);
+}
+
+int64_t scratch_words_op(int64_t bits, int64_t values, int64_t length) {
+  return cuda::scratch_words(trellis_of(bits, values, length, false, false));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
@@ -96,11 +110,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
       "int seed, int step, int sender_phase, int tensor, int offset, bool accumulate, float gain, float beta, int isa) "
       "-> int");
   m.def("bitshift_nbytes(int bits, int values, int length, bool rotated, bool centroid, int offset, int numel) -> int");
+  m.def("bitshift_scratch_words(int bits, int values, int length) -> int");
+  m.def("bitshift_codebook(Tensor(a!) levels, int bits, int values, int length) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
   m.impl("bitshift_encode", TORCH_BOX(&encode_op));
   m.impl("bitshift_decode", TORCH_BOX(&decode_op));
+  m.impl("bitshift_codebook", TORCH_BOX(&codebook_op));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) { m.impl("bitshift_nbytes", TORCH_BOX(&nbytes_op)); }
+STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) {
+  m.impl("bitshift_nbytes", TORCH_BOX(&nbytes_op));
+  m.impl("bitshift_scratch_words", TORCH_BOX(&scratch_words_op));
+}

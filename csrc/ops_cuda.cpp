@@ -72,6 +72,38 @@ cuda::Job job_of(const Tensor& table, const OptionalTensor& units, int64_t block
   return job;
 }
 
+// The levels that layers of BITSHIFT look up; of a table on the device they cannot be counted.
+const float* codebooks_of(const OptionalTensor& codebooks, const cuda::Job& job, const Tensor& values) {
+  STD_TORCH_CHECK(codebooks && codebooks->scalar_type() == ScalarType::Float && codebooks->dim() == 1 &&
+                      codebooks->is_contiguous() && codebooks->get_device() == values.get_device(),
+                  "commpress: codebooks must be a contiguous 1-D float32 tensor on the device of the values");
+  if (!job.layers) {
+    const cuda::Layer& layer = job.single;
+    const Trellis t = cuda::unpacked_trellis(static_cast<int32_t>(layer.rate), layer.centroid != 0);
+    STD_TORCH_CHECK(layer.bits >= 0 && layer.bits + codebook_size(t) <= codebooks->numel(),
+                    "commpress: the layer's codebook is not among the codebooks");
+  }
+  return codebooks->const_data_ptr<float>();
+}
+
+// Memory for some blocks of threads, `words` for each; of a table on the device it is not known how many they need.
+cuda::Scratch scratch_of(const OptionalTensor& scratch, int64_t words, const cuda::Job& job, const Tensor& values) {
+  STD_TORCH_CHECK(scratch && scratch->scalar_type() == ScalarType::Int && scratch->dim() == 1 &&
+                      scratch->is_contiguous() && scratch->get_device() == values.get_device() && words > 0 &&
+                      (scratch->numel() >= words || job.units == 0),
+                  "commpress: scratch memory must be a contiguous 1-D int32 tensor on the device of the values, of at "
+                  "least ",
+                  words, " words");
+  if (!job.layers) {
+    const cuda::Layer& layer = job.single;
+    const Trellis t = cuda::unpacked_trellis(static_cast<int32_t>(layer.rate), layer.centroid != 0);
+    STD_TORCH_CHECK(words >= cuda::scratch_words(t), "commpress: this trellis needs ", cuda::scratch_words(t),
+                    " words of scratch memory for a block of threads, got ", words);
+  }
+  return {reinterpret_cast<uint32_t*>(scratch->mutable_data_ptr<int32_t>()), words,
+          static_cast<int32_t>(scratch->numel() / words)};
+}
+
 void check_payload(const Tensor& payload, int64_t nbytes, const Tensor& values) {
   STD_TORCH_CHECK(payload.scalar_type() == ScalarType::Byte && payload.dim() == 1 && payload.is_contiguous() &&
                       payload.numel() == nbytes && payload.get_device() == values.get_device(),
@@ -81,25 +113,31 @@ void check_payload(const Tensor& payload, int64_t nbytes, const Tensor& values) 
 
 void encode_table_op(Tensor x, Tensor payload, Tensor table, OptionalTensor units, int64_t blocks, int64_t nbytes,
                      int64_t families, int64_t seed, int64_t step, int64_t sender_phase, int64_t tensor, double gain,
-                     OptionalTensor counter) {
+                     OptionalTensor counter, OptionalTensor codebooks, OptionalTensor scratch, int64_t scratch_words) {
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK((dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half) &&
                       x.dim() == 1 && x.is_contiguous(),
                   "commpress: values must be a contiguous 1-D float32, bfloat16 or float16 tensor");
   check_payload(payload, nbytes, x);
-  const cuda::Job job = job_of(table, units, blocks, key_of(seed, step, sender_phase, tensor), counter, x);
+  cuda::Job job = job_of(table, units, blocks, key_of(seed, step, sender_phase, tensor), counter, x);
+  cuda::Scratch memory{nullptr, 0, 0};
+  if (families & cuda::family_bit(cuda::BITSHIFT)) {
+    job.codebooks = codebooks_of(codebooks, job, x);
+    memory = scratch_of(scratch, scratch_words, job, x);
+  }
   const cuda::Input input = dtype == ScalarType::Float      ? cuda::FLOAT32
                             : dtype == ScalarType::BFloat16 ? cuda::BFLOAT16
                                                             : cuda::FLOAT16;
   check_launch(cuda::encode(job, static_cast<uint32_t>(families), {x.const_data_ptr(), input}, static_cast<float>(gain),
-                            payload.mutable_data_ptr<uint8_t>(), queue_of(x)));
+                            payload.mutable_data_ptr<uint8_t>(), queue_of(x), memory));
 }
 
 // values = beta * values + gain * decoded payloads, in their order, or without what was there. `report`: int32, 1 + the
 // position of a sender whose payload is invalid, and whether something is not finite; neither is ever cleared.
 void decode_table_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_phases, Tensor values, Tensor table,
                      OptionalTensor units, int64_t blocks, int64_t nbytes, int64_t families, int64_t seed, int64_t step,
-                     int64_t tensor, bool accumulate, double gain, double beta, Tensor report, OptionalTensor counter) {
+                     int64_t tensor, bool accumulate, double gain, double beta, Tensor report, OptionalTensor counter,
+                     OptionalTensor codebooks) {
   STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float && values.dim() == 1 && values.is_contiguous(),
                   "commpress: values must be a contiguous 1-D float32 tensor");
   STD_TORCH_CHECK(report.scalar_type() == ScalarType::Int && report.numel() == 2 && report.is_contiguous() &&
@@ -108,7 +146,8 @@ void decode_table_op(std::vector<Tensor> payloads, std::vector<int64_t> sender_p
   for (const Tensor& payload : payloads) check_payload(payload, nbytes, values);
   const Key key = key_of(seed, step, 0, tensor);
   const Senders senders = senders_of(payloads, sender_phases, key);
-  const cuda::Job job = job_of(table, units, blocks, key, counter, values);
+  cuda::Job job = job_of(table, units, blocks, key, counter, values);
+  if (families & cuda::family_bit(cuda::BITSHIFT)) job.codebooks = codebooks_of(codebooks, job, values);
   auto* const found = reinterpret_cast<cuda::Report*>(report.mutable_data_ptr<int32_t>());
   const int32_t count = static_cast<int32_t>(senders.keys.size());
   for (int32_t first = 0; first < count; first += cuda::MOST_SENDERS) {
@@ -139,11 +178,12 @@ bool cuda_built_op() { return false; }
 STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
   m.def(
       "encode_table(Tensor x, Tensor(a!) payload, Tensor table, Tensor? units, int blocks, int nbytes, int families, "
-      "int seed, int step, int sender_phase, int tensor, float gain, Tensor? counter) -> ()");
+      "int seed, int step, int sender_phase, int tensor, float gain, Tensor? counter, Tensor? codebooks, "
+      "Tensor(b!)? scratch, int scratch_words) -> ()");
   m.def(
       "decode_table(Tensor[] payloads, int[] sender_phases, Tensor(a!) values, Tensor table, Tensor? units, int "
       "blocks, int nbytes, int families, int seed, int step, int tensor, bool accumulate, float gain, float beta, "
-      "Tensor(b!) report, Tensor? counter) -> ()");
+      "Tensor(b!) report, Tensor? counter, Tensor? codebooks) -> ()");
   m.def("cuda_built() -> bool");
 }
 

@@ -29,10 +29,13 @@ NAMES = (
     "encode_rotated",
     "encode_formats",
     "encode_sparse",
+    "encode_trellis",
     "decode_uniform",
     "decode_rotated",
     "decode_formats",
     "decode_sparse",
+    "decode_trellis",
+    "decode_trellis_careful",
 )
 BLOCK = 4096
 BLOCKS_PER_PROCESSOR = 8
@@ -41,7 +44,17 @@ PROCESSORS = 132
 _KEY = np.dtype([("seed", "u8"), ("step", "u4"), ("sender_phase", "u4"), ("tensor", "u4")], align=True)
 _LAYER = ("i8", ops.device_table([], torch.device("cpu")).rows.shape[1])
 _JOB = np.dtype(
-    [("layers", "u8"), ("layer_of_unit", "u8"), ("single", *_LAYER), ("units", "i8"), ("key", _KEY), ("step", "u8")],
+    [
+        *[
+            ("layers", "u8"),
+            ("layer_of_unit", "u8"),
+            ("single", *_LAYER),
+            ("units", "i8"),
+            ("key", _KEY),
+            ("step", "u8"),
+        ],
+        ("codebooks", "u8"),
+    ],
     align=True,
 )
 _VALUES = np.dtype([("data", "u8"), ("input", "i4")], align=True)
@@ -50,6 +63,7 @@ _SOURCES = np.dtype(
     [("payload", "u8", MOST_SENDERS), ("sender_phase", "u4", MOST_SENDERS), ("count", "i4"), ("position", "i4")]
 )
 _DELIVERY = np.dtype([("accumulate", "u1"), ("gain", "f4"), ("beta", "f4")], align=True)
+_SCRATCH = np.dtype([("words", "u8"), ("each", "i8"), ("count", "i4")], align=True)
 _INPUTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RAW, _CAST_FP16, _CAST_BF16, _UNIFORM, _LLOYD, _HADAMARD_LLOYD = range(6)
 
@@ -126,9 +140,9 @@ class Layer:
         return self.codec.payload_nbytes(self.numel, offset=self.offset)
 
     @property
-    def row(self) -> ops.DeviceLayer:
-        (layer,) = self.codec.device_layers(self.offset, self.numel)
-        return layer._replace(tensor=self.tensor)
+    def rows(self) -> list[ops.DeviceLayer]:
+        """One; or more of a codec that is a mixture."""
+        return [layer._replace(tensor=self.tensor) for layer in self.codec.device_layers(self.offset, self.numel)]
 
 
 def layers_of(spec: str, numel: int) -> list[Layer]:
@@ -150,15 +164,17 @@ class Placed:
         return self._all[self._align :]
 
 
-def _launches(families: int) -> list[tuple[str, bool | None]]:
-    """As `launches_of` and `encode` in cuda_job.h: the kernels, and whether they do fp32 and casts as well, if they are told."""
+def _launches(what: str, families: int) -> list[tuple[str, bool | None]]:
+    """As `launches_of`, `encode` and `decode` in cuda_job.h: the kernels, and whether they do fp32 and casts as well, if they are told."""
     plain = families & (1 << _RAW | 1 << _CAST_FP16 | 1 << _CAST_BF16) != 0
     uniform = families >> _UNIFORM & 1 != 0
     rotated = families & (1 << _LLOYD | 1 << _HADAMARD_LLOYD) != 0 or (plain and not uniform)
     found: list[tuple[str, bool | None]] = [("rotated", plain)] * rotated
     found += [("uniform", not (rotated and plain))] * uniform
     found += [("formats", None)] * (families >> ops.FORMAT & 1)
-    return found + [("sparse", None)] * (families >> ops.TOPK & 1)
+    found += [("sparse", None)] * (families >> ops.TOPK & 1)
+    trellis = [("trellis", None), ("trellis_careful", None)][: 1 if what == "encode" else 2]
+    return found + trellis * (families >> ops.BITSHIFT & 1)
 
 
 class Launcher:
@@ -167,13 +183,19 @@ class Launcher:
     Args:
         counter: added to the key's step in device memory; None for no such number there.
         processors: how many multiprocessors the grid is made for.
+        scratches: how many blocks of threads at most encode trellises.
     """
 
     def __init__(
-        self, layers: list[Layer], key: commpress.Key, counter: int | None = None, processors: int = PROCESSORS
+        self,
+        layers: list[Layer],
+        key: commpress.Key,
+        counter: int | None = None,
+        processors: int = PROCESSORS,
+        scratches: int = 3,
     ) -> None:
-        self.layers, self.key, self._processors = layers, key, processors
-        table = ops.device_table([layer.row for layer in layers], torch.device("cpu"))
+        self.layers, self.key, self._processors, self._scratches = layers, key, processors, scratches
+        table = ops.device_table([row for layer in layers for row in layer.rows], torch.device("cpu"))
         self._table, self._memory = table, ptx.Memory()
         self.numel = sum(layer.numel for layer in layers)
         step, sender_phase, tensor = key.words()
@@ -186,6 +208,8 @@ class Launcher:
         else:
             self._job["layers"] = self._constant(table.rows.numpy())
             self._job["layer_of_unit"] = self._constant(table.units.numpy())
+        if table.codebooks is not None:
+            self._job["codebooks"] = self._constant(table.codebooks.numpy())
         self.counts: list[ptx.Counts] = []
 
     def encode(self, x: torch.Tensor, gain: float = 1.0, align: int = 0, align_out: int = 0) -> np.ndarray:
@@ -227,12 +251,16 @@ class Launcher:
         array.flags.writeable = False
         return self._memory.add(array)
 
-    def _launch(self, what: str, arguments: typing.Callable[[list[int]], list[typing.Any]]) -> None:
+    def _launch(self, what: str, arguments: typing.Callable[[list[typing.Any]], list[typing.Any]]) -> None:
         if not self._table.blocks:
             return
-        for kind, plain in _launches(self._table.families):
+        for kind, plain in _launches(what, self._table.families):
             grid = min(self._table.blocks, self._processors * BLOCKS_PER_PROCESSOR)
             name, told = f"{what}_{kind}", [] if plain is None else [int(plain)]
+            if name == "encode_trellis":
+                grid, each = min(grid, self._scratches), self._table.scratch_words
+                scratch = Placed(self._memory, np.full(4 * grid * each, POISON, np.uint8))
+                told = [np.array([(scratch.address, each, grid)], _SCRATCH)[0]]
             machine = ptx.Machine(kernel(name), self._memory, grid, threads(name), arguments(told))
             self.counts.append(machine.run())
 

@@ -1,7 +1,7 @@
 """The CUDA kernels without a GPU: their source under the emulator against the CPU path, and what bugs that would catch."""
 
 import functools
-import importlib.util
+import importlib
 import os
 import pathlib
 import shutil
@@ -33,14 +33,22 @@ RUNS = [
     ("test_topk", "sanitize", (14, 2, 8, 20)),
     ("test_topk", "threads", (15, 0, 8, 40)),
     ("test_topk", "threads", (16, 2, 4, 40)),
+    ("test_bitshift", "plain", (11, 0, 1, 12)),
+    ("test_bitshift", "plain", (12, 1, 4, 25)),
+    ("test_bitshift", "plain", (13, 2, 8, 25)),
+    ("test_bitshift", "sanitize", (14, 0, 4, 40)),
+    ("test_bitshift", "sanitize", (15, 2, 8, 40)),
+    ("test_bitshift", "threads", (16, 0, 8, 90)),
+    ("test_bitshift", "threads", (17, 2, 4, 90)),
 ]
-TESTS = ("test_kernels", "test_formats", "test_topk")
+TESTS = ("test_kernels", "test_formats", "test_topk", "test_bitshift")
 QUICK_MUTANTS = [
     "tensor_of_layer_forgotten",
     "fold_barrier_in_one_warp",
     "zero_scale_means_something",
     "largest_of_half_a_chunk",
     "ranks_within_warp",
+    "trellis_bits_used_at_once",
 ]
 
 
@@ -80,13 +88,20 @@ def test_kernels_give_the_bytes_of_the_cpu(test, build, schedule):
     assert code == 0 and output.endswith("passed\n"), output
 
 
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_a_million_coordinates_of_trellises():
+    code, output = run(str(program("plain", "test_bitshift")), *map(str, (21, 2, 8, 1, 2**20 - 5)), timeout=1800)
+    assert code == 0 and output.endswith("passed\n"), output
+
+
 @functools.cache
 def mutants():
-    specification = importlib.util.spec_from_file_location("mutants", FOLDER / "mutants.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["mutants"] = module
-    specification.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return importlib.import_module("mutants")
+    finally:
+        sys.path.remove(str(FOLDER))
 
 
 def test_every_mutant_still_has_its_text():

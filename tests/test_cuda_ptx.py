@@ -65,6 +65,11 @@ SOME_FORMATS = [
 # One stream of positions and two, every kind of values, the exact list, and a segment of which all is sent.
 SPARSE = ["topk:0.01,block=4096", "topk:0.2,block=4096,values=1", "topk:0.1,block=8192,values=2", "topk:0.001"]
 SPARSE += ["topk:1,block=4096,values=3", "topk:0.1,values=bf16", "topk:0.03,block=4096,values=fp32", "threshold:1.5"]
+# Every rate, and a mixture of two; pieces of one block and of several.
+TRELLIS = ["hadamard+bitshift:0.05,length=9", "bitshift:0.1,length=10", "hadamard+bitshift:0.125,length=11"]
+TRELLIS += ["hadamard+bitshift:0.2,length=14", "bitshift:0.25", "hadamard+bitshift:0.5,length=8,scale=centroid"]
+TRELLIS += ["hadamard+bitshift:1", "bitshift:1.5,length=16", "hadamard+bitshift:2,length=13", "bitshift:3,length=15"]
+TRELLIS += ["hadamard+bitshift:4", "hadamard+bitshift:0.3,length=8", "bitshift:2.5,length=10"]
 SIZES = (1, 31, 4097)
 KINDS = (
     "normal",
@@ -148,6 +153,79 @@ def test_sizes_and_kinds(spec):
     check_all([(spec, n, kind) for n in SIZES for kind in KINDS], len(spec))
 
 
+def check_decoder(layers, xs, number, **options):
+    """Payloads of the CPU's encoder, from the first sender and from all: a search under the executor takes long."""
+    key = key_of(number)
+    keys = [key.replace(sender=sender) for sender in range(len(xs))]
+    payloads = [encode_on_cpu(layers, own, x) for own, x in zip(keys, xs, strict=True)]
+    launcher = Launcher(layers, key, **options)
+    compare(launcher, layers, payloads[:1], keys[:1], poisoned(launcher.numel), align=5)
+    before = normal(launcher.numel, 77)
+    compare(launcher, layers, payloads, keys, before, accumulate=True, gain=0.75, beta=0.5, align_out=4)
+
+
+def test_trellises():
+    """Every rate with every size, the kinds in turn, in one table; of two senders, of whom one has what asks for two rotations."""
+    turns = itertools.cycle(KINDS)
+    cases = [(spec, n, next(turns)) for n in (*SIZES, 2 * BLOCK + 1100) for spec in TRELLIS]
+    layers = [
+        Layer(commpress.codec(spec), n, tensor=i, offset=4 * BLOCK * (i % 5)) for i, (spec, n, _) in enumerate(cases)
+    ]
+    kinds = [kind for _, _, kind in cases]
+    xs = [of_kinds(layers, kinds, torch.float32, 0), of_kinds(layers, ["two spikes"] * len(kinds), torch.float32, 1)]
+    check_decoder(layers, xs, 3)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("spec", "n", "kind"),
+    [
+        ("hadamard+bitshift:0.05,length=13", 1024, "normal"),
+        ("bitshift:0.1,length=8", 1024, "huge"),
+        ("hadamard+bitshift:0.2,length=8", 1055, "two spikes"),
+        ("bitshift:1.5,length=10", 1024, "nan"),
+        *[
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in (
+                ("hadamard+bitshift:0.05,length=8", 4097, "lognormal"),
+                ("hadamard+bitshift:2,length=8,scale=centroid", 1024, "denormals"),
+                ("bitshift:4,length=12", 1024, "normal"),
+                ("bitshift:3,length=10", 1024, "normal"),
+            )
+        ],
+    ],
+)
+def test_searches_of_trellises(spec, n, kind):
+    layers = layers_of(spec, n)
+    check(layers, [of_kinds(layers, [kind], dtype, i) for i, dtype in enumerate(DTYPES[:2])], n, align=2)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("length", range(8, 17))
+@pytest.mark.parametrize("rate", ["0.05", "0.1", "0.125", "0.2", "0.25", "0.3", "0.5", "1", "1.5", "2", "3", "4"])
+def test_lengths_of_trellises(rate, length):
+    if length < 2 * {"1.5": 3, "2": 2, "3": 3, "4": 4}.get(rate, 1) + 4:
+        pytest.skip("no such trellis")
+    for spec in (f"bitshift:{rate},length={length}", f"hadamard+bitshift:{rate},length={length}"):
+        layers = [Layer(commpress.codec(spec), n, tensor=n) for n in (4097, 20000)]
+        check_decoder(layers, [torch.from_numpy(normal(24097, i)) for i in range(2)], length)
+
+
+@pytest.mark.parametrize("spec", ["hadamard+bitshift:0.05,length=8", "bitshift:1,length=8", "hadamard+bitshift:2"])
+def test_a_trellis_of_many_values(spec):
+    """One layer, whole spans and pieces of all sizes; more blocks of coordinates than blocks of threads."""
+    n = 2**18 - 5
+    check_decoder(layers_of(spec, n), [torch.from_numpy(normal(n))], n, processors=4)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("spec", ["hadamard+bitshift:0.05,length=8", "bitshift:1,length=8"])
+def test_a_trellis_of_a_million_values(spec):
+    n = 2**20 - 5
+    check(layers_of(spec, n), [torch.from_numpy(normal(n))], n, scratches=32)
+
+
 @pytest.mark.parametrize(
     ("spec", "n"),
     [
@@ -208,6 +286,8 @@ def test_many_values(spec):
         "sign",
         "topk:0.1",
         "threshold:1",
+        "bitshift:1",
+        "hadamard+bitshift:0.5,length=8",
     ],
 )
 @pytest.mark.parametrize("n", [31, 4096])
@@ -217,7 +297,7 @@ def test_payloads_that_no_encoder_writes(spec, n):
     keys = [key.replace(sender=sender) for sender in range(3)]
     x = torch.from_numpy(normal(n))
     good, bad = encode_on_cpu(layers, key, x), encode_on_cpu(layers, key, x)
-    if spec == "uniform:4" or (spec == "hadamard+lloyd:4" and n < 128):
+    if spec == "uniform:4" or (spec.startswith("hadamard") and n < 128):
         bad[:2] = 0x81  # a list that is longer than the payload
     elif spec == "mxfp8":
         bad[0] = 0xFE  # a scale under which codes have no finite values

@@ -79,9 +79,19 @@ def test_devices_without_kernels_are_refused(spec):
 def test_which_codecs_have_cuda_kernels():
     cuda = torch.device("cuda")
     built = ops.cuda_built()
-    for spec in ("uniform:3", "lloyd:2", "hadamard+lloyd:0.5", "cast:fp16", "topk:0.1", "threshold:3", *FORMATS):
+    for spec in (
+        "uniform:3",
+        "lloyd:2",
+        "hadamard+lloyd:0.5",
+        "cast:fp16",
+        "topk:0.1",
+        "threshold:3",
+        "bitshift:1",
+        "hadamard+bitshift:0.3",
+        *FORMATS,
+    ):
         assert commpress.codec(spec).runs_on(cuda) is built
-    for spec in ("trellis:2", "bitshift:1", "ecsq:1", "randk:0.1", "homomorphic:4"):
+    for spec in ("trellis:2", "ecsq:1", "randk:0.1", "homomorphic:4"):
         assert not commpress.codec(spec).runs_on(cuda)
     mixed = LayeredCodec([(10, commpress.codec("uniform:4")), (10, commpress.codec("randk:0.1"))])
     assert not mixed.runs_on(cuda)
@@ -106,6 +116,45 @@ def test_blocks_of_topk_are_segments():
     assert table.rows[:, 7].tolist()[1] == codec.payload_nbytes(3 * 8192 + 1)
     assert table.families == 1 << ops.TOPK | 1 << 3
     assert commpress.codec("randk:0.1").device_layers(0, 5) is None
+
+
+def test_layers_of_trellises_know_their_codebooks():
+    codecs = [commpress.codec(spec) for spec in ("bitshift:2,length=9", "hadamard+bitshift:0.1", "bitshift:2,length=9")]
+    table = ops.device_table([*codecs[0].device_layers(4096, 4097), *codecs[1].device_layers(0, 5)], CPU)
+    assert table.rows[:, :3].tolist() == [
+        [8, 2 | 1 << 3 | 9 << 8, 0],
+        [8, 1 | 10 << 3 | 12 << 8 | 1 << 13, 0],
+    ]
+    assert table.units.tolist() == [0, 0, 1] and table.families == 1 << ops.BITSHIFT
+    first, second = (ops.bitshift_codebooks((one,), CPU) for one in ((2, 1, 9), (1, 10, 12)))
+    assert table.rows[:, 9:].tolist() == [[0, 0], [first.numel(), 0]]
+    assert (first.numel(), second.numel()) == (1 << 7, 10 << 10)
+    assert torch.equal(table.codebooks, torch.cat([first, second]))
+    again = ops.device_table([layer for codec in codecs for layer in codec.device_layers(0, 100)], CPU)
+    assert again.rows[:, 9].tolist() == [0, first.numel(), 0] and again.codebooks.numel() == table.codebooks.numel()
+    centroid = commpress.codec("hadamard+bitshift:1,scale=centroid")
+    assert ops.device_table(centroid.device_layers(0, 5), CPU).rows[0, 2] == 1
+    assert ops.device_table([], CPU).codebooks is None
+
+
+def test_layers_of_a_mixture_are_its_spans():
+    codec = commpress.codec("hadamard+bitshift:0.3,length=8")
+    numel, offset = 5 * 16384 + 77, 3 * 16384
+    table = ops.device_table(codec.device_layers(offset, numel), CPU)
+    assert table.nbytes == codec.payload_nbytes(numel, offset=offset)
+    assert table.rows[:, 4].tolist() == [offset + 16384 * i for i in range(6)]
+    assert set(table.rows[:, 1].tolist()) == {v << 3 | 1 | 8 << 8 | 1 << 13 for v in (2, 4)}
+
+
+def test_scratch_memory_is_that_of_the_longest_state():
+    layers = [
+        layer for spec in ("bitshift:4", "bitshift:1,length=14") for layer in commpress.codec(spec).device_layers(0, 5)
+    ]
+    table = ops.device_table(layers, CPU)
+    # A piece, costs, products and energies, decisions of 4096 codewords, codes.
+    assert table.scratch_words == 16384 + 2 * 8192 + 2 * 4096 + 4096 * 8192 // 32 + 4096
+    assert table.scratch_words == ops.bitshift_scratch_words(1, 1, 14)
+    assert ops.device_table(layers[:0], CPU).scratch_words == 0
 
 
 @pytest.mark.parametrize("spec", FORMATS)

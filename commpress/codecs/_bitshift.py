@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, final
@@ -9,10 +10,12 @@ from typing import Any, final
 import torch
 
 from commpress import ops
+from commpress.codecs import _device
 from commpress.codecs._base import BLOCK, Codec
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise, of_parts
 from commpress.codecs._spec import RATE_ONE, Spec, format_rate, parse_rate
+from commpress.codecs._tabled import TabledCodec
 from commpress.errors import SpecError, WireError
 
 # Bits and coordinates of a codeword, (k, V), for each rate in millionths of a bit.
@@ -26,9 +29,25 @@ _SPAN = 4 * BLOCK  # of a mixture
 _EVEN_FROM = 2 * RATE_ONE  # as of `hadamard+lloyd`
 
 
+class _TrellisCodec(TabledCodec):
+    """What both codecs do alike."""
+
+    def runs_on(self, device: torch.device) -> bool:
+        return _device.runs_on(device)
+
+    @abc.abstractmethod
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        """As :meth:`Codec.device_layers`; a mixture has one for every span."""
+
+    def _corrupt(self, what: str) -> WireError:
+        return WireError(
+            f"{what} has a {self} scale that no encoder writes: the bytes are corrupt, or of another codec"
+        )
+
+
 @final
 @dataclasses.dataclass(frozen=True)
-class BitshiftCodec(Codec):
+class BitshiftCodec(_TrellisCodec):
     """``rate`` in millionths of a bit per coordinate, one of ``RATES``; ``length``: bits of a state; ``centroid`` asks for the least-squares scale. All work is in float32."""
 
     rate: int
@@ -82,10 +101,10 @@ class BitshiftCodec(Codec):
         bits, values = RATES[self.rate]
         return ops.bitshift_nbytes(bits, values, self.length, self.rotated, self.centroid, offset, numel)
 
-    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
-        ops.bitshift_encode(x.to(torch.float32), out, offset=offset, gain=gain, **self.arguments(key))
+    def _encode_on_cpu(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        ops.bitshift_encode(x, out, offset=offset, gain=gain, **self.arguments(key))
 
-    def _decode(
+    def _decode_on_cpu(
         self,
         payload: torch.Tensor,
         key: Key,
@@ -95,16 +114,17 @@ class BitshiftCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
-        work = out.to(torch.float32)
         block = ops.bitshift_decode(
-            payload, work, offset=offset, accumulate=accumulate, gain=gain, beta=beta, **self.arguments(key)
+            payload, out, offset=offset, accumulate=accumulate, gain=gain, beta=beta, **self.arguments(key)
         )
         if block >= 0:
-            raise WireError(
-                f"block {block} has a {self} scale that no encoder writes: the bytes are corrupt, or of another codec"
-            )
-        if work is not out:
-            out.copy_(work)
+            raise self._corrupt(f"block {block}")
+
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        bits, values = RATES[self.rate]
+        code = ops.bitshift_code(bits, values, self.length, self.rotated)
+        kind = ops.Kind(ops.BITSHIFT, code, int(self.centroid), codebook=(bits, values, self.length))
+        return [ops.DeviceLayer(kind, 0, offset, numel, self.payload_nbytes(numel, offset=offset))]
 
     def arguments(self, key: Key) -> dict[str, Any]:
         """What the operators want to know of codec and key."""
@@ -122,7 +142,7 @@ class BitshiftCodec(Codec):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class MixedBitshiftCodec(Codec):
+class MixedBitshiftCodec(_TrellisCodec):
     """A rate between two of ``RATES``: each whole span of 16,384 coordinates has the one or the other, so evenly spread that every run of spans has the mean rate to within one span.
 
     What is left behind the last whole span has the lower one. Made by :func:`parse_bitshift` and ``at_rate``.
@@ -185,6 +205,13 @@ class MixedBitshiftCodec(Codec):
             upper = stop - start == _SPAN and (number + 1) * p // q > number * p // q
             yield (self.upper if upper else self.lower), start, stop
 
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        return [
+            layer
+            for codec, start, stop in self._runs(offset, numel)
+            for layer in codec.device_layers(offset + start, stop - start)
+        ]
+
     def payload_nbytes(self, numel: int, *, offset: int = 0, dtype: torch.dtype = torch.float32) -> int:
         p, q = self._share()
         first, whole = offset // _SPAN, numel // _SPAN
@@ -192,14 +219,14 @@ class MixedBitshiftCodec(Codec):
         tail = self.lower.payload_nbytes(numel % _SPAN, offset=offset + whole * _SPAN) if numel % _SPAN else 0
         return upper * self.upper.payload_nbytes(_SPAN) + (whole - upper) * self.lower.payload_nbytes(_SPAN) + tail
 
-    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+    def _encode_on_cpu(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
         byte = 0
         for codec, start, stop in self._runs(offset, x.numel()):
             end = byte + codec.payload_nbytes(stop - start, offset=offset + start)
-            codec._encode(x[start:stop], key, out[byte:end], offset + start, gain)
+            codec._encode_on_cpu(x[start:stop], key, out[byte:end], offset + start, gain)
             byte = end
 
-    def _decode(
+    def _decode_on_cpu(
         self,
         payload: torch.Tensor,
         key: Key,
@@ -209,10 +236,10 @@ class MixedBitshiftCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
-        work, byte = out.to(torch.float32, copy=True), 0  # nothing is written unless all of it is valid
+        work, byte = out.clone(), 0  # nothing is written unless all of it is valid
         for codec, start, stop in self._runs(offset, out.numel()):
             end = byte + codec.payload_nbytes(stop - start, offset=offset + start)
-            codec._decode(payload[byte:end], key, work[start:stop], accumulate, offset + start, gain, beta)
+            codec._decode_on_cpu(payload[byte:end], key, work[start:stop], accumulate, offset + start, gain, beta)
             byte = end
         out.copy_(work)
 

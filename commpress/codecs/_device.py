@@ -1,4 +1,4 @@
-"""Codecs whose layers the CUDA kernels take: what :class:`QuantisingCodec`, :class:`FormatCodec` and :class:`LayeredCodec` do with tensors on a device.
+"""Codecs whose layers the CUDA kernels take: what :class:`QuantisingCodec`, :class:`TabledCodec` and :class:`LayeredCodec` do with tensors on a device.
 
 Encoding never waits for the device. Decoding does, once, to raise what it found; :func:`commpress.ops.decode_table` is the form that leaves that in a tensor.
 """

@@ -1,12 +1,20 @@
 """Typed wrappers of the C++ operators, and their fake kernels. Everything about a codec's meaning is in :mod:`commpress.codecs`."""
 
-from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
+from commpress.ops._bitshift import (
+    bitshift_codebooks,
+    bitshift_decode,
+    bitshift_encode,
+    bitshift_nbytes,
+    bitshift_scratch_words,
+)
 from commpress.ops._cuda import (
+    BITSHIFT,
     FORMAT,
     TOPK,
     DeviceLayer,
     DeviceTable,
     Kind,
+    bitshift_code,
     cuda_built,
     decode_table,
     device_table,
@@ -40,6 +48,7 @@ from commpress.ops._sparse import sparse_decode, sparse_encode, sparse_payload_n
 from commpress.ops._tcq import tcq_dequantise, tcq_quantise
 
 __all__ = [
+    "BITSHIFT",
     "DeviceLayer",
     "DeviceTable",
     "FORMAT",
@@ -50,9 +59,12 @@ __all__ = [
     "Kind",
     "Modulo",
     "add_multiple",
+    "bitshift_code",
+    "bitshift_codebooks",
     "bitshift_decode",
     "bitshift_encode",
     "bitshift_nbytes",
+    "bitshift_scratch_words",
     "Scheme",
     "TOPK",
     "cuda_built",

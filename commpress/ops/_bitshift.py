@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from commpress.ops._library import Isa, library, signed, wrote_argument
@@ -10,6 +12,20 @@ from commpress.ops._library import Isa, library, signed, wrote_argument
 def bitshift_nbytes(bits: int, values: int, length: int, rotated: bool, centroid: bool, offset: int, numel: int) -> int:
     """Exact size in bytes of a payload."""
     return library.bitshift_nbytes(bits, values, length, rotated, centroid, offset, numel)
+
+
+@functools.cache
+def bitshift_codebooks(trellises: tuple[tuple[int, int, int], ...], device: torch.device) -> torch.Tensor:
+    """The levels that states decode to, ``2^(length - 2) * values`` float32 for each (bits, values, length), one codebook behind the other; made once in a process for a device, and kept there."""
+    books = [torch.empty(values << (length - 2)) for _, values, length in trellises]
+    for levels, trellis in zip(books, trellises, strict=True):
+        library.bitshift_codebook(levels, *trellis)
+    return torch.cat(books).to(device)  # waits: whatever stream reads them comes later
+
+
+def bitshift_scratch_words(bits: int, values: int, length: int) -> int:
+    """The int32 that a block of threads of the encoder on CUDA devices needs."""
+    return library.bitshift_scratch_words(bits, values, length)
 
 
 def bitshift_encode(
@@ -75,3 +91,4 @@ def _reported_success(*_: object) -> int:
 
 torch.library.register_fake("commpress::bitshift_encode")(wrote_argument)
 torch.library.register_fake("commpress::bitshift_decode")(_reported_success)
+torch.library.register_fake("commpress::bitshift_codebook")(wrote_argument)

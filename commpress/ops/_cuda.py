@@ -8,16 +8,20 @@ from typing import NamedTuple
 
 import torch
 
+from commpress.ops._bitshift import bitshift_codebooks, bitshift_scratch_words
 from commpress.ops._library import library, signed, wrote_argument
 
 # Columns of a table (csrc/kernels/cuda_job.h): family, rate, centroid, number added to the key's tensor, offset, coordinates, first value,
-# first byte, blocks before (of `topk`: segments); bits of every code and bytes of a whole block, or zeros where they differ.
+# first byte, blocks before (of `topk`: segments); bits of every code and bytes of a whole block, or zeros where they differ
+# (of `bitshift`: where its codebook begins, and nothing).
 COLUMNS = 11
 BLOCK, GROUP, RATE_ONE = 4096, 512, 1_000_000
 RAW, CAST_FP16, CAST_BF16, UNIFORM = range(4)
 _GAP = -1
 FORMAT = 6  # a number format: its rate is `format_code`
 TOPK = 7  # `topk`: its rate is `topk_code`
+BITSHIFT = 8  # the bitshift trellis: its rate is `bitshift_code`
+_MOST_SCRATCH = 1 << 28  # int32 that the encoder of trellises takes at most, unless one block of threads needs more
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +33,8 @@ class DeviceTable:
         units: int32, the layer of each block, on the device; None if there is one layer.
         blocks, nbytes: of all layers together.
         families: the families that occur, as bits.
+        codebooks: float32 on the device, of the layers of ``BITSHIFT``; None if there is none.
+        scratch_words: int32 that a block of threads needs to encode those layers.
     """
 
     rows: torch.Tensor
@@ -36,6 +42,8 @@ class DeviceTable:
     blocks: int
     nbytes: int
     families: int
+    codebooks: torch.Tensor | None = None
+    scratch_words: int = 0
 
 
 def _even(family: int, rate: int) -> tuple[int, int]:
@@ -50,11 +58,12 @@ class Kind(NamedTuple):
     """A codec as the kernels know it.
 
     Attributes:
-        family: of csrc/kernels/wire.h, or ``FORMAT`` or ``TOPK``.
-        rate: millionths of a bit per coordinate, or ``format_code`` or ``topk_code``.
+        family: of csrc/kernels/wire.h, or ``FORMAT``, ``TOPK`` or ``BITSHIFT``.
+        rate: millionths of a bit per coordinate, or ``format_code``, ``topk_code`` or ``bitshift_code``.
         centroid: 1 for the least-squares scale.
         block_nbytes: payload bytes of 4096 coordinates, of a number format only; those of the others follow from the rate.
         block: coordinates that a block of threads works on at a time.
+        codebook: bits, values and length of a bitshift trellis.
     """
 
     family: int
@@ -62,11 +71,17 @@ class Kind(NamedTuple):
     centroid: int = 0
     block_nbytes: int = 0
     block: int = BLOCK
+    codebook: tuple[int, int, int] | None = None
 
 
 def topk_code(fraction: int, bits: int, block: int) -> int:
     """What the kernels know ``topk`` by, as ``packed_topk`` of csrc/kernels/cuda_job.h: all of it in one number below 2^31."""
     return fraction | bits << 20 | (block.bit_length() - 1) << 26
+
+
+def bitshift_code(bits: int, values: int, length: int, rotated: bool) -> int:
+    """What the kernels know a bitshift trellis by, as ``packed_trellis`` of csrc/kernels/cuda_job.h."""
+    return bits | values << 3 | length << 8 | rotated << 13
 
 
 class DeviceLayer(NamedTuple):
@@ -88,26 +103,43 @@ def device_table(layers: Sequence[DeviceLayer], device: torch.device) -> DeviceT
     """From the layers and gaps, in order; the first and the last are no gaps."""
     rows: list[list[int]] = []
     units: list[int] = []
-    first = byte = families = 0
+    codebooks: dict[tuple[int, int, int], int] = {}  # where they begin
+    first = byte = families = levels = scratch_words = 0
     for kind, tensor, offset, numel, nbytes in layers:
-        family, rate, centroid, block_nbytes, block = kind
+        family, rate, centroid, block_nbytes, block, codebook = kind
         if family != _GAP:
             even = (0, block_nbytes) if family in (FORMAT, TOPK) else _even(family, rate)
+            if codebook is not None:
+                if codebook not in codebooks:
+                    codebooks[codebook] = levels
+                    levels += codebook[1] << (codebook[2] - 2)
+                even = codebooks[codebook], 0
+                scratch_words = max(scratch_words, bitshift_scratch_words(*codebook))
             before = len(units)
             units += [len(rows)] * -(-numel // block)
             rows.append([family, rate, centroid, tensor, offset, numel, first, byte, before, *even])
             families |= 1 << family
         first, byte = first + numel, byte + nbytes
     table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), COLUMNS)
+    together = bitshift_codebooks(tuple(codebooks), device) if codebooks else None
     if len(rows) == 1:
-        return DeviceTable(table, None, len(units), byte, families)
+        return DeviceTable(table, None, len(units), byte, families, together, scratch_words)
     of_block = torch.tensor(units, dtype=torch.int32)
-    return DeviceTable(table.to(device), of_block.to(device), len(units), byte, families)
+    return DeviceTable(table.to(device), of_block.to(device), len(units), byte, families, together, scratch_words)
 
 
 def new_report(device: torch.device) -> torch.Tensor:
     """What decoders write to: 1 + the position of a sender whose payload is invalid, and whether something is not finite."""
     return torch.zeros(2, dtype=torch.int32, device=device)
+
+
+def _scratch(table: DeviceTable, device: torch.device) -> torch.Tensor | None:
+    """Memory for as many blocks of threads as are busy at a time, and as fit."""
+    if not table.scratch_words:
+        return None
+    busy = min(table.blocks, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
+    count = max(1, min(busy, _MOST_SCRATCH // table.scratch_words))
+    return torch.empty(count * table.scratch_words, dtype=torch.int32, device=device)
 
 
 def encode_table(
@@ -140,6 +172,9 @@ def encode_table(
         *words,
         gain,
         counter,
+        table.codebooks,
+        _scratch(table, x.device),
+        table.scratch_words,
     )
 
 
@@ -182,6 +217,7 @@ def decode_table(
         beta,
         report,
         counter,
+        table.codebooks,
     )
 
 

@@ -24,6 +24,8 @@ constexpr int64_t TRELLIS_WIDEST = 20;        // most coordinates of a codeword
 constexpr int64_t SMALLEST_PIECE = 1024;      // shorter ones are left to the scalar codecs
 constexpr int64_t WIDEST_PIECE = 16 * BLOCK;  // most coordinates that share a scale
 constexpr int64_t TRELLIS_WARM_UP = 64;       // codewords on either side of a chain's seam that settle its state
+// Above this scale a value could pass the largest float; a finite piece decodes to finite values.
+constexpr float LARGE_SCALE = 0x1p80f;
 constexpr float CODEBOOK_UNIT = 1.0f / 512;
 constexpr uint64_t CODEBOOK_SEED = 0x7466696873746962u;  // "bitshift"
 
@@ -36,6 +38,16 @@ constexpr TrellisRate TRELLIS_RATES[] = {{1, 20, 3.8642886f}, {1, 10, 2.7793927f
                                          {1, 5, 2.0321941f},  {1, 4, 1.847759f},   {1, 2, 1.4142135f},
                                          {1, 1, 1.1547005f},  {3, 2, 1.069045f},   {2, 1, 1.0327955f},
                                          {3, 1, 1.0079052f},  {4, 1, 1.0019588f}};
+
+// The spread of the rate, without a table that device code would want a copy of.
+template <int I = 0>
+COMMPRESS_HD float trellis_spread(int bits, int values) {
+  constexpr TrellisRate rate = TRELLIS_RATES[I];
+  if constexpr (I + 1 < static_cast<int>(sizeof(TRELLIS_RATES) / sizeof(TRELLIS_RATES[0]))) {
+    if (rate.bits != bits || rate.values != values) return trellis_spread<I + 1>(bits, values);
+  }
+  return rate.spread;
+}
 
 // Coordinates that share a scale and, where it is rotated, a rotation. Wide below one bit, where a scale counts.
 COMMPRESS_HD int64_t trellis_span(const Trellis& t) { return t.bits < t.values ? WIDEST_PIECE : 4 * BLOCK; }
@@ -81,10 +93,40 @@ inline int64_t trellis_nbytes(const Trellis& t, int64_t offset, int64_t numel) {
   return total;
 }
 
+// The piece that holds coordinate `at` of a payload; the rest if n < SMALLEST_PIECE. `byte`: where it begins.
+struct TrellisPiece {
+  int64_t first, n, byte;
+};
+COMMPRESS_HD TrellisPiece trellis_piece_at(const Trellis& t, int64_t numel, int64_t at) {
+  const int64_t span = trellis_span(t), whole = numel / span, nbytes = trellis_piece_nbytes(t, span);
+  if (at < whole * span) return {at / span * span, span, at / span * nbytes};
+  TrellisPiece piece{whole * span, span / 2, whole * nbytes};
+  for (; piece.n >= SMALLEST_PIECE; piece.n /= 2) {
+    if (numel - piece.first < piece.n) continue;
+    if (at < piece.first + piece.n) return piece;
+    piece.first += piece.n;
+    piece.byte += trellis_piece_nbytes(t, piece.n);
+  }
+  return {piece.first, numel - piece.first, piece.byte};
+}
+
+// The state whose newest bit is the last before bit `end` of a chain's circle of `count` bits. window(i): at least
+// TRELLIS_LONGEST bits from bit i of the chain on, of which those beyond the circle may be anything.
+template <class F>
+COMMPRESS_HD uint32_t trellis_state(int length, int count, int end, F&& window) {
+  const int before = length - end;  // bits of the circle's end that still count
+  const uint32_t state =
+      before <= 0 ? window(-before) : (window(count - before) & ((1u << before) - 1)) | window(0) << before;
+  return state & ((1u << length) - 1);
+}
+
 // Codebook row and sign of a state: the outermost bits, the newest and the oldest, decide the sign alone. So the two
 // codewords that leave a state with the others equal are each other's negatives, and so are the two that merge.
 COMMPRESS_HD uint32_t trellis_row(uint32_t state, int length) { return state >> 1 & ((1u << (length - 2)) - 1); }
 COMMPRESS_HD uint32_t trellis_sign(uint32_t state, int length) { return (state ^ state >> (length - 1)) & 1; }
+
+// Levels of a codebook: [row][value].
+COMMPRESS_HD int64_t codebook_size(const Trellis& t) { return (int64_t{1} << (t.length - 2)) * t.values; }
 
 // The 16-bit word of value v of a row; bit 15 is the sign, the others the magnitude (gauss_table.h).
 COMMPRESS_HD uint32_t codebook_word(int values, uint32_t row, int v) {

@@ -2,6 +2,7 @@
 // and includes the lanes, then this.
 #pragma once
 #include "bitshift_search.h"
+#include "quantise.h"
 
 namespace commpress {
 namespace COMMPRESS_ISA {
@@ -174,14 +175,6 @@ void encode(const TrellisPayload& p, const float* x, float gain, uint8_t* out) {
   });
 }
 
-// Above this scale a value could pass the largest float; a finite piece decodes to finite values.
-constexpr float LARGE_SCALE = 0x1p80f;
-
-static float clamped_product(float level, float scale) {
-  const float limit = float_of(SCALE32_INFINITY - 1), value = level == 0.0f ? level : level * scale;
-  return value > limit ? limit : value < -limit ? -limit : value;
-}
-
 static int64_t decode_piece(const Trellis& t, const uint8_t* in, int64_t n, const Key& key, uint64_t index, float* z,
                             float* out, const Sink& sink) {
   const int64_t nbytes = trellis_piece_nbytes(t, n);
@@ -201,7 +194,7 @@ static int64_t decode_piece(const Trellis& t, const uint8_t* in, int64_t n, cons
     } else {
       float lanes[16];
       store(lanes, v);
-      for (int lane = 0; lane < 16; ++lane) deliver(to + lane, clamped_product(lanes[lane], scalar), sink);
+      for (int lane = 0; lane < 16; ++lane) deliver(to + lane, finite_product(lanes[lane], scalar), sink);
     }
   };
   if (!t.rotated) {

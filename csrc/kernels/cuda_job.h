@@ -1,5 +1,6 @@
 // What a launch is told. Plain data without CUDA: the operators fill it in, the kernels read it.
 #pragma once
+#include "bitshift.h"
 #include "philox.h"
 #include "sparse.h"
 #include "wire.h"
@@ -19,6 +20,29 @@ constexpr int32_t packed_topk(int32_t fraction, int32_t bits, int64_t block) {
 }
 COMMPRESS_HD SparseCodec unpacked_topk(int32_t packed) {
   return {TOPK, packed & 0xFFFFF, packed >> 20 & 63, false, int64_t{1} << (packed >> 26)};
+}
+
+// The bitshift trellis. Its rate is packed_trellis(); a layer's `bits` say where its codebook begins.
+constexpr int32_t BITSHIFT = 8;
+constexpr int32_t packed_trellis(int32_t bits, int32_t values, int32_t length, bool rotated) {
+  return bits | values << 3 | length << 8 | rotated << 13;
+}
+COMMPRESS_HD Trellis unpacked_trellis(int32_t packed, bool centroid) {
+  const int32_t bits = packed & 7, values = packed >> 3 & 31;
+  return {bits, values, packed >> 8 & 31, (packed >> 13 & 1) != 0, centroid, trellis_spread(bits, values)};
+}
+
+// What a block of threads of its encoder needs besides, in words: a piece, costs before and after a codeword, products
+// and energies of rows, decisions of a chain (or of the walk across a seam), and codes, a byte each.
+COMMPRESS_HD int64_t search_floats(const Trellis& t) {
+  return (int64_t{2} << (t.length - t.bits)) + (int64_t{2} << (t.length - 2));
+}
+COMMPRESS_HD int64_t decision_words(const Trellis& t) {
+  const int64_t codewords = trellis_codewords(t, trellis_chain(t, trellis_span(t))), least = 2 * TRELLIS_WARM_UP;
+  return (codewords > least ? codewords : least) * t.bits * ((int64_t{1} << (t.length - t.bits)) / 32);
+}
+COMMPRESS_HD int64_t scratch_words(const Trellis& t) {
+  return trellis_span(t) + search_floats(t) + decision_words(t) + trellis_span(t) / 4;
 }
 
 // A row of the table of layers, all int64 as in the tensor that holds it.
@@ -51,6 +75,7 @@ struct Job {
   int64_t units;  // blocks of all layers
   Key key;
   const int64_t* step;  // in device memory, added to the key's step; may be null. What a captured graph counts with.
+  const float* codebooks = nullptr;  // in device memory: levels of all codebooks that layers of BITSHIFT name
 };
 
 // Payloads of the same coordinates, and who sent them. More senders than fit go in several launches.
@@ -73,6 +98,13 @@ struct Report {
 };
 
 enum Input : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+// Memory of encoders of BITSHIFT: for each of `count` blocks of threads `each` words, scratch_words() or more.
+struct Scratch {
+  uint32_t* words;
+  int64_t each;
+  int32_t count;
+};
 
 // What is encoded.
 struct Gradient {
@@ -100,29 +132,39 @@ int decode_formats(const Job& job, const Sources& sources, float* out, const Del
 int encode_sparse(const Job& job, const Gradient& x, float gain, uint8_t* out, const Queue& queue);
 int decode_sparse(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                   const Queue& queue);
+int encode_trellis(const Job& job, const Gradient& x, float gain, uint8_t* out, const Scratch& scratch,
+                   const Queue& queue);
+int decode_trellis(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                   const Queue& queue);
+// The parts that the one before leaves out: rests of payloads, and pieces that a sender has rotated twice.
+int decode_trellis_careful(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                           const Queue& queue);
 
-// Families that a table holds, as bits: `uniform` has a kernel, number formats and `topk` have one each, the others
-// another. Of the first and the last the one that is launched, or launched first, does RAW and casts as well.
+// Families that a table holds, as bits: `uniform` has a kernel, number formats, `topk` and the bitshift trellis have
+// one each (its decoder two), the others another. Of the first and the last the one that is launched, or launched
+// first, does RAW and casts as well.
 constexpr uint32_t family_bit(int family) { return 1u << family; }
 struct Launches {
-  bool rotated, uniform, formats, sparse, plain_with_rotated;
+  bool rotated, uniform, formats, sparse, trellis, plain_with_rotated;
 };
 constexpr Launches launches_of(uint32_t families) {
   const uint32_t plain = family_bit(RAW) | family_bit(CAST_FP16) | family_bit(CAST_BF16);
   const bool uniform = (families & family_bit(UNIFORM)) != 0, formats = (families & family_bit(FORMAT)) != 0,
-             sparse = (families & family_bit(TOPK_SEGMENTS)) != 0,
+             sparse = (families & family_bit(TOPK_SEGMENTS)) != 0, trellis = (families & family_bit(BITSHIFT)) != 0,
              rotated = (families & (family_bit(HADAMARD_LLOYD) | family_bit(LLOYD))) != 0 ||
                        (!uniform && (families & plain) != 0);
-  return {rotated, uniform, formats, sparse, rotated && (families & plain) != 0};
+  return {rotated, uniform, formats, sparse, trellis, rotated && (families & plain) != 0};
 }
 
-inline int encode(const Job& job, uint32_t families, const Gradient& x, float gain, uint8_t* out, const Queue& queue) {
+inline int encode(const Job& job, uint32_t families, const Gradient& x, float gain, uint8_t* out, const Queue& queue,
+                  const Scratch& scratch = {nullptr, 0, 0}) {
   if (job.units == 0) return 0;
   const Launches launches = launches_of(families);
   int error = launches.rotated ? encode_rotated(job, x, gain, out, launches.plain_with_rotated, queue) : 0;
   if (!error && launches.uniform) error = encode_uniform(job, x, gain, out, !launches.plain_with_rotated, queue);
   if (!error && launches.formats) error = encode_formats(job, x, gain, out, queue);
   if (!error && launches.sparse) error = encode_sparse(job, x, gain, out, queue);
+  if (!error && launches.trellis) error = encode_trellis(job, x, gain, out, scratch, queue);
   return error;
 }
 
@@ -136,6 +178,8 @@ inline int decode(const Job& job, uint32_t families, const Sources& sources, flo
     error = decode_uniform(job, sources, out, delivery, report, !launches.plain_with_rotated, queue);
   if (!error && launches.formats) error = decode_formats(job, sources, out, delivery, report, queue);
   if (!error && launches.sparse) error = decode_sparse(job, sources, out, delivery, report, queue);
+  if (!error && launches.trellis) error = decode_trellis(job, sources, out, delivery, report, queue);
+  if (!error && launches.trellis) error = decode_trellis_careful(job, sources, out, delivery, report, queue);
   return error;
 }
 

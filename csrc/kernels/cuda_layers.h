@@ -15,6 +15,10 @@ struct Place {
   int n, bits;
 };
 
+COMMPRESS_DEVICE Layer layer_of(const Job& job, int64_t unit) {
+  return job.layers ? job.layers[job.layer_of_unit[unit]] : job.single;
+}
+
 // Divisions of 64-bit numbers, for rates that are not whole.
 COMMPRESS_SELDOM int64_t uneven_bytes_before(Codec codec, int64_t offset, int64_t block) {
   return blocks_nbytes(codec, offset / BLOCK, block);

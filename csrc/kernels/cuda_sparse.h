@@ -32,10 +32,6 @@ struct SparseSpace {
   int32_t fraction, symbols, ends[2];
 };
 
-COMMPRESS_DEVICE Layer layer_of(const Job& job, int64_t unit) {
-  return job.layers ? job.layers[job.layer_of_unit[unit]] : job.single;
-}
-
 // The model of positions as threads read it.
 struct SharedModel {
   int symbols;

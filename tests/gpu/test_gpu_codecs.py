@@ -34,6 +34,7 @@ FORMATS = (
 )
 SPARSE = ["topk:0.01", "topk:0.3,values=1,block=4096", "topk:0.001,values=2", "topk:0.1,values=8,block=262144"]
 SPARSE += ["topk:1,values=3,block=4096", "topk:0.05,values=bf16", "topk:0.02,values=fp32", "threshold:2.5"]
+TRELLIS = ["bitshift:1,length=8", "hadamard+bitshift:0.1,length=8", "hadamard+bitshift:2.5,length=10", "bitshift:0.25"]
 SIZES = (1, 31, 4097, 3 * 4096 + 640, (1 << 20) - 5)
 KEY = commpress.Key(seed=5, step=3, sender=1, tensor=2)
 
@@ -58,7 +59,7 @@ def same(a, b):
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-@pytest.mark.parametrize("spec", [*SPECS, *FORMATS, *SPARSE])
+@pytest.mark.parametrize("spec", [*SPECS, *FORMATS, *SPARSE, *TRELLIS])
 @pytest.mark.parametrize("n", SIZES)
 def test_bytes_and_values_are_the_cpu_paths(spec, n):
     codec = commpress.codec(spec)
@@ -77,7 +78,18 @@ def test_bytes_and_values_are_the_cpu_paths(spec, n):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(
-    "spec", ["uniform:4", "hadamard+lloyd:2", "lloyd:3", "cast:bf16", "mxfp8", "nvfp4", "ternary", "topk:0.1"]
+    "spec",
+    [
+        "uniform:4",
+        "hadamard+lloyd:2",
+        "lloyd:3",
+        "cast:bf16",
+        "mxfp8",
+        "nvfp4",
+        "ternary",
+        "topk:0.1",
+        "bitshift:1,length=8",
+    ],
 )
 def test_other_dtypes_and_views(spec, dtype):
     codec = commpress.codec(spec)
@@ -89,7 +101,10 @@ def test_other_dtypes_and_views(spec, dtype):
         assert same(codec.decode(payload, KEY, out=y), codec.decode(payload.cpu(), KEY, out=torch.empty_like(x)))
 
 
-@pytest.mark.parametrize("spec", ["uniform:2.5", "hadamard+lloyd:4", "none", "mxfp4", "int8", "sign", "topk:0.05"])
+@pytest.mark.parametrize(
+    "spec",
+    ["uniform:2.5", "hadamard+lloyd:4", "none", "mxfp4", "int8", "sign", "topk:0.05", "hadamard+bitshift:0.3,length=8"],
+)
 @pytest.mark.parametrize("senders", [1, 3, 20])
 def test_sums_and_the_owners_part(spec, senders):
     codec, n = commpress.codec(spec), 70001

@@ -1,0 +1,15 @@
+"""The mutants of tests/cuda/mutants.py, a file for each kernel."""
+
+from mutations import _bitshift, _formats, _rotated, _shared, _topk, _uniform
+from mutations._mutant import TESTS, Error, Mutant
+
+__all__ = ["MUTANTS", "TESTS", "Error", "Mutant"]
+
+MUTANTS: list[Mutant] = [
+    *_shared.MUTANTS,
+    *_uniform.MUTANTS,
+    *_rotated.MUTANTS,
+    *_formats.MUTANTS,
+    *_bitshift.MUTANTS,
+    *_topk.MUTANTS,
+]
