@@ -33,6 +33,7 @@ NAMES = (
     "decode_rotated",
     "decode_formats",
     "decode_sparse",
+    "decode_entropy",
 )
 BLOCK = 4096
 BLOCKS_PER_PROCESSOR = 8
@@ -126,9 +127,10 @@ class Layer:
         return self.codec.payload_nbytes(self.numel, offset=self.offset)
 
     @property
-    def row(self) -> ops.DeviceLayer:
-        (layer,) = self.codec.device_layers(self.offset, self.numel)
-        return layer._replace(tensor=self.tensor)
+    def rows(self) -> list[ops.DeviceLayer]:
+        """One; of an entropy-coded quantiser one for each segment, for decoders."""
+        layers = getattr(self.codec, "decoder_layers", self.codec.device_layers)(self.offset, self.numel)
+        return [layer._replace(tensor=self.tensor) for layer in layers]
 
 
 def layers_of(spec: str, numel: int) -> list[Layer]:
@@ -158,7 +160,8 @@ def _launches(families: int) -> list[tuple[str, bool | None]]:
     found: list[tuple[str, bool | None]] = [("rotated", plain)] * rotated
     found += [("uniform", not (rotated and plain))] * uniform
     found += [("formats", None)] * (families >> ops.FORMAT & 1)
-    return found + [("sparse", None)] * (families >> ops.TOPK & 1)
+    found += [("sparse", None)] * (families >> ops.TOPK & 1)
+    return found + [("entropy", None)] * (families >> ops.ENTROPY & 1)
 
 
 class Launcher:
@@ -173,7 +176,7 @@ class Launcher:
         self, layers: list[Layer], key: commpress.Key, counter: int | None = None, processors: int = PROCESSORS
     ) -> None:
         self.layers, self.key, self._processors = layers, key, processors
-        table = ops.device_table([layer.row for layer in layers], torch.device("cpu"))
+        table = ops.device_table([row for layer in layers for row in layer.rows], torch.device("cpu"))
         self._table, self._memory = table, ptx.Memory()
         self.numel = sum(layer.numel for layer in layers)
         step, sender_phase, tensor = key.words()

@@ -2,6 +2,7 @@
 
 from commpress.ops._bitshift import bitshift_decode, bitshift_encode, bitshift_nbytes
 from commpress.ops._cuda import (
+    ENTROPY,
     FORMAT,
     TOPK,
     DeviceLayer,
@@ -11,11 +12,12 @@ from commpress.ops._cuda import (
     decode_table,
     device_table,
     encode_table,
+    entropy_code,
     gap,
     new_report,
     topk_code,
 )
-from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes
+from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes, ecsq_substream_numel
 from commpress.ops._formats import (
     Format,
     FormatFlag,
@@ -42,6 +44,7 @@ from commpress.ops._tcq import tcq_dequantise, tcq_quantise
 __all__ = [
     "DeviceLayer",
     "DeviceTable",
+    "ENTROPY",
     "FORMAT",
     "Format",
     "FormatFlag",
@@ -65,9 +68,11 @@ __all__ = [
     "ecsq_decode",
     "ecsq_encode",
     "ecsq_payload_nbytes",
+    "ecsq_substream_numel",
     "encode",
     "encode_layers",
     "encode_table",
+    "entropy_code",
     "gap",
     "follow_squares",
     "format_code",

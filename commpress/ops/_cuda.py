@@ -11,13 +11,14 @@ import torch
 from commpress.ops._library import library, signed, wrote_argument
 
 # Columns of a table (csrc/kernels/cuda_job.h): family, rate, centroid, number added to the key's tensor, offset, coordinates, first value,
-# first byte, blocks before (of `topk`: segments); bits of every code and bytes of a whole block, or zeros where they differ.
+# first byte, blocks before (of `topk`: segments; of entropy-coded quantisers: substreams); bits of every code and bytes of a whole block, or zeros where they differ.
 COLUMNS = 11
 BLOCK, GROUP, RATE_ONE = 4096, 512, 1_000_000
 RAW, CAST_FP16, CAST_BF16, UNIFORM = range(4)
 _GAP = -1
 FORMAT = 6  # a number format: its rate is `format_code`
 TOPK = 7  # `topk`: its rate is `topk_code`
+ENTROPY = 9  # a segment of an entropy-coded quantiser, to be decoded: its rate is `entropy_code`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,8 +51,8 @@ class Kind(NamedTuple):
     """A codec as the kernels know it.
 
     Attributes:
-        family: of csrc/kernels/wire.h, or ``FORMAT`` or ``TOPK``.
-        rate: millionths of a bit per coordinate, or ``format_code`` or ``topk_code``.
+        family: of csrc/kernels/wire.h, or ``FORMAT``, ``TOPK`` or ``ENTROPY``.
+        rate: millionths of a bit per coordinate, or ``format_code``, ``topk_code`` or ``entropy_code``.
         centroid: 1 for the least-squares scale.
         block_nbytes: payload bytes of 4096 coordinates, of a number format only; those of the others follow from the rate.
         block: coordinates that a block of threads works on at a time.
@@ -67,6 +68,11 @@ class Kind(NamedTuple):
 def topk_code(fraction: int, bits: int, block: int) -> int:
     """What the kernels know ``topk`` by, as ``packed_topk`` of csrc/kernels/cuda_job.h: all of it in one number below 2^31."""
     return fraction | bits << 20 | (block.bit_length() - 1) << 26
+
+
+def entropy_code(rate: int, rotate: bool, dither: bool, states: int) -> int:
+    """What the kernels know an entropy-coded quantiser by, as ``packed_entropy`` of csrc/kernels/cuda_job.h; ``states``: of the trellis, or 0."""
+    return rate | rotate << 23 | dither << 24 | max(states.bit_length() - 1, 0) << 25
 
 
 class DeviceLayer(NamedTuple):
@@ -92,7 +98,7 @@ def device_table(layers: Sequence[DeviceLayer], device: torch.device) -> DeviceT
     for kind, tensor, offset, numel, nbytes in layers:
         family, rate, centroid, block_nbytes, block = kind
         if family != _GAP:
-            even = (0, block_nbytes) if family in (FORMAT, TOPK) else _even(family, rate)
+            even = (0, block_nbytes) if family in (FORMAT, TOPK, ENTROPY) else _even(family, rate)
             before = len(units)
             units += [len(rows)] * -(-numel // block)
             rows.append([family, rate, centroid, tensor, offset, numel, first, byte, before, *even])

@@ -12,6 +12,11 @@ def ecsq_payload_nbytes(rate: int, offset: int, numel: int) -> int:
     return library.ecsq_payload_nbytes(rate, offset, numel)
 
 
+def ecsq_substream_numel(rate: int, numel: int) -> int:
+    """Coordinates of each substream but the last of a segment of ``numel`` > 0 coordinates, which can be decoded side by side."""
+    return library.ecsq_substream_numel(rate, numel)
+
+
 def ecsq_encode(
     x: torch.Tensor,
     payload: torch.Tensor,

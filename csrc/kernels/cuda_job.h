@@ -1,5 +1,6 @@
 // What a launch is told. Plain data without CUDA: the operators fill it in, the kernels read it.
 #pragma once
+#include "ecsq.h"
 #include "philox.h"
 #include "sparse.h"
 #include "wire.h"
@@ -19,6 +20,19 @@ constexpr int32_t packed_topk(int32_t fraction, int32_t bits, int64_t block) {
 }
 COMMPRESS_HD SparseCodec unpacked_topk(int32_t packed) {
   return {TOPK, packed & 0xFFFFF, packed >> 20 & 63, false, int64_t{1} << (packed >> 26)};
+}
+
+// The entropy-coded quantisers. A layer is one segment, its blocks of work are substreams, and its rate is
+// packed_entropy(). Decoders only.
+constexpr int32_t ENTROPY = 9;
+constexpr int32_t packed_entropy(int32_t rate, bool rotate, bool dither, int32_t states) {
+  int32_t digits = 0;
+  while (states >> digits > 1) ++digits;
+  return rate | rotate << 23 | dither << 24 | digits << 25;
+}
+COMMPRESS_HD EcsqCodec unpacked_entropy(int32_t packed, bool centroid) {
+  const int32_t digits = packed >> 25;
+  return {packed & 0x7FFFFF, (packed >> 23 & 1) != 0, (packed >> 24 & 1) != 0, centroid, digits ? 1 << digits : 0};
 }
 
 // A row of the table of layers, all int64 as in the tensor that holds it.
@@ -100,6 +114,8 @@ int decode_formats(const Job& job, const Sources& sources, float* out, const Del
 int encode_sparse(const Job& job, const Gradient& x, float gain, uint8_t* out, const Queue& queue);
 int decode_sparse(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                   const Queue& queue);
+int decode_entropy(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                   const Queue& queue);
 
 // Families that a table holds, as bits: `uniform` has a kernel, number formats and `topk` have one each, the others
 // another. Of the first and the last the one that is launched, or launched first, does RAW and casts as well.
@@ -136,6 +152,7 @@ inline int decode(const Job& job, uint32_t families, const Sources& sources, flo
     error = decode_uniform(job, sources, out, delivery, report, !launches.plain_with_rotated, queue);
   if (!error && launches.formats) error = decode_formats(job, sources, out, delivery, report, queue);
   if (!error && launches.sparse) error = decode_sparse(job, sources, out, delivery, report, queue);
+  if (!error && (families & family_bit(ENTROPY))) error = decode_entropy(job, sources, out, delivery, report, queue);
   return error;
 }
 
