@@ -105,7 +105,7 @@ COMMPRESS_DEVICE void decode_group(EntropySpace& s, const uint8_t* in, int kind,
     const bool active = lane < lanes && first + lane < n;
     const int i = active ? first + lane : first;
     int row = TRELLIS ? static_cast<int>(chain & 1) : 0;
-    if (folded) {
+    if (folded && active) {
       const int w = dither_at(s, y_at + i), cell = (w < 0 ? -w : w) >> 20;
       row = smaller(cell, entropy::CELLS - 1);
     }

@@ -50,7 +50,7 @@ inline void same(const uint8_t* a, const uint8_t* b, int64_t n, const std::strin
 inline void same(const float* a, const float* b, int64_t n, const std::string& what) {
   for (int64_t i = 0; i < n; ++i)
     if (bits_of(a[i]) != bits_of(b[i]) && (a[i] == a[i] || b[i] == b[i]))
-      test::fail(what + ": value " + std::to_string(i) + " of " + std::to_string(n) + " is " + std::to_string(a[i]) + "/" + std::to_string(bits_of(a[i])) + " " + std::to_string(bits_of(b[i])) +
+      test::fail(what + ": value " + std::to_string(i) + " of " + std::to_string(n) + " is " + std::to_string(a[i]) +
                  ", not " + std::to_string(b[i]));
 }
 

@@ -101,7 +101,6 @@ void check(const Bucket& bucket, Kind kind, int64_t way, int senders, const std:
                        {accumulate, gain, beta}, &report, QUEUE) == 0,
           what + ": launch");
   sum.check_guards(what);
-  if (std::getenv("DBG")) { std::printf("senders %d gain %a beta %a acc %d mode %d\n", senders, gain, beta, accumulate, sources.payload[0][0]); for (int i = 0; i < 8; ++i) std::printf("%a %a\n", sum.floats()[i], known.floats()[i]); for (int i = 0; i < bucket.nbytes && i < 60; ++i) std::printf("%02x ", sources.payload[0][i]); std::printf("\n"); }
   same(sum.floats(), known.floats(), bucket.numel, what + ", sum");
   bool overflow = false;
   for (int64_t i = 0; i < bucket.numel; ++i) overflow = overflow || !(bits_of(known.floats()[i]) << 1 < 0xFF000000u);
