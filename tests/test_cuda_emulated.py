@@ -33,14 +33,21 @@ RUNS = [
     ("test_topk", "sanitize", (14, 2, 8, 20)),
     ("test_topk", "threads", (15, 0, 8, 40)),
     ("test_topk", "threads", (16, 2, 4, 40)),
+    ("test_entropy", "plain", (11, 0, 1, 3)),
+    ("test_entropy", "plain", (12, 1, 4, 5)),
+    ("test_entropy", "plain", (13, 2, 8, 5)),
+    ("test_entropy", "sanitize", (14, 2, 8, 20)),
+    ("test_entropy", "threads", (15, 0, 8, 60)),
+    ("test_entropy", "threads", (16, 2, 4, 60)),
 ]
-TESTS = ("test_kernels", "test_formats", "test_topk")
+TESTS = ("test_kernels", "test_formats", "test_topk", "test_entropy")
 QUICK_MUTANTS = [
     "tensor_of_layer_forgotten",
     "fold_barrier_in_one_warp",
     "zero_scale_means_something",
     "largest_of_half_a_chunk",
     "ranks_within_warp",
+    "escapes_have_one_rank",
 ]
 
 

@@ -12,37 +12,37 @@ constexpr int KINDS_THREAD = 32;  // which looks ahead
 COMMPRESS_SELDOM bool plan_part(EntropySpace& s, Part& part) {
   const int groups = smaller(PART_GROUPS, s.groups - s.decoded_groups);
   entropy::BinaryDecoder coder = s.kinds;
-  for (int g = 0; g < groups; ++g) {
-    int kind;
-    if (!next_kind(s, coder, kind)) return false;
-    const uint32_t nbytes = raw_nbytes(s, kind, group_numel(s, s.decoded_groups + g));
+  for (int g = 0; g < PART_GROUPS; ++g) {  // behind the last group is nothing
+    int kind = entropy::KIND_ZERO;
+    if (g < groups && !next_kind(s, coder, kind)) return false;
+    const uint32_t nbytes = kind < 0 ? 0 : raw_nbytes(s, kind, group_numel(s, s.decoded_groups + g));
     if (s.low > s.low_end || nbytes > s.low_end - s.low) return false;
     part.kind[g] = kind;
     part.low[g] = s.low;
+    part.slot[g] = -1;
     s.low += nbytes;
   }
   s.kinds = coder;
   s.decoded_groups += groups;
   part.fills = 0;
   const int slots = s.shape.slots();
-  for (int g = 0; g < groups; ++g) {
-    part.slot[g] = -1;
+  for (int g = 0; g < PART_GROUPS; ++g) {
     const int kind = part.kind[g];
     for (int slot = 0; slot < slots; ++slot)
       if (kind >= 0 && s.tags[slot] == kind) part.slot[g] = static_cast<int8_t>(slot);
   }
-  for (int g = 0; g < groups; ++g) {
+  for (int g = 0; g < PART_GROUPS; ++g) {
     const int kind = part.kind[g];
     if (kind < 0 || s.of_class[kind].empty || part.slot[g] >= 0) continue;
     // In place of one that this part does not use, and no block before in it.
     const auto used = [&](int slot) {
-      for (int other = 0; other < groups; ++other)
+      for (int other = 0; other < PART_GROUPS; ++other)
         if (part.slot[other] == slot) return true;
       return false;
     };
     while (used(s.hand)) s.hand = s.hand + 1 < slots ? s.hand + 1 : 0;
     s.tags[s.hand] = static_cast<int8_t>(kind);
-    for (int other = g; other < groups; ++other)
+    for (int other = g; other < PART_GROUPS; ++other)
       if (part.kind[other] == kind) part.slot[other] = static_cast<int8_t>(s.hand);
     part.fill_slot[part.fills] = static_cast<int8_t>(s.hand);
     part.fill_kind[part.fills++] = static_cast<int8_t>(kind);
@@ -145,7 +145,7 @@ COMMPRESS_DEVICE void decode_part(EntropySpace& s, const Part& part, const uint8
   uint32_t state = s.states[lane], chain = s.chains[lane], met = s.escapes;
   int used = s.used, spanned = s.spanned;
   COMMPRESS_ROLLED
-  for (int g = 0; g < PART_GROUPS && group + g < s.groups; ++g) {
+  for (int g = 0; g < PART_GROUPS; ++g) {
     const int kind = part.kind[g], n = group_numel(s, group + g), at = GROUP_NUMEL * g;
     if (kind < 0) continue;
     const bool trellis = s.of_class[kind].trellis, empty = s.of_class[kind].empty;
@@ -256,7 +256,10 @@ COMMPRESS_DEVICE bool open_segment(EntropySpace& s, const uint8_t* in, float gai
   if (thread() == 0) s.valid = read_entry(s, in) && plan_part(s, s.parts[0]);
   __syncthreads();
   if (!s.valid) return false;
-  if (thread() < s.lanes) s.states[thread()] = word_from(in + s.stream + 4 * thread());
+  if (thread() < 32) {
+    s.states[thread()] = thread() < s.lanes ? word_from(in + s.stream + 4 * thread()) : 0;
+    s.chains[thread()] = 0;
+  }
   const bool finite = escapes_valid(s, in);
   if (!__syncthreads_and(finite)) return false;
   if (thread() == 0) s.stream += 4 * s.lanes;
@@ -302,7 +305,7 @@ COMMPRESS_DEVICE bool decode_substream(EntropySpace& s, const uint8_t* in, const
   return true;
 }
 
-static __global__ void __launch_bounds__(ENTROPY_THREADS)
+static __global__ void __launch_bounds__(ENTROPY_THREADS, 3)
     decode_entropy_kernel(const __grid_constant__ Job job, const __grid_constant__ Sources sources, float* out,
                           const __grid_constant__ Delivery delivery, Report* report) {
   COMMPRESS_SHARED(EntropySpace, shared, 1);

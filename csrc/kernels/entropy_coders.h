@@ -96,7 +96,7 @@ class BinaryDecoder {
  public:
   COMMPRESS_HD void begin(const uint8_t* in, int64_t nbytes) {
     in_ = in;
-    end_ = in + nbytes;
+    left_ = static_cast<uint32_t>(nbytes);
     low_ = code_ = 0;
     high_ = 0xFFFFFFFFu;
     for (int i = 0; i < 4; ++i) code_ = code_ << 8 | next();
@@ -115,9 +115,13 @@ class BinaryDecoder {
   }
 
  private:
-  COMMPRESS_HD uint32_t next() { return in_ < end_ ? *in_++ : 0; }
-  const uint8_t *in_, *end_;
-  uint32_t low_, high_, code_;
+  COMMPRESS_HD uint32_t next() {
+    if (left_ == 0) return 0;
+    --left_;
+    return *in_++;
+  }
+  const uint8_t* in_;
+  uint32_t left_, low_, high_, code_;
 };
 
 inline std::vector<uint8_t> encode_classes(const int16_t* kinds, int64_t n) {

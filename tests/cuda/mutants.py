@@ -1,4 +1,4 @@
-"""Mutants of the CUDA kernels: do test_kernels, test_formats and test_topk catch bugs of the kinds that kernels have?
+"""Mutants of the CUDA kernels: do test_kernels, test_formats, test_topk and test_entropy catch bugs of the kinds that kernels have?
 
     python tests/cuda/mutants.py [--builds plain,sanitize,threads] [--no-baseline] [NAME ...]
 
@@ -24,6 +24,9 @@ import subprocess
 import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from mutations import _entropy  # noqa: E402
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 KERNELS = ROOT / "csrc" / "kernels"
 OUT = ROOT / "build" / "mutants"
@@ -46,9 +49,14 @@ RUNS = {
         "sanitize": [(4, 0, 1, 9), (5, 2, 8, 9)],
         "threads": [(6, 0, 1, 40), (7, 2, 8, 20)],
     },
+    "entropy": {
+        "plain": [(1, 0, 1, 5), (2, 2, 4, 1)],
+        "sanitize": [(4, 0, 1, 5), (5, 2, 8, 7)],
+        "threads": [(6, 0, 8, 40), (7, 2, 8, 20)],
+    },
 }
 # Of what is compiled with a mutant, the test.
-TESTS = {"kernels": "test_kernels", "formats": "test_formats", "sparse": "test_topk"}
+TESTS = {"kernels": "test_kernels", "formats": "test_formats", "sparse": "test_topk", "entropy": "test_entropy"}
 BUILDS = list(RUNS["kernels"])
 CAUGHT = [
     (r"simt: ERROR", "simt error"),
@@ -75,7 +83,7 @@ class Mutant:
     @property
     def emulated(self) -> str:
         """What is compiled with it, EMULATED_emulated.cpp."""
-        return next((kind for kind in ("formats", "sparse") if kind in self.file), "kernels")
+        return next((kind for kind in ("formats", "sparse", "entropy") if kind in self.file), "kernels")
 
     @property
     def test(self) -> str:
@@ -760,6 +768,8 @@ MUTANTS = [
     Mutant("signs_of_levels_lost", "cuda_decode_sparse.h", "= -s.table[c];", "= s.table[c];"),
     Mutant("beta_forgotten_by_topk", "cuda_decode_sparse.h", "else if (sink.beta != 1.0f)", "else if (false)"),
 ]
+
+MUTANTS += [Mutant(*mutant) for mutant in _entropy.MUTANTS]
 
 
 def run(command, timeout):
