@@ -98,7 +98,8 @@ void encode_table_op(Tensor x, Tensor payload, Tensor table, OptionalTensor unit
                       x.dim() == 1 && x.is_contiguous(),
                   "commpress: values must be a contiguous 1-D float32, bfloat16 or float16 tensor");
   check_payload(payload, nbytes, x);
-  STD_TORCH_CHECK(!(families & cuda::family_bit(cuda::ENTROPY)), "commpress: entropy-coded quantisers have decoders only");
+  STD_TORCH_CHECK(!(families & cuda::family_bit(cuda::ENTROPY)),
+                  "commpress: entropy-coded quantisers have decoders only");
   const cuda::Job job = job_of(table, units, blocks, key_of(seed, step, sender_phase, tensor), counter, x);
   const cuda::Input input = dtype == ScalarType::Float      ? cuda::FLOAT32
                             : dtype == ScalarType::BFloat16 ? cuda::BFLOAT16

@@ -1,5 +1,5 @@
-// The entropy-coded quantisers, decoded and added up from several senders: one warp decodes symbols, a thread of another
-// the classes of the blocks that come next; then all make values of them, rotate and deliver.
+// The entropy-coded quantisers, decoded and added up from several senders: one warp decodes symbols, a thread of
+// another the classes of the blocks that come next; then all make values of them, rotate and deliver.
 #pragma once
 #include "cuda_entropy_tables.h"
 
@@ -324,8 +324,7 @@ static __global__ void __launch_bounds__(ENTROPY_THREADS, 3)
     for (int sender = 0; sender < sources.count; ++sender) {
       key.sender_phase = sources.sender_phase[sender];
       Target to{out + layer.first + first, sink_of(delivery, sender), sender + 1 == sources.count, 0};
-      const bool valid =
-          decode_substream(s, sources.payload[sender] + layer.byte, key, layer.offset + first, to);
+      const bool valid = decode_substream(s, sources.payload[sender] + layer.byte, key, layer.offset + first, to);
       if (!valid && thread() == 0) report_invalid(report, sources, sender);
       report_non_finite(report, to.most >= SCALE32_INFINITY);
     }

@@ -1,6 +1,6 @@
 // The entropy-coded quantisers on the device: what a block of threads keeps in shared memory, and the header of a
-// segment. A unit of work is a substream. The segment's header and tables of classes are read and checked by every block
-// of threads for itself; classes of blocks, raw bits and escapes by the one whose substream has them.
+// segment. A unit of work is a substream. The segment's header and tables of classes are read and checked by every
+// block of threads for itself; classes of blocks, raw bits and escapes by the one whose substream has them.
 #pragma once
 #include "cuda_block.h"
 #include "cuda_launch.h"
@@ -50,7 +50,8 @@ struct EntropySpace {
   uint8_t codes[PART];  // symbol + 64 quantiser
 
   bool rotate, dither, has_rho;
-  int trellis_states, header_nbytes, class_nbytes;  // bytes of the header without the mask of classes, and of each class
+  int trellis_states, header_nbytes,
+      class_nbytes;  // bytes of the header without the mask of classes, and of each class
   uint32_t nbytes;
   int n, mode, classes, level, step, lanes;
   int substreams, number;   // of the segment, and which of them
@@ -74,7 +75,9 @@ struct EntropySpace {
   Part parts[2];
 };
 
-COMMPRESS_DEVICE uint32_t word24_from(const uint8_t* p) { return half_from(p) | static_cast<uint32_t>(__ldg(p + 2)) << 16; }
+COMMPRESS_DEVICE uint32_t word24_from(const uint8_t* p) {
+  return half_from(p) | static_cast<uint32_t>(__ldg(p + 2)) << 16;
+}
 COMMPRESS_DEVICE int signed24_from(const uint8_t* p) { return static_cast<int>(word24_from(p) << 8) >> 8; }
 
 // In 1/2048 octave.
@@ -127,7 +130,8 @@ COMMPRESS_SELDOM bool read_header(EntropySpace& s, const uint8_t* in, float gain
   s.mode = in[0];
   if (s.mode == ECSQ_ZERO || s.mode == ECSQ_NAN) return true;
   if (s.mode == ECSQ_RAW) return s.nbytes >= 1 + 4 * static_cast<int64_t>(s.n);
-  if (s.mode == ECSQ_TRELLIS ? !(s.trellis_states && s.nbytes >= ECTCQ_LEAST_NBYTES) : s.mode != ECSQ_CODED) return false;
+  if (s.mode == ECSQ_TRELLIS ? !(s.trellis_states && s.nbytes >= ECTCQ_LEAST_NBYTES) : s.mode != ECSQ_CODED)
+    return false;
   s.step = signed24_from(in + 1);
   s.level = signed24_from(in + 4);
   s.classes = in[7];
@@ -214,7 +218,8 @@ COMMPRESS_SELDOM bool read_entry(EntropySpace& s, const uint8_t* in) {
     uint64_t at = substreams == 1 ? kinds_end : word_from(in + s.kinds_at - ECSQ_ENTRY_NBYTES + 8);
     if (s.raw) {
       const uint8_t* const from = in + s.kinds_at + s.kinds_before_last;
-      const int begin = s.last ? s.first_group : s.groups * (substreams - 1), end = (s.n + GROUP_NUMEL - 1) / GROUP_NUMEL;
+      const int begin = s.last ? s.first_group : s.groups * (substreams - 1),
+                end = (s.n + GROUP_NUMEL - 1) / GROUP_NUMEL;
       entropy::BinaryDecoder coder;
       coder.begin(from, s.kinds_all - s.kinds_before_last);
       s.contexts.begin();

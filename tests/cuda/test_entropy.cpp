@@ -59,7 +59,8 @@ void spoil(std::vector<float>& x, int64_t way, Noise& noise) {
     if (scale != 1.0f)
       for (int64_t i = b; i < end; ++i) x[i] = scale == 0.0f ? 0.0f : x[i] * scale;
     if (way == 2 && noise.below(3) == 0) x[b + noise.below(end - b)] = noise.below(2) ? 3e4f : -1e30f;
-    if (way == 3 && noise.below(20) == 0) x[b + noise.below(end - b)] = float_of(noise.below(2) ? 0x7FC00000u : 0x7F800000u);
+    if (way == 3 && noise.below(20) == 0)
+      x[b + noise.below(end - b)] = float_of(noise.below(2) ? 0x7FC00000u : 0x7F800000u);
   }
 }
 
@@ -120,7 +121,10 @@ EcsqCodec codec_of(int64_t kind, int32_t rate, Noise& noise) {
 EcsqCodec any_codec(Noise& noise) { return codec_of(noise.below(3), RATES[noise.below(8)], noise); }
 
 std::string name_of(const EcsqCodec& codec, int64_t n) {
-  return std::string(codec.rotate ? "hadamard+" : "") + (codec.states ? "trellis" : codec.dither ? "ecdq" : "ecsq") +
+  return std::string(codec.rotate ? "hadamard+" : "") +
+         (codec.states   ? "trellis"
+          : codec.dither ? "ecdq"
+                         : "ecsq") +
          " of " + std::to_string(codec.rate) + ", states " + std::to_string(codec.states) + ", n " + std::to_string(n);
 }
 
@@ -149,10 +153,17 @@ void long_layers(Run& run) {
     int64_t offset, n;
   };
   const int64_t border = ECSQ_SEGMENT;
-  const Case cases[] = {{0, 8000000, 0, 140000},   {1, 8000000, 4096, 140000}, {2, 8000000, 0, 140000},
-                        {0, 4000000, 0, 70001},    {1, 5000000, 0, 70001},     {2, 2000000, 0, 70001},
-                        {0, 3000000, 8192, 360000}, {2, 6000000, 0, 200003},    {1, 6000000, 0, 290003},
-                        {0, 2000000, border - 4096, 9001}, {2, 6000000, border - 16384, 30000},
+  const Case cases[] = {{0, 8000000, 0, 140000},
+                        {1, 8000000, 4096, 140000},
+                        {2, 8000000, 0, 140000},
+                        {0, 4000000, 0, 70001},
+                        {1, 5000000, 0, 70001},
+                        {2, 2000000, 0, 70001},
+                        {0, 3000000, 8192, 360000},
+                        {2, 6000000, 0, 200003},
+                        {1, 6000000, 0, 290003},
+                        {0, 2000000, border - 4096, 9001},
+                        {2, 6000000, border - 16384, 30000},
                         {1, 8000000, border - 20480, 170001}};
   for (const Case& one : cases)
     for (int64_t way = 0; way < 4; ++way) {
@@ -171,7 +182,8 @@ void tables(Run& run) {
     if (!run.next()) continue;
     Noise noise{run.seed + static_cast<uint64_t>(run.number)};
     Bucket bucket;
-    while (bucket.units < 12) bucket.add(any_codec(noise), BLOCK * noise.below(9), 1 + noise.below(9000), noise.below(99));
+    while (bucket.units < 12)
+      bucket.add(any_codec(noise), BLOCK * noise.below(9), 1 + noise.below(9000), noise.below(99));
     const Kind kinds[] = {NORMAL, MIXED, HEAVY, NOT_FINITE};
     check(bucket, kinds[noise.below(4)], noise.below(4), 1 + static_cast<int>(noise.below(4)),
           "table " + std::to_string(table), noise);

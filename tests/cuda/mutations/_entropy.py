@@ -38,7 +38,12 @@ MUTANTS = [
     ("escapes_have_one_rank", _DECODER, "met + __popc(all & below)", "met"),
     ("sum_of_half_the_symbols", _TABLES, "own += f[half];", "own = f[half];"),
     ("sums_of_all_lanes", _TABLES, "lane >= distance ? other : 0", "other"),
-    ("verdict_of_one_warp", _DECODER, "if (!__syncthreads_and(possible)) return false;", "if (!possible) return false;"),
+    (
+        "verdict_of_one_warp",
+        _DECODER,
+        "if (!__syncthreads_and(possible)) return false;",
+        "if (!possible) return false;",
+    ),
     # ---- bounds ----
     ("words_beyond_the_end", _DECODER, "s.words[i] = 0;", "s.words[i] = 1;"),
     ("stream_of_the_segment", _DECODER, "static_cast<int>(s.stream_end - s.stream) / 2", "static_cast<int>(s.nbytes)"),
