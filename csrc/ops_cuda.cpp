@@ -38,12 +38,9 @@ cuda::Queue queue_of(const Tensor& tensor) {
 void check_launch(int error) { STD_TORCH_CHECK(error == 0, "commpress: CUDA error ", error, " at a launch"); }
 
 int64_t substream_numel(const cuda::Layer& segment) {
-  const EcsqCodec codec = cuda::unpacked_entropy(static_cast<int32_t>(segment.rate), segment.centroid != 0);
   STD_TORCH_CHECK(segment.numel > 0 && segment.numel <= ECSQ_SEGMENT, "commpress: a segment has 1 to ", ECSQ_SEGMENT,
                   " coordinates");
-  const EcsqSubstreams substreams(ecsq_segment_nbytes(codec, segment.numel),
-                                  (segment.numel + ECSQ_BLOCK - 1) / ECSQ_BLOCK);
-  return substreams.each * ECSQ_BLOCK;
+  return EcsqSubstreams(cuda::entropy_codec_of(segment), segment.numel).each * ECSQ_BLOCK;
 }
 
 // `table` is in host memory for one layer, else on the device, and then `units` says which layer each block belongs to.

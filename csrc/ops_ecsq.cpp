@@ -100,10 +100,10 @@ int64_t decode_op(Tensor payload, Tensor out, int64_t rate, bool rotate, bool di
                 accumulate, gain, beta, isa);
 }
 
-int64_t substream_numel_op(int64_t rate, int64_t numel) {
-  const EcsqPayload p = payload_of(rate, false, false, false, 0, 0, 0, 0, 0, 0, numel);
+int64_t substream_numel_op(int64_t rate, int64_t substream, int64_t numel) {
+  const EcsqPayload p = payload_of(rate, false, false, false, 0, substream, 0, 0, 0, 0, 0, numel);
   STD_TORCH_CHECK(numel > 0 && numel <= ECSQ_SEGMENT, "commpress: a segment has 1 to ", ECSQ_SEGMENT, " coordinates");
-  return EcsqSubstreams(ecsq_segment_nbytes(p.codec, numel), (numel + ECSQ_BLOCK - 1) / ECSQ_BLOCK).each * ECSQ_BLOCK;
+  return EcsqSubstreams(p.codec, numel).each * ECSQ_BLOCK;
 }
 
 int64_t payload_nbytes_op(int64_t rate, int64_t offset, int64_t numel) {
@@ -122,7 +122,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
       "beta, int isa) "
       "-> int");
   m.def("ecsq_payload_nbytes(int rate, int offset, int numel) -> int");
-  m.def("ecsq_substream_numel(int rate, int numel) -> int");
+  m.def("ecsq_substream_numel(int rate, int substream, int numel) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {

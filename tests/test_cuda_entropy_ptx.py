@@ -74,10 +74,17 @@ def test_trellises(states):
     check(layers_of(f"trellis:5,states={states}", 16_513), [patchy(70_001, states)[20_000:36_513]], states)
 
 
-@pytest.mark.parametrize("spec", ["ecsq:8", "ecdq:8", "hadamard+trellis:8"])
+@pytest.mark.parametrize("spec", ["ecsq:8", "ecdq:5", "hadamard+trellis:8"])
 def test_substreams(spec):
-    """Two, of a block of threads each, or of one for both."""
-    layers = layers_of(spec, 140_000)
+    """Three, of a block of threads each."""
+    layers = layers_of(f"{spec},substream=8", 40_000)
+    assert Launcher(layers, key_of(0))._table.blocks == 3
+    check(layers, [patchy(70_001, 3)[10_000:50_000], normal(40_000, 4)], 9)
+
+
+@pytest.mark.parametrize("spec", ["ecsq:8", "ecdq:8"])
+def test_long_substreams(spec):
+    layers = layers_of(f"{spec},substream=64", 140_000)
     assert Launcher(layers, key_of(0))._table.blocks == 2
     check(layers, [patchy(140_000, 3)], 9)
 
@@ -92,7 +99,7 @@ def test_segments():
 def test_many_values():
     """Slow under the executor; each block of threads has two substreams."""
     n = 2**20 - 5
-    layers = layers_of("hadamard+ecsq:4", n)
+    layers = layers_of("hadamard+ecsq:4,substream=64", n)
     check(layers, [patchy(n, 5)], 6, processors=1)
 
 
@@ -104,7 +111,9 @@ def refused(layers, payload, key):
     return False
 
 
-@pytest.mark.parametrize(("spec", "n"), [("ecsq:2", 5_000), ("ecdq:5", 5_000), ("trellis:5", 16_400), ("ecsq:8", 700)])
+@pytest.mark.parametrize(
+    ("spec", "n"), [("ecsq:2", 5_000), ("ecdq:5", 5_000), ("trellis:5", 16_400), ("ecsq:8,substream=8", 33_000)]
+)
 def test_damaged_headers(spec, n):
     """The CPU's verdict on each, and its values where it has none."""
     layers, key, rng = layers_of(spec, n), key_of(n), np.random.default_rng(n)

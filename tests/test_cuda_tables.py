@@ -112,18 +112,20 @@ def test_blocks_of_topk_are_segments():
 @pytest.mark.parametrize(
     ("spec", "offset", "numel", "numels", "substreams"),
     [
-        ("ecsq:8", 0, 140_000, [140_000], [2]),
-        ("hadamard+ecdq:2,", 4096, 100, [100], [1]),
-        ("trellis:4,states=64", (1 << 23) - 8192, (1 << 23) + 9000, [8192, 1 << 23, 808], [1, 64, 1]),
+        ("ecsq:8,substream=64", 0, 140_000, [140_000], [2]),
+        ("hadamard+ecdq:2", 4096, 100, [100], [1]),
+        ("trellis:4,states=64,substream=8", (1 << 23) - 8192, (1 << 23) + 9000, [8192, 1 << 23, 808], [1, 512, 1]),
+        ("ecsq:4", (1 << 23) - 8192, (1 << 23) + 9000, [8192, 1 << 23, 808], [1, 1, 1]),
     ],
 )
 def test_blocks_of_entropy_coded_quantisers_are_substreams(spec, offset, numel, numels, substreams):
-    codec = commpress.codec(spec.rstrip(","))
+    codec = commpress.codec(spec)
     table = ops.device_table(codec.decoder_layers(offset, numel), CPU)
     code = codec.rate | codec.rotate << 23 | (codec.kind == "ecdq") << 24 | {0: 0, 64: 6}[codec.states] << 25
     assert table.rows[:, :3].tolist() == [[ops.ENTROPY, code, 0]] * len(numels)
     assert table.rows[:, 5].tolist() == numels
     assert table.rows[:, 8].tolist() == [sum(substreams[:i]) for i in range(len(numels))]
+    assert table.rows[:, 10].tolist() == [codec.substream << 10] * len(numels)
     assert table.blocks == sum(substreams) and table.families == 1 << ops.ENTROPY
     assert table.nbytes == codec.payload_nbytes(numel, offset=offset)
     assert codec.device_layers(offset, numel) is None  # there is no encoder

@@ -96,8 +96,8 @@ class EntropyCodec(TabledCodec):
         cuts = self.seams(offset, offset + numel, 0)
         layers = []
         for start, stop in itertools.pairwise(cuts):
-            each = ops.ecsq_substream_numel(self.rate, stop - start)
-            kind = ops.Kind(ops.ENTROPY, code, int(self.centroid), block_nbytes=1, block=each)
+            each = ops.ecsq_substream_numel(self.rate, self.substream << 10, stop - start)
+            kind = ops.Kind(ops.ENTROPY, code, int(self.centroid), block_nbytes=self.substream << 10, block=each)
             layers.append(ops.DeviceLayer(kind, 0, start, stop - start, self.payload_nbytes(stop - start)))
         return layers
 

@@ -54,7 +54,7 @@ class Kind(NamedTuple):
         family: of csrc/kernels/wire.h, or ``FORMAT``, ``TOPK`` or ``ENTROPY``.
         rate: millionths of a bit per coordinate, or ``format_code``, ``topk_code`` or ``entropy_code``.
         centroid: 1 for the least-squares scale.
-        block_nbytes: payload bytes of 4096 coordinates, of a number format only; those of the others follow from the rate.
+        block_nbytes: payload bytes of 4096 coordinates, of a number format only (of ``ENTROPY``: of a substream); those of the others follow from the rate.
         block: coordinates that a block of threads works on at a time.
     """
 

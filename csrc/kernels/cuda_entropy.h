@@ -105,9 +105,9 @@ COMMPRESS_DEVICE EctcqCode trellis_code(int states) {
 
 // What a segment is, and which substream; by one thread.
 COMMPRESS_DEVICE void begin_unit(EntropySpace& s, const Layer& layer, int64_t unit) {
-  const EcsqCodec codec = unpacked_entropy(static_cast<int32_t>(layer.rate), layer.centroid != 0);
+  const EcsqCodec codec = entropy_codec_of(layer);
   const int64_t nbytes = ecsq_segment_nbytes(codec, layer.numel);
-  const EcsqSubstreams substreams(nbytes, (layer.numel + ECSQ_BLOCK - 1) / ECSQ_BLOCK);
+  const EcsqSubstreams substreams(codec, layer.numel);
   const int64_t number = unit - layer.unit;
   s.substreams = static_cast<int>(substreams.count);
   s.number = static_cast<int>(number);

@@ -22,19 +22,14 @@ COMMPRESS_HD SparseCodec unpacked_topk(int32_t packed) {
   return {TOPK, packed & 0xFFFFF, packed >> 20 & 63, false, int64_t{1} << (packed >> 26)};
 }
 
-// The entropy-coded quantisers. A layer is one segment, its blocks of work are substreams, and its rate is
-// packed_entropy(). Decoders only.
+// The entropy-coded quantisers. A layer is one segment, its blocks of work are substreams, its rate is
+// packed_entropy(), and its `block_nbytes` those of a substream. Decoders only.
 constexpr int32_t ENTROPY = 9;
 constexpr int32_t packed_entropy(int32_t rate, bool rotate, bool dither, int32_t states) {
   int32_t digits = 0;
   while (states >> digits > 1) ++digits;
   return rate | rotate << 23 | dither << 24 | digits << 25;
 }
-COMMPRESS_HD EcsqCodec unpacked_entropy(int32_t packed, bool centroid) {
-  const int32_t digits = packed >> 25;
-  return {packed & 0x7FFFFF, (packed >> 23 & 1) != 0, (packed >> 24 & 1) != 0, centroid, digits ? 1 << digits : 0};
-}
-
 // A row of the table of layers, all int64 as in the tensor that holds it.
 struct Layer {
   int64_t family, rate, centroid;
@@ -56,6 +51,12 @@ constexpr int64_t even_block_nbytes(const Codec& codec) {
   if (codec.family <= CAST_BF16) return 2 * BLOCK;
   const int64_t bits = even_bits(codec);
   return bits ? (codec.family == UNIFORM ? 2 * BLOCK / GROUP : 4) + bits * BLOCK / 8 : 0;
+}
+
+COMMPRESS_HD EcsqCodec entropy_codec_of(const Layer& layer) {
+  const int32_t packed = static_cast<int32_t>(layer.rate), digits = packed >> 25;
+  return {packed & 0x7FFFFF,   (packed >> 23 & 1) != 0,  (packed >> 24 & 1) != 0,
+          layer.centroid != 0, digits ? 1 << digits : 0, layer.block_nbytes};
 }
 
 struct Job {

@@ -24,8 +24,8 @@ struct Bucket {
     ecsq_segments({codec, {}, offset, n}, [&](int64_t index, int64_t part, int64_t) {
       const int64_t size = ecsq_segment_nbytes(codec, part);
       layers.push_back({cuda::ENTROPY, cuda::packed_entropy(codec.rate, codec.rotate, codec.dither, codec.states),
-                        codec.centroid, tensor, index, part, numel, nbytes, units, 0, 1});
-      const int64_t substreams = EcsqSubstreams(size, (part + ECSQ_BLOCK - 1) / ECSQ_BLOCK).count;
+                        codec.centroid, tensor, index, part, numel, nbytes, units, 0, codec.substream});
+      const int64_t substreams = EcsqSubstreams(codec, part).count;
       layer_of_unit.insert(layer_of_unit.end(), substreams, static_cast<int32_t>(layers.size() - 1));
       numel += part;
       nbytes += size;
@@ -42,7 +42,7 @@ struct Bucket {
     const uint32_t tensor = key.tensor;
     for (const cuda::Layer& layer : layers) {
       key.tensor = tensor + static_cast<uint32_t>(layer.tensor);
-      fn(cuda::unpacked_entropy(static_cast<int32_t>(layer.rate), layer.centroid != 0), key, layer);
+      fn(cuda::entropy_codec_of(layer), key, layer);
     }
   }
 };
@@ -115,6 +115,8 @@ constexpr int STATES[] = {8, 16, 32, 64, 128, 256};
 // 0 ecsq, 1 ecdq, 2 trellis; each with and without a rotation.
 EcsqCodec codec_of(int64_t kind, int32_t rate, Noise& noise) {
   EcsqCodec codec{rate, noise.below(2) == 0, kind == 1, kind != 1 && noise.below(2) == 0};
+  const int64_t substreams[] = {0, ECSQ_LEAST_SUBSTREAM, 20 << 10, 64 << 10};
+  codec.substream = substreams[noise.below(4)];
   if (kind == 2) codec.states = STATES[noise.below(3) ? noise.below(2) : noise.below(6)];
   return codec;
 }
@@ -125,7 +127,8 @@ std::string name_of(const EcsqCodec& codec, int64_t n) {
          (codec.states   ? "trellis"
           : codec.dither ? "ecdq"
                          : "ecsq") +
-         " of " + std::to_string(codec.rate) + ", states " + std::to_string(codec.states) + ", n " + std::to_string(n);
+         " of " + std::to_string(codec.rate) + ", states " + std::to_string(codec.states) + ", substream " +
+         std::to_string(codec.substream) + ", n " + std::to_string(n);
 }
 
 void single_layers(Run& run) {
@@ -192,12 +195,16 @@ void tables(Run& run) {
 
 // Any bytes, and an encoder's of which some are others: the values of the CPU path, and the same verdict.
 void hostile(Run& run) {
-  for (int attempt = 0; attempt < 300; ++attempt) {
+  for (int attempt = 0; attempt < 400; ++attempt) {
     if (!run.next()) continue;
     Noise noise{run.seed + static_cast<uint64_t>(run.number)};
-    const bool substreams = noise.below(8) == 0;
-    const EcsqCodec codec = substreams ? codec_of(noise.below(3), 8000000, noise) : any_codec(noise);
-    const int64_t n = substreams ? 140000 + noise.below(60000) : 1 + noise.below(20000);
+    EcsqCodec codec = any_codec(noise);
+    int64_t n = 1 + noise.below(20000);
+    if (noise.below(3) == 0) {  // two to four substreams
+      codec = codec_of(noise.below(3), noise.below(2) ? 8000000 : 5000000, noise);
+      codec.substream = ECSQ_LEAST_SUBSTREAM;
+      n = 33000 + noise.below(30000);
+    }
     Bucket bucket;
     bucket.add(codec, 0, n);
     Key key = key_of(noise);
@@ -205,7 +212,7 @@ void hostile(Run& run) {
     std::vector<float> x = values(NORMAL, n, noise);
     spoil(x, noise.below(4), noise);
     ecsq_encode(codec, key, 0, x.data(), n, 1.0f, bytes.data(), Isa::PLAIN);
-    const int64_t way = noise.below(6), header = std::min<int64_t>(bucket.nbytes, 80);
+    const int64_t way = noise.below(6), header = noise.below(2) ? 30 : std::min<int64_t>(bucket.nbytes, 160);
     if (way == 0) {  // the header
       bytes.data()[noise.below(header)] ^= static_cast<uint8_t>(1u << noise.below(8));
     } else if (way == 1) {

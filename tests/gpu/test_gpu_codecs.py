@@ -34,8 +34,14 @@ FORMATS = (
 )
 SPARSE = ["topk:0.01", "topk:0.3,values=1,block=4096", "topk:0.001,values=2", "topk:0.1,values=8,block=262144"]
 SPARSE += ["topk:1,values=3,block=4096", "topk:0.05,values=bf16", "topk:0.02,values=fp32", "threshold:2.5"]
-ENTROPY = ["ecsq:0.05", "ecsq:2", "ecsq:8,scale=centroid", "ecdq:1", "ecdq:6", "hadamard+ecsq:3", "hadamard+ecdq:4"]
-ENTROPY += ["trellis:2", "trellis:6,states=32", "hadamard+trellis:4,states=256,scale=centroid"]
+ENTROPY = ["ecsq:0.05", "ecsq:2", "ecsq:8,substream=64,scale=centroid", "ecdq:1", "ecdq:6,substream=8"]
+ENTROPY += [
+    "hadamard+ecsq:3,substream=8",
+    "hadamard+ecdq:4",
+    "trellis:2",
+    "trellis:6,states=32,substream=16",
+    "hadamard+trellis:4,states=256,scale=centroid",
+]
 SIZES = (1, 31, 4097, 3 * 4096 + 640, (1 << 20) - 5)
 KEY = commpress.Key(seed=5, step=3, sender=1, tensor=2)
 
