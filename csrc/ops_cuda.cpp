@@ -1,6 +1,8 @@
 // The kernels on CUDA devices: one call for a table of layers. Nothing here waits for the device: what decoders find is
 // left in a tensor there.
 #include "kernels/cuda_job.h"
+#include "kernels/ecsq_format.h"
+#include "kernels/ecsq_kernels.h"
 #include "ops_common.h"
 
 #if defined(COMMPRESS_CUDA)
@@ -35,6 +37,12 @@ cuda::Queue queue_of(const Tensor& tensor) {
 
 void check_launch(int error) { STD_TORCH_CHECK(error == 0, "commpress: CUDA error ", error, " at a launch"); }
 
+int64_t substream_numel(const cuda::Layer& segment) {
+  STD_TORCH_CHECK(segment.numel > 0 && segment.numel <= ECSQ_SEGMENT, "commpress: a segment has 1 to ", ECSQ_SEGMENT,
+                  " coordinates");
+  return EcsqSubstreams(cuda::entropy_codec_of(segment), segment.numel).each * ECSQ_BLOCK;
+}
+
 // `table` is in host memory for one layer, else on the device, and then `units` says which layer each block belongs to.
 cuda::Job job_of(const Tensor& table, const OptionalTensor& units, int64_t blocks, const Key& key,
                  const OptionalTensor& counter, const Tensor& values) {
@@ -56,10 +64,10 @@ cuda::Job job_of(const Tensor& table, const OptionalTensor& units, int64_t block
     STD_TORCH_CHECK(table.is_cpu() && table.size(0) == 1,
                     "commpress: a table of one layer must be in host memory, any other needs `units`");
     job.single = rows[0];
-    const int64_t block = job.single.family == cuda::TOPK_SEGMENTS
-                              ? cuda::unpacked_topk(static_cast<int32_t>(job.single.rate)).block
-                              : BLOCK;
-    STD_TORCH_CHECK(job.single.numel == values.numel() && job.single.offset % block == 0 && job.single.offset >= 0 &&
+    const bool topk = job.single.family == cuda::TOPK_SEGMENTS;
+    const int64_t grain = topk ? cuda::unpacked_topk(static_cast<int32_t>(job.single.rate)).block : BLOCK;
+    const int64_t block = job.single.family == cuda::ENTROPY ? substream_numel(job.single) : grain;
+    STD_TORCH_CHECK(job.single.numel == values.numel() && job.single.offset % grain == 0 && job.single.offset >= 0 &&
                         blocks == (values.numel() + block - 1) / block,
                     "commpress: the layer's size or offset is not that of the values");
   }
@@ -119,6 +127,8 @@ void encode_table_op(Tensor x, Tensor payload, Tensor table, OptionalTensor unit
                       x.dim() == 1 && x.is_contiguous(),
                   "commpress: values must be a contiguous 1-D float32, bfloat16 or float16 tensor");
   check_payload(payload, nbytes, x);
+  STD_TORCH_CHECK(!(families & cuda::family_bit(cuda::ENTROPY)),
+                  "commpress: entropy-coded quantisers have decoders only");
   cuda::Job job = job_of(table, units, blocks, key_of(seed, step, sender_phase, tensor), counter, x);
   cuda::Scratch memory{nullptr, 0, 0};
   if (families & cuda::family_bit(cuda::BITSHIFT)) {

@@ -2,7 +2,8 @@
 #include <algorithm>
 #include <memory>
 
-#include "kernels/ecsq.h"
+#include "kernels/ecsq_format.h"
+#include "kernels/ecsq_kernels.h"
 #include "kernels/ectcq_code.h"
 #include "ops_common.h"
 
@@ -99,6 +100,12 @@ int64_t decode_op(Tensor payload, Tensor out, int64_t rate, bool rotate, bool di
                 accumulate, gain, beta, isa);
 }
 
+int64_t substream_numel_op(int64_t rate, int64_t substream, int64_t numel) {
+  const EcsqPayload p = payload_of(rate, false, false, false, 0, substream, 0, 0, 0, 0, 0, numel);
+  STD_TORCH_CHECK(numel > 0 && numel <= ECSQ_SEGMENT, "commpress: a segment has 1 to ", ECSQ_SEGMENT, " coordinates");
+  return EcsqSubstreams(p.codec, numel).each * ECSQ_BLOCK;
+}
+
 int64_t payload_nbytes_op(int64_t rate, int64_t offset, int64_t numel) {
   return ecsq_payload_nbytes(payload_of(rate, false, false, false, 0, 0, 0, 0, 0, 0, offset, numel));
 }
@@ -115,6 +122,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
       "beta, int isa) "
       "-> int");
   m.def("ecsq_payload_nbytes(int rate, int offset, int numel) -> int");
+  m.def("ecsq_substream_numel(int rate, int substream, int numel) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
@@ -124,4 +132,5 @@ STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) {
   m.impl("ecsq_payload_nbytes", TORCH_BOX(&payload_nbytes_op));
+  m.impl("ecsq_substream_numel", TORCH_BOX(&substream_numel_op));
 }

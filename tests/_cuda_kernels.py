@@ -36,6 +36,7 @@ NAMES = (
     "decode_sparse",
     "decode_trellis",
     "decode_trellis_careful",
+    "decode_entropy",
 )
 BLOCK = 4096
 BLOCKS_PER_PROCESSOR = 8
@@ -141,8 +142,9 @@ class Layer:
 
     @property
     def rows(self) -> list[ops.DeviceLayer]:
-        """One; or more of a codec that is a mixture."""
-        return [layer._replace(tensor=self.tensor) for layer in self.codec.device_layers(self.offset, self.numel)]
+        """One; of a mixture one for each rate, of an entropy-coded quantiser one for each segment, for decoders."""
+        layers = getattr(self.codec, "decoder_layers", self.codec.device_layers)(self.offset, self.numel)
+        return [layer._replace(tensor=self.tensor) for layer in layers]
 
 
 def layers_of(spec: str, numel: int) -> list[Layer]:
@@ -174,7 +176,8 @@ def _launches(what: str, families: int) -> list[tuple[str, bool | None]]:
     found += [("formats", None)] * (families >> ops.FORMAT & 1)
     found += [("sparse", None)] * (families >> ops.TOPK & 1)
     trellis = [("trellis", None), ("trellis_careful", None)][: 1 if what == "encode" else 2]
-    return found + trellis * (families >> ops.BITSHIFT & 1)
+    found += trellis * (families >> ops.BITSHIFT & 1)
+    return found + [("entropy", None)] * (families >> ops.ENTROPY & 1)
 
 
 class Launcher:

@@ -40,8 +40,14 @@ RUNS = [
     ("test_bitshift", "sanitize", (15, 2, 8, 40)),
     ("test_bitshift", "threads", (16, 0, 8, 90)),
     ("test_bitshift", "threads", (17, 2, 4, 90)),
+    ("test_entropy", "plain", (11, 0, 1, 3)),
+    ("test_entropy", "plain", (12, 1, 4, 5)),
+    ("test_entropy", "plain", (13, 2, 8, 5)),
+    ("test_entropy", "sanitize", (14, 2, 8, 20)),
+    ("test_entropy", "threads", (15, 0, 8, 60)),
+    ("test_entropy", "threads", (16, 2, 4, 60)),
 ]
-TESTS = ("test_kernels", "test_formats", "test_topk", "test_bitshift")
+TESTS = ("test_kernels", "test_formats", "test_topk", "test_bitshift", "test_entropy")
 QUICK_MUTANTS = [
     "tensor_of_layer_forgotten",
     "fold_barrier_in_one_warp",
@@ -49,6 +55,7 @@ QUICK_MUTANTS = [
     "largest_of_half_a_chunk",
     "ranks_within_warp",
     "trellis_bits_used_at_once",
+    "escapes_have_one_rank",
 ]
 
 

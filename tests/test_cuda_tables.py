@@ -93,6 +93,7 @@ def test_which_codecs_have_cuda_kernels():
         assert commpress.codec(spec).runs_on(cuda) is built
     for spec in ("trellis:2", "ecsq:1", "randk:0.1", "homomorphic:4"):
         assert not commpress.codec(spec).runs_on(cuda)
+        assert commpress.codec(spec).decodes_on(cuda) is (built and "ecsq" in spec or built and "trellis" in spec)
     mixed = LayeredCodec([(10, commpress.codec("uniform:4")), (10, commpress.codec("randk:0.1"))])
     assert not mixed.runs_on(cuda)
     assert LayeredCodec([(10, commpress.codec("uniform:4")), (5, commpress.codec("none"))]).runs_on(cuda) is built
@@ -155,6 +156,28 @@ def test_scratch_memory_is_that_of_the_longest_state():
     assert table.scratch_words == 16384 + 2 * 8192 + 2 * 4096 + 4096 * 8192 // 32 + 4096
     assert table.scratch_words == ops.bitshift_scratch_words(1, 1, 14)
     assert ops.device_table(layers[:0], CPU).scratch_words == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "offset", "numel", "numels", "substreams"),
+    [
+        ("ecsq:8,substream=64", 0, 140_000, [140_000], [2]),
+        ("hadamard+ecdq:2", 4096, 100, [100], [1]),
+        ("trellis:4,states=64,substream=8", (1 << 23) - 8192, (1 << 23) + 9000, [8192, 1 << 23, 808], [1, 512, 1]),
+        ("ecsq:4", (1 << 23) - 8192, (1 << 23) + 9000, [8192, 1 << 23, 808], [1, 1, 1]),
+    ],
+)
+def test_blocks_of_entropy_coded_quantisers_are_substreams(spec, offset, numel, numels, substreams):
+    codec = commpress.codec(spec)
+    table = ops.device_table(codec.decoder_layers(offset, numel), CPU)
+    code = codec.rate | codec.rotate << 23 | (codec.kind == "ecdq") << 24 | {0: 0, 64: 6}[codec.states] << 25
+    assert table.rows[:, :3].tolist() == [[ops.ENTROPY, code, 0]] * len(numels)
+    assert table.rows[:, 5].tolist() == numels
+    assert table.rows[:, 8].tolist() == [sum(substreams[:i]) for i in range(len(numels))]
+    assert table.rows[:, 10].tolist() == [codec.substream << 10] * len(numels)
+    assert table.blocks == sum(substreams) and table.families == 1 << ops.ENTROPY
+    assert table.nbytes == codec.payload_nbytes(numel, offset=offset)
+    assert codec.device_layers(offset, numel) is None  # there is no encoder
 
 
 @pytest.mark.parametrize("spec", FORMATS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -75,6 +75,10 @@ class Codec(abc.ABC):
     def runs_on(self, device: torch.device) -> bool:
         """Whether tensors on this device can be encoded and decoded: the CPU, and for some codecs CUDA devices."""
         return device.type == "cpu"
+
+    def decodes_on(self, device: torch.device) -> bool:
+        """Whether tensors on this device can be decoded there: wherever it :meth:`runs_on`, and for some codecs CUDA devices as well."""
+        return self.runs_on(device)
 
     def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer] | None:
         """What the CUDA kernels are told of fp32 coordinates [offset, offset + numel): rows of :func:`commpress.ops.device_table`. None: they cannot do it in one pass."""
@@ -175,7 +179,7 @@ class Codec(abc.ABC):
         Raises:
             TensorError: ``x`` or ``out`` is not of an accepted kind. SpecError: ``offset`` or ``gain`` is out of range.
         """
-        self._check_values(x, "x")
+        self._check_values(x, "x", self.runs_on)
         self.check_offset(offset)
         _check_gain(gain)
         nbytes = self.payload_nbytes(x.numel(), offset=offset, dtype=x.dtype)
@@ -224,7 +228,7 @@ class Codec(abc.ABC):
             WireError: the payload has the wrong size or an invalid scale; ``out`` is untouched.
             TensorError: ``out``, ``payload`` or ``side`` is not of an accepted kind, or ``side`` is missing. SpecError: ``offset`` or ``gain`` is out of range.
         """
-        self._check_values(out, "out")
+        self._check_values(out, "out", self.decodes_on)
         self.check_offset(offset)
         _check_gain(gain)
         if payload.dtype != torch.uint8 or payload.dim() != 1 or payload.device != out.device:
@@ -234,7 +238,7 @@ class Codec(abc.ABC):
             raise WireError(f"a {self} payload of {out.numel()} coordinates has {nbytes} bytes, got {payload.numel()}")
         payload = payload.contiguous()
         if side is not None:
-            self._check_values(side, "side")
+            self._check_values(side, "side", self.decodes_on)
             if side.shape != out.shape:
                 raise TensorError(f"side must have the shape of out, {tuple(out.shape)}, got {tuple(side.shape)}")
         if out.numel() == 0:
@@ -249,13 +253,13 @@ class Codec(abc.ABC):
             out.detach().copy_(flat.view(out.shape))
         return out
 
-    def _check_values(self, t: torch.Tensor, name: str) -> None:
+    def _check_values(self, t: torch.Tensor, name: str, on: Callable[[torch.device], bool]) -> None:
         if not isinstance(t, torch.Tensor) or not t.dtype.is_floating_point or t.layout != torch.strided:
             what = f"{t.layout} {t.dtype}" if isinstance(t, torch.Tensor) else type(t).__name__
             raise TensorError(
                 f"{name} must be a dense floating-point tensor, got {what} (complex tensors: torch.view_as_real)"
             )
-        if t.device.type != "cpu" and not self.runs_on(t.device):
+        if t.device.type != "cpu" and not on(t.device):
             raise TensorError(
                 f"{name} is on {t.device}, where {self} has no kernels in this build (docs/cuda.md says which codecs do): move it to the CPU"
             )

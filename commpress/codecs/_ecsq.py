@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, Literal, final
 
 import torch
 
 from commpress import ops
+from commpress.codecs import _device
 from commpress.codecs._base import Codec
 from commpress.codecs._key import Key
 from commpress.codecs._noise import Noise
 from commpress.codecs._spec import RATE_ONE, Spec, format_rate, parse_rate
+from commpress.codecs._tabled import TabledCodec
 from commpress.errors import SpecError, WireError
 
 Kind = Literal["ecsq", "ecdq", "trellis"]
@@ -26,7 +29,7 @@ _SEGMENT = 1 << 23  # csrc/kernels/ecsq.h
 
 @final
 @dataclasses.dataclass(frozen=True)
-class EntropyCodec(Codec):
+class EntropyCodec(TabledCodec):
     """One common step for a whole payload, found so that its bits just fit: the bits go where the energy is.
 
     A payload is one piece, up to 2^23 coordinates: its parts have no bytes of their own. ``rate`` is in millionths of a bit per coordinate.
@@ -83,6 +86,24 @@ class EntropyCodec(Codec):
     def seams(self, start: int, stop: int, parts: int) -> list[int]:
         return [start, *range((start // _SEGMENT + 1) * _SEGMENT, stop, _SEGMENT), stop]
 
+    def decodes_on(self, device: torch.device) -> bool:
+        """CUDA devices have decoders only."""
+        return _device.runs_on(device)
+
+    def decoder_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        """Rows of :func:`commpress.ops.device_table` for decoders: one for each segment, whose substreams are decoded side by side."""
+        code = ops.entropy_code(self.rate, self.rotate, self.kind == "ecdq", self.states)
+        cuts = self.seams(offset, offset + numel, 0)
+        layers = []
+        for start, stop in itertools.pairwise(cuts):
+            each = ops.ecsq_substream_numel(self.rate, self.substream << 10, stop - start)
+            kind = ops.Kind(ops.ENTROPY, code, int(self.centroid), block_nbytes=self.substream << 10, block=each)
+            layers.append(ops.DeviceLayer(kind, 0, start, stop - start, self.payload_nbytes(stop - start)))
+        return layers
+
+    def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
+        return ops.device_table(self.decoder_layers(offset, numel), device)
+
     def arguments(self, key: Key, offset: int, gain: float) -> dict[str, Any]:
         """What the operators take beside tensors."""
         return {
@@ -98,10 +119,10 @@ class EntropyCodec(Codec):
             "gain": gain,
         }
 
-    def _encode(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
-        ops.ecsq_encode(x.to(torch.float32), out, **self.arguments(key, offset, gain))
+    def _encode_on_cpu(self, x: torch.Tensor, key: Key, out: torch.Tensor, offset: int, gain: float) -> None:
+        ops.ecsq_encode(x, out, **self.arguments(key, offset, gain))
 
-    def _decode(
+    def _decode_on_cpu(
         self,
         payload: torch.Tensor,
         key: Key,
@@ -111,14 +132,14 @@ class EntropyCodec(Codec):
         gain: float,
         beta: float,
     ) -> None:
-        work = out.to(torch.float32)
-        segment = ops.ecsq_decode(payload, work, accumulate=accumulate, beta=beta, **self.arguments(key, offset, gain))
+        segment = ops.ecsq_decode(payload, out, accumulate=accumulate, beta=beta, **self.arguments(key, offset, gain))
         if segment >= 0:
-            raise WireError(
-                f"segment {segment} has a {self} header that no encoder writes: the bytes are corrupt, or of another codec"
-            )
-        if work is not out:
-            out.copy_(work)
+            raise self._corrupt(f"segment {segment}")
+
+    def _corrupt(self, what: str) -> WireError:
+        return WireError(
+            f"{what} has a {self} header that no encoder writes: the bytes are corrupt, or of another codec"
+        )
 
 
 def parse_entropy(spec: Spec) -> Codec:

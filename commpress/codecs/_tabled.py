@@ -86,7 +86,7 @@ class TabledCodec(Codec):
         offset: int = 0,
         beta: float = 1.0,
     ) -> bool:
-        if not (values.is_cuda and values.numel() and key.of_same_tensor(keys)):
+        if not (values.is_cuda and values.numel() and key.of_same_tensor(keys) and self.runs_on(values.device)):
             return super().reduce(payloads, keys, key, values=values, out=out, offset=offset, beta=beta)
         return _device.reduce(
             self._device_table(values.numel(), offset, values.device),

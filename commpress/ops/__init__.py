@@ -9,6 +9,7 @@ from commpress.ops._bitshift import (
 )
 from commpress.ops._cuda import (
     BITSHIFT,
+    ENTROPY,
     FORMAT,
     TOPK,
     DeviceLayer,
@@ -19,11 +20,12 @@ from commpress.ops._cuda import (
     decode_table,
     device_table,
     encode_table,
+    entropy_code,
     gap,
     new_report,
     topk_code,
 )
-from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes
+from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes, ecsq_substream_numel
 from commpress.ops._formats import (
     Format,
     FormatFlag,
@@ -51,6 +53,7 @@ __all__ = [
     "BITSHIFT",
     "DeviceLayer",
     "DeviceTable",
+    "ENTROPY",
     "FORMAT",
     "Format",
     "FormatFlag",
@@ -77,9 +80,11 @@ __all__ = [
     "ecsq_decode",
     "ecsq_encode",
     "ecsq_payload_nbytes",
+    "ecsq_substream_numel",
     "encode",
     "encode_layers",
     "encode_table",
+    "entropy_code",
     "gap",
     "follow_squares",
     "format_code",

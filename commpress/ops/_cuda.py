@@ -12,8 +12,8 @@ from commpress.ops._bitshift import bitshift_codebooks, bitshift_scratch_words
 from commpress.ops._library import library, signed, wrote_argument
 
 # Columns of a table (csrc/kernels/cuda_job.h): family, rate, centroid, number added to the key's tensor, offset, coordinates, first value,
-# first byte, blocks before (of `topk`: segments); bits of every code and bytes of a whole block, or zeros where they differ
-# (of `bitshift`: where its codebook begins, and nothing).
+# first byte, blocks before (of `topk`: segments; of entropy-coded quantisers: substreams); bits of every code and bytes of a whole block, or
+# zeros where they differ (of `bitshift`: where its codebook begins, and nothing).
 COLUMNS = 11
 BLOCK, GROUP, RATE_ONE = 4096, 512, 1_000_000
 RAW, CAST_FP16, CAST_BF16, UNIFORM = range(4)
@@ -22,6 +22,7 @@ FORMAT = 6  # a number format: its rate is `format_code`
 TOPK = 7  # `topk`: its rate is `topk_code`
 BITSHIFT = 8  # the bitshift trellis: its rate is `bitshift_code`
 _MOST_SCRATCH = 1 << 28  # int32 that the encoder of trellises takes at most, unless one block of threads needs more
+ENTROPY = 9  # a segment of an entropy-coded quantiser, to be decoded: its rate is `entropy_code`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,10 +59,10 @@ class Kind(NamedTuple):
     """A codec as the kernels know it.
 
     Attributes:
-        family: of csrc/kernels/wire.h, or ``FORMAT``, ``TOPK`` or ``BITSHIFT``.
-        rate: millionths of a bit per coordinate, or ``format_code``, ``topk_code`` or ``bitshift_code``.
+        family: of csrc/kernels/wire.h, or ``FORMAT``, ``TOPK``, ``BITSHIFT`` or ``ENTROPY``.
+        rate: millionths of a bit per coordinate, or ``format_code``, ``topk_code``, ``bitshift_code`` or ``entropy_code``.
         centroid: 1 for the least-squares scale.
-        block_nbytes: payload bytes of 4096 coordinates, of a number format only; those of the others follow from the rate.
+        block_nbytes: payload bytes of 4096 coordinates, of a number format only (of ``ENTROPY``: of a substream); those of the others follow from the rate.
         block: coordinates that a block of threads works on at a time.
         codebook: bits, values and length of a bitshift trellis.
     """
@@ -82,6 +83,11 @@ def topk_code(fraction: int, bits: int, block: int) -> int:
 def bitshift_code(bits: int, values: int, length: int, rotated: bool) -> int:
     """What the kernels know a bitshift trellis by, as ``packed_trellis`` of csrc/kernels/cuda_job.h."""
     return bits | values << 3 | length << 8 | rotated << 13
+
+
+def entropy_code(rate: int, rotate: bool, dither: bool, states: int) -> int:
+    """What the kernels know an entropy-coded quantiser by, as ``packed_entropy`` of csrc/kernels/cuda_job.h; ``states``: of the trellis, or 0."""
+    return rate | rotate << 23 | dither << 24 | max(states.bit_length() - 1, 0) << 25
 
 
 class DeviceLayer(NamedTuple):
@@ -108,7 +114,7 @@ def device_table(layers: Sequence[DeviceLayer], device: torch.device) -> DeviceT
     for kind, tensor, offset, numel, nbytes in layers:
         family, rate, centroid, block_nbytes, block, codebook = kind
         if family != _GAP:
-            even = (0, block_nbytes) if family in (FORMAT, TOPK) else _even(family, rate)
+            even = (0, block_nbytes) if family in (FORMAT, TOPK, ENTROPY) else _even(family, rate)
             if codebook is not None:
                 if codebook not in codebooks:
                     codebooks[codebook] = levels

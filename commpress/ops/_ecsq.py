@@ -12,6 +12,11 @@ def ecsq_payload_nbytes(rate: int, offset: int, numel: int) -> int:
     return library.ecsq_payload_nbytes(rate, offset, numel)
 
 
+def ecsq_substream_numel(rate: int, substream: int, numel: int) -> int:
+    """Coordinates of each substream but the last, of ``substream`` bytes, of a segment of ``numel`` > 0 coordinates; all of them if ``substream`` is 0."""
+    return library.ecsq_substream_numel(rate, substream, numel)
+
+
 def ecsq_encode(
     x: torch.Tensor,
     payload: torch.Tensor,

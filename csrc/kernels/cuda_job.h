@@ -1,6 +1,7 @@
 // What a launch is told. Plain data without CUDA: the operators fill it in, the kernels read it.
 #pragma once
 #include "bitshift.h"
+#include "ecsq.h"
 #include "philox.h"
 #include "sparse.h"
 #include "wire.h"
@@ -45,6 +46,15 @@ COMMPRESS_HD int64_t scratch_words(const Trellis& t) {
   return trellis_span(t) + search_floats(t) + decision_words(t) + trellis_span(t) / 4;
 }
 
+// The entropy-coded quantisers. A layer is one segment, its blocks of work are substreams, its rate is
+// packed_entropy(), and its `block_nbytes` those of a substream. Decoders only.
+constexpr int32_t ENTROPY = 9;
+constexpr int32_t packed_entropy(int32_t rate, bool rotate, bool dither, int32_t states) {
+  int32_t digits = 0;
+  while (states >> digits > 1) ++digits;
+  return rate | rotate << 23 | dither << 24 | digits << 25;
+}
+
 // A row of the table of layers, all int64 as in the tensor that holds it.
 struct Layer {
   int64_t family, rate, centroid;
@@ -66,6 +76,12 @@ constexpr int64_t even_block_nbytes(const Codec& codec) {
   if (codec.family <= CAST_BF16) return 2 * BLOCK;
   const int64_t bits = even_bits(codec);
   return bits ? (codec.family == UNIFORM ? 2 * BLOCK / GROUP : 4) + bits * BLOCK / 8 : 0;
+}
+
+COMMPRESS_HD EcsqCodec entropy_codec_of(const Layer& layer) {
+  const int32_t packed = static_cast<int32_t>(layer.rate), digits = packed >> 25;
+  return {packed & 0x7FFFFF,   (packed >> 23 & 1) != 0,  (packed >> 24 & 1) != 0,
+          layer.centroid != 0, digits ? 1 << digits : 0, layer.block_nbytes};
 }
 
 struct Job {
@@ -139,6 +155,8 @@ int decode_trellis(const Job& job, const Sources& sources, float* out, const Del
 // The parts that the one before leaves out: rests of payloads, and pieces that a sender has rotated twice.
 int decode_trellis_careful(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                            const Queue& queue);
+int decode_entropy(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
+                   const Queue& queue);
 
 // Families that a table holds, as bits: `uniform` has a kernel, number formats, `topk` and the bitshift trellis have
 // one each (its decoder two), the others another. Of the first and the last the one that is launched, or launched
@@ -180,6 +198,7 @@ inline int decode(const Job& job, uint32_t families, const Sources& sources, flo
   if (!error && launches.sparse) error = decode_sparse(job, sources, out, delivery, report, queue);
   if (!error && launches.trellis) error = decode_trellis(job, sources, out, delivery, report, queue);
   if (!error && launches.trellis) error = decode_trellis_careful(job, sources, out, delivery, report, queue);
+  if (!error && (families & family_bit(ENTROPY))) error = decode_entropy(job, sources, out, delivery, report, queue);
   return error;
 }
 

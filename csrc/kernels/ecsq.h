@@ -24,7 +24,7 @@ struct EcsqPayload {
 };
 
 // Bytes of one segment of n > 0 coordinates.
-inline int64_t ecsq_segment_nbytes(const EcsqCodec& codec, int64_t n) {
+COMMPRESS_HD int64_t ecsq_segment_nbytes(const EcsqCodec& codec, int64_t n) {
   return (n * codec.rate + 8 * RATE_ONE - 1) / (8 * RATE_ONE) + ECSQ_EXTRA;
 }
 

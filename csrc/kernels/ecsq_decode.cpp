@@ -284,8 +284,7 @@ class Decoder {
   // Of a symbol without dither and raw bits; in steps if it is to be rotated.
   float value(int k, int q) const {
     const int8_t* const place = &h_.places[3 * k];
-    const int64_t a = q < 0 ? -q : q;
-    int64_t level = a < 2 ? a * (4096 + 16 * place[0]) : 4096 * a + 16 * place[1] + (a - 2) * place[2];
+    int32_t level = ecsq_magnitude(place, q < 0 ? -q : q);
     if (q < 0) level = -level;
     const double v = static_cast<double>(level) * h_.rho / 4096;
     return valued(v, scale_);

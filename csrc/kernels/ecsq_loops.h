@@ -1,5 +1,6 @@
 // EcsqKernels in terms of lanes and of plain C++. Include after a lanes_*.h.
 #pragma once
+#include "ecsq_format.h"
 #include "ecsq_kernels.h"
 #include "entropy_coders.h"
 #include "hadamard.h"
@@ -189,12 +190,6 @@ static void ecsq_rotate(const float* x, float* y, int64_t n, const Key& key, int
   rotate_near(y, rows);
   const float norm = divide(1.0f, square_root(static_cast<float>(n)));
   for (int64_t i = 0; i < n; i += 16) store(y + i, load(y + i) * all(norm));
-}
-
-// ecsq_bounded() of products, without a branch: an infinity is one more than the largest float.
-static COMMPRESS_INLINE float ecsq_scaled(float z, double factor) {
-  const uint32_t product = bits_of(static_cast<float>(static_cast<double>(z) * factor));
-  return float_of(product - ((product & 0x7FFFFFFFu) == SCALE32_INFINITY));
 }
 
 static void ecsq_scale(float* z, int64_t n, double factor) {

@@ -36,12 +36,14 @@ struct EctcqModel {
 };
 
 // A frequency is a float of 5 bits: exact below 64.
-inline int32_t ectcq_frequency(int code) { return code < 32 ? code : (32 + (code & 31)) << ((code >> 5) - 1); }
+COMMPRESS_HD int32_t ectcq_frequency(int code) { return code < 32 ? code : (32 + (code & 31)) << ((code >> 5) - 1); }
 
-// In 1/4096 step.
-inline int64_t ectcq_level(const EctcqModel& m, int q, int k) {
-  return k == 0 ? 0 : 4096 * (2 * k - q) + 32 * m.places[q][(k < 3 ? k : 3) - 1];
+// In 1/4096 step; `place`: the three of quantiser q.
+template <class Places>
+COMMPRESS_HD int32_t ectcq_magnitude(const Places& place, int q, int k) {
+  return k == 0 ? 0 : 4096 * (2 * k - q) + 32 * place[(k < 3 ? k : 3) - 1];
 }
+inline int64_t ectcq_level(const EctcqModel& m, int q, int k) { return ectcq_magnitude(m.places[q], q, k); }
 
 // False where nothing is left or a code is no frequency.
 bool ectcq_frequencies(const EctcqModel& m, int32_t (&out)[2][entropy::SYMBOLS]);

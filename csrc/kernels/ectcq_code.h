@@ -1,7 +1,7 @@
 // The codes of `trellis`: Ungerboeck's systematic feedback codes of one dimension ("Channel coding with
 // multilevel/phase signals", 1982; "Trellis-coded modulation with redundant signal sets", 1987).
 #pragma once
-#include <cstdint>
+#include "hd.h"
 
 namespace commpress {
 
@@ -11,7 +11,7 @@ struct EctcqCode {
   int states;
   uint32_t feedback, parity;
 
-  uint32_t next(uint32_t state, uint32_t odd) const {
+  COMMPRESS_HD uint32_t next(uint32_t state, uint32_t odd) const {
     return state >> 1 ^ (state & 1 ? feedback : 0) ^ (odd ? parity : 0);
   }
 };

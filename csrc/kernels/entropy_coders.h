@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "hd.h"
+
 namespace commpress {
 namespace entropy {
 
@@ -39,21 +41,29 @@ enum Kind : int16_t { KIND_ZERO = -1, KIND_NAN = -2 };  // beside the classes 0,
 
 // Adaptive probabilities, 65536 times that of a 1: special or not, which special, same class, direction, magnitude.
 struct ClassContexts {
-  uint32_t special[2] = {2048, 61440}, which[1] = {2048}, other[3] = {2048, 8192, 16384}, up[3] = {32768, 32768, 32768},
-           more[8] = {32768, 32768, 32768, 32768, 32768, 32768, 32768, 32768};
-  int was_special = 0, last = 0, change = 0;
+  uint32_t special[2], which[1], other[3], up[3], more[8];
+  int was_special, last, change;
 
-  void moved(int kind) {
+  COMMPRESS_HD void begin() {
+    special[0] = which[0] = other[0] = 2048;
+    special[1] = 61440;
+    other[1] = 8192;
+    other[2] = 16384;
+    for (uint32_t& p : up) p = 32768;
+    for (uint32_t& p : more) p = 32768;
+    was_special = last = change = 0;
+  }
+  COMMPRESS_HD void moved(int kind) {
     was_special = kind < 0;
     if (kind < 0) return;
     change = kind - last;
     last = kind;
   }
-  int size() const { return change < -1 || change > 1 ? 2 : change != 0; }
-  int direction() const { return change == 0 ? 0 : change > 0 ? 1 : 2; }
+  COMMPRESS_HD int size() const { return change < -1 || change > 1 ? 2 : change != 0; }
+  COMMPRESS_HD int direction() const { return change == 0 ? 0 : change > 0 ? 1 : 2; }
 };
 
-inline void learn(uint32_t& p, bool bit) {
+COMMPRESS_HD void learn(uint32_t& p, bool bit) {
   if (bit)
     p += (65536 - p) >> 5;
   else
@@ -84,10 +94,14 @@ class BinaryEncoder {
 
 class BinaryDecoder {
  public:
-  BinaryDecoder(const uint8_t* in, int64_t nbytes) : in_(in), end_(in + nbytes) {
+  COMMPRESS_HD void begin(const uint8_t* in, int64_t nbytes) {
+    in_ = in;
+    left_ = static_cast<uint32_t>(nbytes);
+    low_ = code_ = 0;
+    high_ = 0xFFFFFFFFu;
     for (int i = 0; i < 4; ++i) code_ = code_ << 8 | next();
   }
-  bool bit(uint32_t& p) {
+  COMMPRESS_HD bool bit(uint32_t& p) {
     const uint32_t middle = low_ + static_cast<uint32_t>((static_cast<uint64_t>(high_ - low_) * p) >> 16);
     const bool value = code_ <= middle;
     (value ? high_ : low_) = value ? middle : middle + 1;
@@ -101,13 +115,18 @@ class BinaryDecoder {
   }
 
  private:
-  uint32_t next() { return in_ < end_ ? *in_++ : 0; }
-  const uint8_t *in_, *end_;
-  uint32_t low_ = 0, high_ = 0xFFFFFFFFu, code_ = 0;
+  COMMPRESS_HD uint32_t next() {
+    if (left_ == 0) return 0;
+    --left_;
+    return *in_++;
+  }
+  const uint8_t* in_;
+  uint32_t left_, low_, high_, code_;
 };
 
 inline std::vector<uint8_t> encode_classes(const int16_t* kinds, int64_t n) {
   ClassContexts c;
+  c.begin();
   BinaryEncoder coder;
   for (int64_t b = 0; b < n; ++b) {
     const int kind = kinds[b];
@@ -126,25 +145,34 @@ inline std::vector<uint8_t> encode_classes(const int16_t* kinds, int64_t n) {
   return coder.finish();
 }
 
+// The next block's; false where it is out of range.
+COMMPRESS_HD bool decode_class(ClassContexts& c, BinaryDecoder& coder, int classes, int& kind) {
+  kind = c.last;
+  if (coder.bit(c.special[c.was_special])) {
+    kind = coder.bit(c.which[0]) ? KIND_NAN : KIND_ZERO;
+  } else {
+    if (coder.bit(c.other[c.size()])) {
+      const int sign = coder.bit(c.up[c.direction()]) ? 1 : -1;
+      int size = 1;
+      while (coder.bit(c.more[size < 8 ? size - 1 : 7]))
+        if (++size > classes) return false;
+      kind += sign * size;
+    }
+    if (kind < 0 || kind >= classes) return false;
+  }
+  c.moved(kind);
+  return true;
+}
+
 // False where a class is out of range.
 inline bool decode_classes(const uint8_t* in, int64_t nbytes, int classes, int16_t* kinds, int64_t n) {
   ClassContexts c;
-  BinaryDecoder coder(in, nbytes);
+  BinaryDecoder coder;
+  c.begin();
+  coder.begin(in, nbytes);
   for (int64_t b = 0; b < n; ++b) {
-    int kind = c.last;
-    if (coder.bit(c.special[c.was_special])) {
-      kind = coder.bit(c.which[0]) ? KIND_NAN : KIND_ZERO;
-    } else {
-      if (coder.bit(c.other[c.size()])) {
-        const int sign = coder.bit(c.up[c.direction()]) ? 1 : -1;
-        int size = 1;
-        while (coder.bit(c.more[size < 8 ? size - 1 : 7]))
-          if (++size > classes) return false;
-        kind += sign * size;
-      }
-      if (kind < 0 || kind >= classes) return false;
-    }
-    c.moved(kind);
+    int kind;
+    if (!decode_class(c, coder, classes, kind)) return false;
     kinds[b] = static_cast<int16_t>(kind);
   }
   return true;

@@ -9,48 +9,16 @@ namespace entropy {
 
 namespace {
 
-template <class T>
-int64_t interpolated(const T (&table)[129], int64_t relative, int64_t scale) {
-  int64_t place = relative + 64 * 128;
-  place = place < 0 ? 0 : place > 128 * 128 - 1 ? 128 * 128 - 1 : place;
-  const int64_t i = place >> 7, f = place & 127;
-  return (table[i] * (128 - f) + table[i + 1] * f) * scale >> 7;
-}
-
-// Level of a class in 1/32 octave.
-int64_t nominal(int64_t relative) { return (relative + 32) >> 6; }
-
 int bit_length(uint64_t x) { return x ? 64 - __builtin_clzll(x) : 0; }
-
-// P(X > z) in 2^-30; z in 2^-16.
-int64_t survival(int shape, int64_t z) {
-  const uint32_t* s = SURVIVAL[shape];
-  if (z >= 1 << 21) z = (1 << 21) - 1;
-  if (z < 1 << 12) return (1 << 29) - (((1 << 29) - static_cast<int64_t>(s[0])) * z >> 12);
-  const int e = bit_length(static_cast<uint64_t>(z)) - 1, shift = e - 5;
-  const int64_t i = ((e - 12) << 5) + ((z >> shift) & 31);
-  return s[i] - ((static_cast<int64_t>(s[i]) - s[i + 1]) * (z & ((1 << shift) - 1)) >> shift);
-}
-
-// Thresholds in 2^-16 step to multiples of the mean magnitude, in 2^-16.
-int64_t scaled(int64_t t, int64_t level) {
-  level = level < -320 ? -320 : level > 320 ? 320 : level;
-  return t * INVERSE[level & 31] >> (16 + (level >> 5));
-}
-
-int64_t frequency(int64_t above, int64_t beyond) {
-  const int64_t f = ((above - beyond) * TOTAL + (1 << 29)) >> 30;
-  return f < 1 ? 1 : f;
-}
 
 bool plain_row(const Model& m, int64_t level, int64_t offset, int32_t* out) {
   memset(out, 0, SYMBOLS * sizeof(int32_t));
-  int64_t zero = TOTAL - m.escape, above = survival(m.shape, scaled(65536 - offset, level));
+  int64_t zero = TOTAL - m.escape, above = plain_tail(m.shape, level, offset, 1);
   for (int k = 1; k <= m.largest; ++k) {
-    const int64_t beyond = survival(m.shape, scaled((k + 1) * int64_t{65536} - offset, level));
-    const int64_t f = frequency(above, beyond);
+    const int64_t beyond = plain_tail(m.shape, level, offset, k + 1);
+    const int32_t f = frequency(above, beyond);
     above = beyond;
-    out[32 + k] = out[32 - k] = static_cast<int32_t>(f);
+    out[32 + k] = out[32 - k] = f;
     zero -= 2 * f;
   }
   out[0] = m.escape;
@@ -60,17 +28,12 @@ bool plain_row(const Model& m, int64_t level, int64_t offset, int32_t* out) {
 
 bool dithered_row(const Model& m, int64_t level, int cell, int32_t* out) {
   memset(out, 0, SYMBOLS * sizeof(int32_t));
-  const auto above = [&](int k) {
-    const int64_t t = k * int64_t{65536} - HALF - ((2 * cell + 1) << 11);
-    const int64_t tail = survival(m.shape, scaled(t < 0 ? -t : t, level));
-    return t < 0 ? (int64_t{1} << 30) - tail : tail;
-  };
-  int64_t zero = TOTAL - m.escape, here = above(-m.largest);
+  int64_t zero = TOTAL - m.escape, here = dithered_tail(m.shape, level, cell, -m.largest);
   for (int k = -m.largest; k <= m.largest; ++k) {
-    const int64_t beyond = above(k + 1);
+    const int64_t beyond = dithered_tail(m.shape, level, cell, k + 1);
     if (k) {
-      const int64_t f = frequency(here, beyond);
-      out[32 + k] = static_cast<int32_t>(f);
+      const int32_t f = frequency(here, beyond);
+      out[32 + k] = f;
       zero -= f;
     }
     here = beyond;
@@ -121,22 +84,9 @@ int largest_symbol(const int64_t (&magnitudes)[LARGEST + 1], int64_t escapes) {
   return best;
 }
 
-double step_of(int64_t j) {
-  const int64_t f = j & 2047;
-  return __builtin_ldexp(static_cast<double>(STEP_COARSE[f >> 6]) * static_cast<double>(STEP_FINE[f & 63]),
-                         static_cast<int>((j - f) / 2048));
-}
-
 int64_t rate_at(int64_t relative) {
   return interpolated(RATE, relative, 1) + (relative > 64 * 128 ? 2 * (relative - 64 * 128) : 0);
 }
-
-int raw_bits(int64_t relative) {
-  const int64_t raw = (nominal(relative) - 64 + 31) >> 5;
-  return raw < 0 ? 0 : static_cast<int>(raw);
-}
-
-int64_t dead_zone(int64_t relative) { return raw_bits(relative) ? HALF : interpolated(DEAD_ZONE, relative, 256); }
 
 const int64_t* lengths() {
   static const Lengths made;

@@ -3,23 +3,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "entropy_frequencies.h"
+
 namespace commpress {
 namespace entropy {
 
-constexpr int PRECISION = 12, TOTAL = 1 << PRECISION;
-constexpr int SYMBOLS = 64;        // value + 32; 0 is the escape
-constexpr int LARGEST = 31;        // largest magnitude with a symbol
-constexpr int CELLS = 8;           // of the dither's magnitude
-constexpr int64_t HALF = 1 << 15;  // one half, in 2^-16 of a step
-
-// 2^(j / 2048).
-double step_of(int64_t j);
 // Bits of a normal source in 1/4096, at a level of its mean magnitude in 1/2048 octave above the step.
 int64_t rate_at(int64_t relative);
-// The offset f of floor(|v| + f) in 2^-16.
-int64_t dead_zone(int64_t relative);
-// Low bits of a value that are sent as they are.
-int raw_bits(int64_t relative);
 // -log2(f / 4096) in 2^-16 bit, f = 0 .. 4096.
 const int64_t* lengths();
 

@@ -52,6 +52,14 @@ COMMPRESS_HD float scale_by_power(float x, int e) {
 #endif
 }
 
+COMMPRESS_HD double scale_by_power(double x, int e) {
+#if defined(__CUDA_ARCH__)
+  return scalbn(x, e);
+#else
+  return __builtin_ldexp(x, e);
+#endif
+}
+
 // Round to nearest even; |x| < 2^31.
 COMMPRESS_HD int32_t round_to_int(float x) {
 #if defined(__CUDA_ARCH__)

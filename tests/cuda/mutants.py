@@ -1,4 +1,4 @@
-"""Mutants of the CUDA kernels: do test_kernels, test_formats, test_topk and test_bitshift catch bugs of the kinds that kernels have?
+"""Mutants of the CUDA kernels: do test_kernels, test_formats, test_topk, test_bitshift and test_entropy catch bugs of the kinds that kernels have?
 
     python tests/cuda/mutants.py [--builds plain,sanitize,threads] [--no-baseline] [NAME ...]
 
@@ -53,6 +53,11 @@ RUNS = {
         "plain": [(1, 0, 1, 9), (2, 2, 4, 12)],
         "sanitize": [(4, 0, 1, 40), (5, 2, 8, 40)],
         "threads": [(6, 0, 1, 90), (7, 2, 8, 60)],
+    },
+    "entropy": {
+        "plain": [(1, 0, 1, 5), (2, 2, 4, 1)],
+        "sanitize": [(4, 0, 1, 5), (5, 2, 8, 7)],
+        "threads": [(6, 0, 8, 40), (7, 2, 8, 20)],
     },
 }
 BUILDS = list(RUNS["kernels"])

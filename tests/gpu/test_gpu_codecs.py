@@ -35,6 +35,14 @@ FORMATS = (
 SPARSE = ["topk:0.01", "topk:0.3,values=1,block=4096", "topk:0.001,values=2", "topk:0.1,values=8,block=262144"]
 SPARSE += ["topk:1,values=3,block=4096", "topk:0.05,values=bf16", "topk:0.02,values=fp32", "threshold:2.5"]
 TRELLIS = ["bitshift:1,length=8", "hadamard+bitshift:0.1,length=8", "hadamard+bitshift:2.5,length=10", "bitshift:0.25"]
+ENTROPY = ["ecsq:0.05", "ecsq:2", "ecsq:8,substream=64,scale=centroid", "ecdq:1", "ecdq:6,substream=8"]
+ENTROPY += [
+    "hadamard+ecsq:3,substream=8",
+    "hadamard+ecdq:4",
+    "trellis:2",
+    "trellis:6,states=32,substream=16",
+    "hadamard+trellis:4,states=256,scale=centroid",
+]
 SIZES = (1, 31, 4097, 3 * 4096 + 640, (1 << 20) - 5)
 KEY = commpress.Key(seed=5, step=3, sender=1, tensor=2)
 
@@ -74,6 +82,44 @@ def test_bytes_and_values_are_the_cpu_paths(spec, n):
             known = codec.decode(expected, KEY, out=y.clone(), accumulate=accumulate, gain=1.5, beta=0.5)
             got = codec.decode(payload, KEY, out=y.to(DEVICE), accumulate=accumulate, gain=1.5, beta=0.5)
             assert same(got, known), (kind, accumulate)
+
+
+@pytest.mark.parametrize("spec", ENTROPY)
+@pytest.mark.parametrize("n", [*SIZES, (1 << 23) + 5000])
+def test_values_of_decoders_are_the_cpu_paths(spec, n):
+    """There is no encoder on the device."""
+    codec, offset = commpress.codec(spec), (1 << 23) - 8192
+    for seed, kind in enumerate(("normal", "heavy", "sparse", "not finite", "tiny") if n < 1 << 23 else ("normal",)):
+        payloads = [
+            codec.encode(values(kind, n, seed + i), KEY.replace(sender=i), offset=offset, gain=0.75) for i in range(3)
+        ]
+        there = torch.cat([torch.zeros(3, dtype=torch.uint8), payloads[0]]).to(DEVICE)[3:]  # at any byte
+        for accumulate in (False, True):
+            y, how = values("normal", n, seed + 1), {"accumulate": accumulate, "gain": 1.5, "beta": 0.5}
+            known = codec.decode(payloads[0], KEY.replace(sender=0), out=y.clone(), offset=offset, **how)
+            got = codec.decode(there, KEY.replace(sender=0), out=y.to(DEVICE), offset=offset, **how)
+            assert same(got, known), (kind, accumulate)
+        known, got, keys = torch.empty(n), torch.empty(n, device=DEVICE), [KEY.replace(sender=i) for i in range(3)]
+        finite = codec.decode_sum(payloads, keys, out=known, offset=offset)
+        assert codec.decode_sum([p.to(DEVICE) for p in payloads], keys, out=got, offset=offset) is finite
+        assert same(got, known), kind
+        half = torch.empty(n, device=DEVICE, dtype=torch.bfloat16)
+        assert same(
+            codec.decode(payloads[0].to(DEVICE), keys[0], out=half, offset=offset),
+            codec.decode(payloads[0], keys[0], out=torch.empty(n, dtype=torch.bfloat16), offset=offset),
+        )
+
+
+@pytest.mark.parametrize("spec", ["ecsq:4", "trellis:4"])
+def test_invalid_segments_are_named(spec):
+    codec, n = commpress.codec(spec), 50_000
+    keys = [KEY.replace(sender=i) for i in range(2)]
+    payloads = [codec.encode(values("normal", n, i), key).to(DEVICE) for i, key in enumerate(keys)]
+    payloads[1][7] = 0  # classes
+    with pytest.raises(WireError, match="the payload of rank 1"):
+        codec.decode_sum(payloads, keys, out=torch.empty(n, device=DEVICE))
+    with pytest.raises(WireError, match="no encoder writes"):
+        codec.decode(payloads[1], keys[1], out=torch.empty(n, device=DEVICE))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -1,6 +1,6 @@
 """The mutants of tests/cuda/mutants.py, a file for each kernel."""
 
-from mutations import _bitshift, _formats, _rotated, _shared, _topk, _uniform
+from mutations import _bitshift, _entropy, _formats, _rotated, _shared, _topk, _uniform
 from mutations._mutant import TESTS, Error, Mutant
 
 __all__ = ["MUTANTS", "TESTS", "Error", "Mutant"]
@@ -11,5 +11,6 @@ MUTANTS: list[Mutant] = [
     *_rotated.MUTANTS,
     *_formats.MUTANTS,
     *_bitshift.MUTANTS,
+    *(Mutant(*mutant) for mutant in _entropy.MUTANTS),
     *_topk.MUTANTS,
 ]

@@ -3,7 +3,13 @@
 import dataclasses
 
 # Of what is compiled with a mutant, the test.
-TESTS = {"kernels": "test_kernels", "formats": "test_formats", "sparse": "test_topk", "trellis": "test_bitshift"}
+TESTS = {
+    "kernels": "test_kernels",
+    "formats": "test_formats",
+    "sparse": "test_topk",
+    "trellis": "test_bitshift",
+    "entropy": "test_entropy",
+}
 
 
 class Error(Exception):
@@ -28,7 +34,7 @@ class Mutant:
     @property
     def emulated(self) -> str:
         """What is compiled with it, EMULATED_emulated.cpp."""
-        return next((kind for kind in ("formats", "sparse", "trellis") if kind in self.file), "kernels")
+        return next((kind for kind in ("formats", "sparse", "trellis", "entropy") if kind in self.file), "kernels")
 
     @property
     def test(self) -> str:
