@@ -195,7 +195,7 @@ void tables(Run& run) {
 
 // Any bytes, and an encoder's of which some are others: the values of the CPU path, and the same verdict.
 void hostile(Run& run) {
-  for (int attempt = 0; attempt < 400; ++attempt) {
+  for (int attempt = 0; attempt < 500; ++attempt) {
     if (!run.next()) continue;
     Noise noise{run.seed + static_cast<uint64_t>(run.number)};
     EcsqCodec codec = any_codec(noise);
@@ -212,11 +212,36 @@ void hostile(Run& run) {
     std::vector<float> x = values(NORMAL, n, noise);
     spoil(x, noise.below(4), noise);
     ecsq_encode(codec, key, 0, x.data(), n, 1.0f, bytes.data(), Isa::PLAIN);
-    const int64_t way = noise.below(6), header = noise.below(2) ? 30 : std::min<int64_t>(bucket.nbytes, 160);
+    const int64_t way = noise.below(9), header = noise.below(2) ? 30 : std::min<int64_t>(bucket.nbytes, 160);
     if (way == 0) {  // the header
       bytes.data()[noise.below(header)] ^= static_cast<uint8_t>(1u << noise.below(8));
     } else if (way == 1) {
       bytes.data()[noise.below(header)] = static_cast<uint8_t>(noise.below(2) ? 255 : noise.below(256));
+    } else if (way == 6) {  // the last escape, whose highest byte is not zero
+      uint32_t at;
+      std::memcpy(&at, bytes.data() + 14, 4);
+      if (bytes.data()[0] % 2 == 1 && at < bucket.nbytes) {
+        while (at > 20 && bytes.data()[at - 1] == 0) --at;
+        bytes.data()[at - 1] = static_cast<uint8_t>(noise.below(2) ? 0x7F : 0x72);
+      }
+    } else if (way == 8) {  // an entry of a substream, or of what stands there
+      const int classes = bytes.data()[7];
+      int64_t at = ecsq_header_nbytes(codec) + (classes + 7) / 8;
+      for (int k = 0; k < std::min(classes, 56); ++k)
+        at += (bytes.data()[ecsq_header_nbytes(codec) + k / 8] >> k % 8 & 1) * ecsq_class_nbytes(codec);
+      at += 4 * noise.below(4);
+      if (at + 4 <= bucket.nbytes) {
+        uint32_t number;
+        std::memcpy(&number, bytes.data() + at, 4);
+        number += static_cast<uint32_t>(noise.below(noise.below(2) ? 8 : 200)) - 3;
+        std::memcpy(bytes.data() + at, &number, 4);
+      }
+    } else if (way == 7) {  // the number of escapes, and where the first stream begins
+      uint32_t number;
+      uint8_t* const field = bytes.data() + (noise.below(2) ? 10 : 14);
+      std::memcpy(&number, field, 4);
+      number += static_cast<uint32_t>(noise.below(noise.below(2) ? 20 : 2000)) - 9;
+      std::memcpy(field, &number, 4);
     } else if (way == 2) {  // the other kind of segment
       bytes.data()[0] = static_cast<uint8_t>(noise.below(5));
     } else {

@@ -18,7 +18,7 @@ MUTANTS = [
         *("stream_read_before_it_moved", _DECODER),
         *("    s.used = 0;\n  }\n  __syncthreads();", "    s.used = 0;\n  }", "threads"),
     ),
-    ("cells_before_symbols", _TABLES, "  __syncwarp();\n", ""),
+    ("cells_before_symbols", _TABLES, "  __syncwarp();\n", "", "threads"),
     (
         *("dithers_over_values_still_read", _DECODER),
         *("to.put(block + i, s.y[i]);\n    __syncthreads();", "to.put(block + i, s.y[i]);", "threads"),
@@ -57,7 +57,7 @@ MUTANTS = [
     # ---- the format ----
     ("chains_begin_once", _DECODER, "spanned++ % ECTCQ_SPAN == 0", "spanned++ == 0"),
     ("escapes_are_even", _DECODER, "odd = value & 1;", ""),
-    ("chains_rest_in_empty_blocks", _DECODER, "chain = code.next(chain, 0);", ""),
+    ("chains_rest_in_empty_blocks", _DECODER, "chain = code.next(chain, 0);", ";"),
     ("short_trellis_block", _DECODER, "part.slot[g], GROUP_NUMEL, s.codes", "part.slot[g], n, s.codes"),
     ("signs_of_dithers_ignored", _DECODER, "if (dithered && c.raw == 0 && w < 0)", "if (false)"),
     ("one_cell_of_dithers", _DECODER, "(w < 0 ? -w : w) >> 20", "0"),
@@ -76,8 +76,8 @@ MUTANTS = [
     ("impossible_tables_pass", _TABLES, "valid && left >= (ample ? 2 : 1)", "valid"),
     ("absent_classes_pass", _HEADER, "(kind < 0 || s.of_class[kind].at != 0)", "true"),
     ("huge_escapes_pass", _HEADER, "value >= -ECSQ_FARTHEST && value <= ECSQ_FARTHEST", "value == value"),
-    ("gaps_in_raw_bits_pass", _DECODER, ": s.low == s.low_end;", ": true;"),
-    ("escapes_over_streams_pass", _DECODER, "<= s.first_stream : ", "<= s.nbytes : "),
+    ("gaps_in_raw_bits_pass", _DECODER, "s.last || s.low == s.low_end;", "true;"),
+    ("escapes_over_streams_pass", _HEADER, "(s.escapes_end) > s.first_stream", "(s.escapes_end) > s.nbytes"),
     ("streams_overlap", _HEADER, "static_cast<uint64_t>(s.stream) + 4 * s.lanes > s.stream_end", "false"),
     ("escapes_run_backwards", _HEADER, "s.escapes > s.escapes_end || ", ""),
     ("steep_steps_pass", _HEADER, "beyond(s.step, 2048 * 400) || ", ""),
