@@ -70,7 +70,10 @@ def test_one_layer_of_thirty_two_lanes(spec):
     check(layers_of(spec, 70_001), [patchy(70_001, 1), normal(70_001, 2)], 7, counter=1234)
 
 
-@pytest.mark.parametrize("states", [8, 16, 32, 64, 128, 256])
+NIGHTLY = pytest.mark.nightly
+
+
+@pytest.mark.parametrize("states", [8, 256, *(pytest.param(s, marks=NIGHTLY) for s in (16, 32, 64, 128))])
 def test_trellises(states):
     check(layers_of(f"trellis:5,states={states}", 16_513), [patchy(70_001, states)[20_000:36_513]], states)
 
@@ -83,7 +86,7 @@ def test_substreams(spec):
     check(layers, [patchy(70_001, 3)[10_000:50_000], normal(40_000, 4)], 9)
 
 
-@pytest.mark.parametrize("spec", ["ecsq:8", "ecdq:8"])
+@pytest.mark.parametrize("spec", ["ecsq:8", pytest.param("ecdq:8", marks=NIGHTLY)])
 def test_long_substreams(spec):
     layers = layers_of(f"{spec},substream=64", 140_000)
     assert Launcher(layers, key_of(0))._table.blocks == 2

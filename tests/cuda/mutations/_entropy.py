@@ -50,7 +50,7 @@ MUTANTS = [
     ("escapes_beyond_the_last", _DECODER, "rank < s.escapes_end ? ", "rank < s.all_escapes + 2 ? "),
     ("raw_bits_cut", _DECODER, "if (end > 16)", "if (end > 17)"),
     ("raw_bits_beyond_the_next", _DECODER, "nbytes > s.low_end - s.low", "false", "sanitize"),
-    ("stream_beyond_the_segment", _HEADER, "s.stream_end > s.nbytes || ", ""),
+    ("stream_beyond_the_segment", _HEADER, "s.stream_end > s.nbytes || ", "", "sanitize"),
     ("slots_that_are_used", _DECODER, "while (used(s.hand))", "while (false)"),
     ("tables_overlap", _HEADER, "TABLE_WORDS / (rows * row_words)", "TABLE_WORDS / row_words", "sanitize"),
     ("stream_held_too_short", _DECODER, "s.used + PART <= STREAM_WORDS", "s.used + PART / 2 <= STREAM_WORDS"),
