@@ -87,7 +87,7 @@ def program(build, test="test_kernels"):
 
 @pytest.mark.parametrize(("test", "build", "schedule"), RUNS, ids=str)
 def test_kernels_give_the_bytes_of_the_cpu(test, build, schedule):
-    code, output = run(str(program(build, test)), *map(str, schedule), timeout=120)
+    code, output = run(str(program(build, test)), *map(str, schedule), timeout=170)
     if code != 0 and "unexpected memory mapping" in output:
         pytest.skip(
             "the threads build of the emulated kernels is not tested: ThreadSanitizer cannot run on this kernel"

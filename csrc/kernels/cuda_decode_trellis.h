@@ -69,9 +69,8 @@ COMMPRESS_DEVICE void gather_rotated(TrellisDecoderSpace& s, uint32_t sender_pha
     COMMPRESS_UNROLL_ALL
     for (int j = 0; j < EACH; ++j) {
       const int i = j * TRELLIS_THREADS + thread();
-      value[j] = i < part.size ? s.y[i] : 0.0f;
+      value[j] = i < part.size ? s.y[i] : 0.0f;  // written by this thread alone when the next block is gathered
     }
-    __syncthreads();
   });
   COMMPRESS_UNROLL_ALL
   for (int j = 0; j < EACH; ++j) {
@@ -85,8 +84,8 @@ COMMPRESS_DEVICE float scaled_level(float level, float factor) {
   return factor <= LARGE_SCALE ? level * factor : finite_product(level, factor);
 }
 
-// The part of one sender's piece, rotated twice only if CAREFUL; false for a scale that no encoder writes. Ends in
-// step.
+// The part of one sender's piece, rotated twice only if CAREFUL; false for a scale that no encoder writes. Ends where
+// the next sender's may begin.
 template <bool CAREFUL>
 COMMPRESS_DEVICE bool decode_part(TrellisDecoderSpace& s, uint32_t sender_phase, const uint8_t* in, float* out,
                                   const Sink& sink) {
@@ -118,7 +117,6 @@ COMMPRESS_DEVICE bool decode_part(TrellisDecoderSpace& s, uint32_t sender_phase,
     gather_block(s, part.block);
   careful_unrotate(s.workspace(s.y), key_of(s, sender_phase), ROTATE_FIRST, part.index + part.block * BLOCK, part.size);
   for (int i = thread(); i < part.size; i += threads()) deliver(out + i, scaled_level(s.y[i], factor), sink);
-  __syncthreads();
   return scale32_valid(scale);
 }
 

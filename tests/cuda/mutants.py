@@ -11,7 +11,8 @@ exactly once is an error, as is a mutant that does not compile and a test that f
 Mutants that change nothing that can be observed are left out. Among them are barriers that are redundant in every
 present caller: the last ones of block_largest, fold, fill_tables, deliver_all and write_piece, where another barrier
 comes before the memory is written again. So is a swizzle or an index that only exchanges two accumulators whose sum is
-taken next: addition commutes.
+taken next: addition commutes. And the zeros behind a trellis's bits, without which the executor of PTX complains, are
+read and masked away.
 """
 
 import argparse

@@ -3,12 +3,14 @@
 //   test_bitshift [SEED [ORDER [BLOCKS_IN_FLIGHT [PARTS [NUMEL]]]]]
 // ORDER: 0 in order, 1 reversed, 2 random. PARTS: every how many-th case is run, 1 for all. NUMEL: instead of all that,
 // so many coordinates are encoded and decoded, at a few rates.
+#include <algorithm>
 #include <memory>
 
 #include "bitshift_codec.h"
 #include "cuda_decode_trellis.h"
 #include "kernel_inputs.h"
 #include "simt/engine.h"
+#include "trellis_emulated.h"
 
 namespace {
 
@@ -194,10 +196,9 @@ void all_codecs(Run& run) {
 
 // An encoder's payloads of values of every kind.
 void encoders(Run& run) {
-  const int64_t sizes[] = {1, 31, 4097, 16384 + 8192 + 1500};
   for (const TrellisRate& rate : TRELLIS_RATES)
     for (int kind = 0; kind < KINDS; ++kind)
-      for (int64_t n : sizes) {
+      for (int64_t n : {1, 31, 4097, rate.values > 1 ? 16384 + 8192 + 1500 : 8192 + 1500}) {
         if (!run.next()) continue;
         Noise noise{run.seed + static_cast<uint64_t>(run.number)};
         const int length = shortest(rate) + static_cast<int>(noise.below(3));
@@ -303,6 +304,18 @@ void codewords() {
   }
 }
 
+// The first of the nodes with the least cost, in every thread: what follows from it hardly depends on which of equals.
+void best_of_nodes(Noise& noise) {
+  for (int digits = 5; digits <= 11; ++digits) {
+    std::vector<float> costs(1 << digits);
+    for (float& cost : costs) cost = static_cast<float>(noise.below(costs.size() / 8));
+    std::vector<int32_t> found(cuda::TRELLIS_THREADS, -1);
+    cuda::best_nodes(costs.data(), digits, found.data());
+    const int32_t first = static_cast<int32_t>(std::min_element(costs.begin(), costs.end()) - costs.begin());
+    for (int32_t node : found) require(node == first, "best of " + std::to_string(costs.size()) + " nodes");
+  }
+}
+
 // Pieces are found where trellis_pieces() has them.
 void pieces(Noise& noise) {
   for (int attempt = 0; attempt < 300; ++attempt) {
@@ -335,6 +348,7 @@ int main(int count, char** arguments) {
   codewords();
   Noise noise{seed};
   pieces(noise);
+  best_of_nodes(noise);
   Run run{seed, number(4, 1)};
   all_codecs(run);
   encoders(run);

@@ -29,13 +29,6 @@ MUTANTS = [
         "s.y[i] = value[0];\n  }",
     ),
     Mutant(
-        "next_block_over_values_still_read",
-        "cuda_decode_trellis.h",
-        "s.y[i] : 0.0f;\n    }\n    __syncthreads();",
-        "s.y[i] : 0.0f;\n    }",
-        "threads",
-    ),
-    Mutant(
         "sums_rotated_at_once",
         "cuda_decode_trellis.h",
         "s.y[i] = sum[j];\n  }\n  __syncthreads();",
@@ -48,14 +41,6 @@ MUTANTS = [
         "factor), sink);\n    return !(scale",
         "threads",
     ),
-    Mutant(
-        "next_sender_over_values",
-        "cuda_decode_trellis.h",
-        "scaled_level(s.y[i], factor), sink);\n  __syncthreads();",
-        "scaled_level(s.y[i], factor), sink);",
-        "threads",
-    ),
-    Mutant("window_reaches_stale_bits", "cuda_decode_trellis.h", "(nbytes + 3) / 4 * 4 + 4", "nbytes", "sanitize"),
     Mutant(
         "blocks_in_reverse", "cuda_decode_trellis.h", "minus = wanted >> level & 1", "minus = wanted >> (3 - level) & 1"
     ),
@@ -108,8 +93,8 @@ MUTANTS = [
     Mutant(
         "trellis_scale_not_checked",
         "cuda_decode_trellis.h",
-        "sink);\n  __syncthreads();\n  return scale32_valid(scale);",
-        "sink);\n  __syncthreads();\n  return true;",
+        "sink);\n  return scale32_valid(scale);",
+        "sink);\n  return true;",
     ),
     Mutant("codeword_of_the_first_chain", "cuda_trellis.h", "start = chain * part.count;", "start = 0;"),
     Mutant("reciprocal_rounded_down", "cuda_trellis.h", " + static_cast<uint32_t>(values) - 1) /", ") /"),
