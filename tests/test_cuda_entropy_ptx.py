@@ -70,7 +70,10 @@ def test_one_layer_of_thirty_two_lanes(spec):
     check(layers_of(spec, 70_001), [patchy(70_001, 1), normal(70_001, 2)], 7, counter=1234)
 
 
-@pytest.mark.parametrize("states", [8, 16, 32, 64, 128, 256])
+NIGHTLY = pytest.mark.nightly
+
+
+@pytest.mark.parametrize("states", [8, 256, *(pytest.param(s, marks=NIGHTLY) for s in (16, 32, 64, 128))])
 def test_trellises(states):
     check(layers_of(f"trellis:5,states={states}", 16_513), [patchy(70_001, states)[20_000:36_513]], states)
 
@@ -83,7 +86,7 @@ def test_substreams(spec):
     check(layers, [patchy(70_001, 3)[10_000:50_000], normal(40_000, 4)], 9)
 
 
-@pytest.mark.parametrize("spec", ["ecsq:8", "ecdq:8"])
+@pytest.mark.parametrize("spec", ["ecsq:8", pytest.param("ecdq:8", marks=NIGHTLY)])
 def test_long_substreams(spec):
     layers = layers_of(f"{spec},substream=64", 140_000)
     assert Launcher(layers, key_of(0))._table.blocks == 2
@@ -120,7 +123,7 @@ def test_damaged_headers(spec, n):
     layers, key, rng = layers_of(spec, n), key_of(n), np.random.default_rng(n)
     good = encode_on_cpu(layers, key, torch.from_numpy(patchy(70_001, 1)[20_000 : 20_000 + n]))
     refusals = 0
-    for at in [0, 1, 3, 6, 7, 8, 10, 13, 14, 17, 21, *rng.integers(22, 60, 4)]:
+    for at in [0, 3, 7, 8, 13, 17, 21, *rng.integers(22, 60, 2)]:
         payload = good.copy()
         payload[at] ^= 1 << rng.integers(8)
         launcher = Launcher(layers, key)
@@ -128,6 +131,8 @@ def test_damaged_headers(spec, n):
             compare(launcher, layers, [payload], [key], poisoned(n))
             continue
         refusals += 1
-        _, report = launcher.decode([good, payload, good], [key] * 3, poisoned(n), position=7)
-        assert report[0] == 7 + 1 + 1
-    assert refusals >= 4
+        _, report = launcher.decode([payload], [key], poisoned(n), position=7)
+        assert report[0] == 7 + 1
+    assert refusals >= 3
+    _, report = Launcher(layers, key).decode([good, payload, good], [key] * 3, poisoned(n))
+    assert report[0] == 2 * refused(layers, payload, key)
