@@ -90,7 +90,7 @@ COMMPRESS_DEVICE void fill_dithers(EntropySpace& s, const Key& key, int64_t inde
   }
 }
 
-// One block's symbols, by a warp. The coders' states are of 32, 4 or one lane.
+// One block's symbols, by a warp, of 32, 4 or one coder. What fills up the last block of a trellis is not wanted.
 template <bool TRELLIS>
 COMMPRESS_DEVICE void decode_group(EntropySpace& s, const uint8_t* in, int kind, int slot, int n, uint8_t* codes,
                                    int y_at, uint32_t& state, uint32_t& chain, int& used, uint32_t& met) {
@@ -156,7 +156,7 @@ COMMPRESS_DEVICE void decode_part(EntropySpace& s, const Part& part, const uint8
     }
     if (empty) continue;
     if (trellis)
-      decode_group<true>(s, in, kind, part.slot[g], GROUP_NUMEL, s.codes + at, y_at + at, state, chain, used, met);
+      decode_group<true>(s, in, kind, part.slot[g], n, s.codes + at, y_at + at, state, chain, used, met);
     else
       decode_group<false>(s, in, kind, part.slot[g], n, s.codes + at, y_at + at, state, chain, used, met);
   }

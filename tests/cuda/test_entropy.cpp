@@ -58,6 +58,8 @@ void spoil(std::vector<float>& x, int64_t way, Noise& noise) {
                                    : 1.0f;
     if (scale != 1.0f)
       for (int64_t i = b; i < end; ++i) x[i] = scale == 0.0f ? 0.0f : x[i] * scale;
+    // Few steps off for most: their blocks stay in classes of the trellis.
+    if (way % 2 == 0 && noise.below(2)) x[b + noise.below(end - b)] *= static_cast<float>(8 + noise.below(40));
     if (way == 2 && noise.below(3) == 0) x[b + noise.below(end - b)] = noise.below(2) ? 3e4f : -1e30f;
     if (way == 3 && noise.below(20) == 0)
       x[b + noise.below(end - b)] = float_of(noise.below(2) ? 0x7FC00000u : 0x7F800000u);

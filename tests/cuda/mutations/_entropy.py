@@ -58,7 +58,6 @@ MUTANTS = [
     ("chains_begin_once", _DECODER, "spanned++ % ECTCQ_SPAN == 0", "spanned++ == 0"),
     ("escapes_are_even", _DECODER, "odd = value & 1;", ""),
     ("chains_rest_in_empty_blocks", _DECODER, "chain = code.next(chain, 0);", ";"),
-    ("short_trellis_block", _DECODER, "part.slot[g], GROUP_NUMEL, s.codes", "part.slot[g], n, s.codes"),
     ("signs_of_dithers_ignored", _DECODER, "if (dithered && c.raw == 0 && w < 0)", "if (false)"),
     ("one_cell_of_dithers", _DECODER, "(w < 0 ? -w : w) >> 20", "0"),
     ("one_step_for_all", _DECODER, "c.coarser ? s.coarse : s.scale", "s.scale"),
