@@ -181,6 +181,19 @@ void long_layers(Run& run) {
     }
 }
 
+// Values without a symbol in classes of the trellis, whose parity moves the chains.
+void trellis_escapes(Run& run) {
+  for (const int states : STATES)
+    for (const int32_t rate : {3300000, 5000000}) {
+      if (!run.next()) continue;
+      Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+      const EcsqCodec codec{rate, false, false, noise.below(2) == 0, states};
+      Bucket bucket;
+      bucket.add(codec, 0, 20021);
+      check(bucket, NORMAL, 0, 1, "escapes of " + name_of(codec, 20021), noise);
+    }
+}
+
 // Layers of several codecs, more substreams than blocks of threads.
 void tables(Run& run) {
   for (int table = 0; table < 12; ++table) {
@@ -283,6 +296,7 @@ int main(int count, char** arguments) {
   single_layers(run);
   long_layers(run);
   Run often{seed, (run.parts + 3) / 4};
+  trellis_escapes(often);
   tables(often);
   hostile(often);
   std::printf("passed\n");
