@@ -99,9 +99,10 @@ def test_measured_steps_overrule_the_model() -> None:
         assert (one.plan_of(end, [LARGE]), one.decided) == (winner, "measured")
         assert one.describe(winner, [LARGE]).step_seconds[winner] == pytest.approx(0.5)
         assert one.plan_of(100_000, [LARGE]) == winner
-    tie = close_call()
-    run_trials(tie, lambda plan, _: 0.98 if plan == "hadamard+lloyd:2" else 1.0)
-    assert tie.plan_of(10_000, [LARGE]) == "bf16"  # the most exact within 3 %
+    for faster, taken in ((0.995, "bf16"), (0.98, "hadamard+lloyd:2")):  # the most exact within 1 %
+        tie = close_call()
+        run_trials(tie, lambda plan, _, faster=faster: faster if plan == "hadamard+lloyd:2" else 1.0)
+        assert tie.plan_of(10_000, [LARGE]) == taken
 
 
 def right_choices(runs: int) -> tuple[int, list[int]]:
@@ -128,6 +129,21 @@ def test_a_machine_that_scatters_is_asked_again(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(_auto, "ROUNDS", 1)
     once, ends = right_choices(100)
     assert once <= 75 and set(ends) == {FIRST_TRIAL + 4 * TRIAL_STEPS}, "the control is as good"
+
+
+@pytest.mark.parametrize("count", [5, 6, 11, 23])
+def test_medians_are_known_as_well_as_is_said(count: int) -> None:
+    """The interval holds the true median in 95 % of samples (94 % of 5 values' ones), and one that leaves out a value more at each end does not."""
+    random = np.random.default_rng(count)
+    held = narrower = 0
+    for _ in range(4000):
+        values = np.sort(random.lognormal(0, 0.05, count))
+        low, middle, high = _auto._ratio(values.tolist())
+        held += low <= 1.0 <= high
+        assert low <= middle == np.median(values) <= high
+        left_out = int((values < low).sum()) + 1
+        narrower += values[left_out] <= 1.0 <= values[count - 1 - left_out]
+    assert held / 4000 > (0.925 if count == 5 else 0.94) and narrower / 4000 < 0.94
 
 
 def test_a_state_goes_through_json_and_is_kept() -> None:
