@@ -1,4 +1,4 @@
-"""The probe: what a process group, its links and this machine can do, in a second or a few."""
+"""The probe: what a process group, its links and this machine can do, in seconds."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ _LEAST_NBYTES = 96 * 1024  # that an exchange has to carry to say anything about
 _LEAST_SECONDS, _MOST_SECONDS = 0.04, 0.12  # of one exchange of the probe
 # Of the real exchanges of each codec: what stays in caches, and what comes from memory.
 _TRIAL_NUMELS = (1 << 18, 1 << 23)
+# Calls of a trial: short ones scatter most, and many of them take no longer.
+_LEAST_CALLS, _MOST_CALLS, _CALLS_SECONDS = 3, 25, 0.2
 _LINK_ROUNDS = 4
 
 
@@ -48,7 +50,7 @@ def probe(
 ) -> Calibration:
     """Measures latency, link, sockets, codecs and torch's own all-reduces. Collective: every rank of the group calls it with the same arguments, with nothing else under way on the group.
 
-    It makes two subgroups and closes them. Sizes follow the speed that it meets. Every codec and dtype adds its part: with eight codecs and two dtypes 2 to 5 s were seen on 2 and 4 ranks of
+    It makes two subgroups and closes them. Sizes follow the speed that it meets. Every codec and dtype adds its part: with eight codecs and two dtypes 5 to 9 s were seen on 2 and 4 ranks of
     2 cores, from 10 Mbit/s to loopback.
 
     Args:
@@ -203,6 +205,13 @@ class Peers:
             samples.append(time.perf_counter() - began)
         return self.slowest([samples])[0]
 
+    def time_often(self, work: Callable[[], Any], spend: float, prepare: Callable[[], Any] | None = None) -> float:
+        """As :meth:`time`, with as many rounds as the first one, which does not count, leaves time for; that one alone counts where links are so slow that a call takes `spend` seconds or more and nothing else matters."""
+        first = self.time(work, 1, prepare)
+        if spend >= _MOST_SECONDS and first >= spend:
+            return first
+        return self.time(work, max(_LEAST_CALLS, min(_MOST_CALLS, int(_CALLS_SECONDS / max(first, 1e-9)))), prepare)
+
     def agreed_cost(self, cost: CodecCost) -> CodecCost:
         """Each time of `cost` as the median over the ranks: all did the same, and what one was disturbed by says nothing about the codec."""
         names = ("encode", "reduce", "decode", "encode_call", "reduce_call", "decode_call")
@@ -261,12 +270,7 @@ def _torch_line(
     points = []
     for nbytes in sizes:
         tensor = torch.zeros(nbytes // dtype.itemsize, dtype=dtype)
-        work = functools.partial(dist.all_reduce, tensor, group=group)
-        if nbytes != sizes[-1]:
-            work()
-        points.append(
-            (float(nbytes), peers.time(work, 9 if nbytes != sizes[-1] else 3 if spend < _MOST_SECONDS else 2))
-        )
+        points.append((float(nbytes), peers.time_often(functools.partial(dist.all_reduce, tensor, group=group), spend)))
     return tuple(points)
 
 
@@ -289,7 +293,7 @@ def _trials(
     sizes: list[int] = []
     for most in _TRIAL_NUMELS:
         numel = 4096 * found.ranks
-        while 2 * numel <= most and found.predict(str(codec), 2 * numel) < spend:
+        while 2 * numel <= most and found.predict(str(codec), 2 * numel) < _MOST_SECONDS:
             numel *= 2
         if numel not in sizes:
             sizes.append(numel)
@@ -301,7 +305,6 @@ def _trial(peers: Peers, reducer: Reducer, codec: Codec, found: Calibration, spe
     x = torch.randn(numel, generator=torch.Generator().manual_seed(found.ranks))
     flat = x.clone()
     work = functools.partial(reducer.run, flat, codec, codec.of_second_phase, Key())
-    work()
-    seconds = peers.time(work, 3 if spend < _MOST_SECONDS else 1, lambda: flat.copy_(x))
+    seconds = peers.time_often(work, spend, lambda: flat.copy_(x))
     model = found.predict(str(codec), numel) - found.call
     return min(2.0, max(0.5, (seconds - found.call) / model)) if model > 0 else 1.0
