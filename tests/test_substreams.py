@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from _inputs import key_of, normal, same_bits
-from test_ecsq import assert_twins, check_paths, decoded, refused, uneven
+from test_ecsq import assert_twins, check_paths, decoded, uneven
+from test_ecsq_hostile import refused
 
 import commpress
 from commpress import errors, reference

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from _inputs import FINITE, NON_FINITE, Guarded, key_of, normal, same_bits
-from test_ecsq import achieved, assert_twins, check_paths, decoded, refused
+from test_ecsq import achieved, assert_twins, check_paths, decoded
+from test_ecsq_hostile import refused
 
 import commpress
 from commpress import errors, ops, reference
