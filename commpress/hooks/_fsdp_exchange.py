@@ -279,9 +279,8 @@ class ShardExchange:
         observer = PlainObserver(self.fail)
         # The same bytes for the same weights: forward and backward of a step must see the same.
         key = Key(seed=self.seed, step=self.step & 0xFFFFFFFF, tensor=unit.index)
-        self._reducer.all_gather(
-            flat, codec, key, observer=observer, plan=f"fsdp2 weights of {unit.name}", wait=True
-        ).wait()
+        plan = f"fsdp2 weights of {unit.name}"
+        self._reducer.all_gather(flat, codec, key, observer=observer, plan=plan, wait=True).wait()
         if flat.data_ptr() != output.data_ptr():
             output.view(-1).copy_(flat)
         assert observer.report is not None

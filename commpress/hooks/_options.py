@@ -87,12 +87,12 @@ def on_device(chosen: Coding, shaping: float | None, hierarchical: Asked, every:
     """The same where the parameters are on a CUDA device: without noise shaping, if none was asked for.
 
     Args:
-        shaping, every: as they were asked for; `every`: intervals of what is not to be had there, by name.
+        shaping, every: as they were asked for; `every`: intervals by name, of which only that of telemetry is to be had there.
 
     Raises:
         SpecError: something was asked for that is not to be had there.
     """
-    missing = [name for name, steps in every.items() if steps]
+    missing = [name for name, steps in every.items() if steps and name != "telemetry_every"]
     missing += [name for name, wanted in (("shaping", shaping), ("hierarchical=True", hierarchical)) if wanted]
     if missing:
         raise SpecError(f"{', '.join(missing)} cannot be had with parameters on a CUDA device yet: leave it out")

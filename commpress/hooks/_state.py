@@ -29,19 +29,17 @@ from commpress.telemetry import Sink
 class HookState:
     """State of :func:`commpress.ddp_hook` for one DDP model on one rank.
 
-    `commpress.register` makes one and binds it at once. The explicit form binds it, collectively, in the first
-    backward pass:
+    `commpress.register` makes one and binds it at once. The explicit form binds it, collectively, in the first backward pass:
 
         state = commpress.HookState(codec="hadamard+lloyd:2")
         ddp.register_comm_hook(state, commpress.ddp_hook)
 
     Args:
-        codec: spec or codec, or "auto", equal on all ranks; "hadamard+lloyd:2" if neither it nor `bits` is given. With `bits`: the
-            family whose rates are chosen ("hadamard+lloyd", below 0.75 bits "hadamard+bitshift,length=8"), or "lowrank".
-        bits: mean payload bits per coordinate and phase, to be shared out between the layers by the allocator, which
-            looks at the gradients (`counts["plans"]` says how often it changed its mind, `plan` what it decided).
-        objective: of the allocator: "unbiased" (default for an unbiased codec), "mse" (default with feedback),
-            "fisher", or "weighted"; see docs/allocation.md.
+        codec: spec or codec, or "auto", equal on all ranks; "hadamard+lloyd:2" if neither it nor `bits` is given. With `bits`: the family whose rates are chosen ("hadamard+lloyd",
+            below 0.75 bits "hadamard+bitshift,length=8"), or "lowrank".
+        bits: mean payload bits per coordinate and phase, to be shared out between the layers by the allocator, which looks at the gradients (`counts["plans"]` says how often it
+            changed its mind, `plan` what it decided).
+        objective: of the allocator: "unbiased" (default for an unbiased codec), "mse" (default with feedback), "fisher", or "weighted"; see docs/allocation.md.
         gamma: of "weighted": a layer weighs s^-gamma, s its mean square.
         optimizer: an Adam whose second moments weigh the layers' errors, with any objective.
         plan: a :class:`commpress.allocation.Plan`, or the path of a saved one, that is kept; needs `bits`.
@@ -49,26 +47,22 @@ class HookState:
         plan_floor: no layer gets less than this share of `bits`; 0 lets the objective alone decide.
         predict: with `bits`, code a layer as the difference from the previous mean wherever that was measured to pay.
         process_group: the group that DDP uses; None means the default group.
-        shaping: 0, 0.25, 0.5, 0.75 or 1: where that was measured to pay a coordinate's error gets a variance proportional
-            to this power of its usual square (docs/shaping.md). None (default): 0.75, or 1 below 0.75 bits, for codecs that
-            gain and without feedback, else 0.
-        feedback: error feedback; None (default) means: if the codec is neither unbiased nor lossless. With feedback the
-            codec is replaced by its ``for_feedback()``.
+        shaping: 0, 0.25, 0.5, 0.75 or 1: where that was measured to pay a coordinate's error gets a variance proportional to this power of its usual square (docs/shaping.md). None
+            (default): 0.75, or 1 below 0.75 bits, for codecs that gain and without feedback, else 0.
+        feedback: error feedback; None (default) means: if the codec is neither unbiased nor lossless. With feedback the codec is replaced by its ``for_feedback()``.
         seed: of all randomness, equal on all ranks.
         telemetry: path of a JSONL file that rank 0 writes, or a :class:`commpress.telemetry.Sink`, or None.
         telemetry_every: distortion by layer is measured every so many steps (0: never); every step has its record.
         check_every: parameters are compared between the ranks every so many steps (0: never): costs a checksum.
-        agreement_every: the ranks' gradients are compared every so many steps (0: never): the cosine of every two, from 260 bytes of each rank and a pass over
-            its gradient; `agreement` has the last, telemetry all, and the log names a rank that stands out, or some layer of its by its size (docs/cosine.md).
+        agreement_every: the ranks' gradients are compared every so many steps (0: never): the cosine of every two, from 260 bytes of each rank and a pass over its gradient;
+            `agreement` has the last, telemetry all, and the log names a rank that stands out, or some layer of its by its size (docs/cosine.md).
         timeout: seconds that a wait for a peer may take; None means the process group's own timeout.
-        hierarchical: None (default): exact sums inside each node, compressed between nodes, where the launcher started at least two
-            nodes of two ranks or more, equally many on each; else flat, as always with "lowrank" and "auto". False, True, or the ranks of each
-            node: see :func:`commpress.all_reduce` and docs/topology.md.
-        calibration, trials: of "auto": what `commpress.collectives.probe` found (None: it is probed at registration), and
-            whether the cost model's pick is confirmed by timed steps.
+        hierarchical: None (default): exact sums inside each node, compressed between nodes, where the launcher started at least two nodes of two ranks or more, equally many on
+            each; else flat, as always with "lowrank" and "auto". False, True, or the ranks of each node: see :func:`commpress.all_reduce` and docs/topology.md.
+        calibration, trials: of "auto": what `commpress.collectives.probe` found (None: it is probed at registration), and whether the cost model's pick is confirmed by timed
+            steps.
 
-    With ``codec="auto"`` each bucket travels compressed, or by torch's own all-reduce where compression would lose
-    (docs/cost-model.md); `auto` says which and why.
+    With ``codec="auto"`` each bucket travels compressed, or by torch's own all-reduce where compression would lose (docs/cost-model.md); `auto` says which and why.
 
     Memory for N coordinates, beside the exchange's: with feedback 8 (N + N / ranks) bytes; 4 N if not fp32; 4 N with
     `predict`; up to 8 N with `shaping`; as much as the gradients in the few steps that are repacked (`counts`).
@@ -102,8 +96,9 @@ class HookState:
         calibration: Calibration | None = None,
         trials: bool = True,
     ) -> None:
-        intervals = {"telemetry_every": telemetry_every, "check_every": check_every, "agreement_every": agreement_every}
-        check_numbers(timeout, seed, **intervals)
+        every = {"telemetry_every": telemetry_every, "check_every": check_every, "agreement_every": agreement_every}
+        self._every = every
+        check_numbers(timeout, seed, **every)
         self._coding = coding(
             codec, feedback, shaping, calibration, trials, bits=bits, objective=objective, every=plan_every, plan=plan,
             floor=plan_floor, predict=predict, gamma=gamma, optimizer=optimizer,
@@ -113,9 +108,6 @@ class HookState:
         self._hierarchical = levels(hierarchical, self._coding)
         self._seed = seed
         self._telemetry = telemetry
-        self._telemetry_every = telemetry_every
-        self._check_every = check_every
-        self._agreement_every = agreement_every
         self._timeout = timeout
         self._process_group = process_group
         self._reset()
@@ -183,10 +175,9 @@ class HookState:
     def counts(self) -> dict[str, int]:
         """Counted since binding.
 
-        steps, buckets; compressed_numel: coordinates that this rank encoded lossily, over both phases; nonfinite_steps;
-        held: layers whose residual was kept because no rank had a gradient; repacked_steps: DDP's layout was not the
-        one in use; plans: how often the plan changed; resets: how often a matrix that
-        travels as low-rank factors began anew.
+        steps, buckets; compressed_numel: coordinates that this rank encoded lossily, over both phases; nonfinite_steps; held: layers whose residual was kept because no
+        rank had a gradient; repacked_steps: DDP's layout was not the one in use; plans: how often the plan changed; resets: how often a matrix that travels as low-rank
+        factors began anew.
         """
         counts = dict.fromkeys(COUNTS, 0) if self._exchange is None else self._exchange.counts
         return {**counts, "repacked_steps": self._repacked}
@@ -230,17 +221,15 @@ class HookState:
         assert group is not None
         device = device or device_of(parameters, group)
         if device is not None:
-            every = {"check_every": self._check_every, "agreement_every": self._agreement_every}
-            self._coding = on_device(self._coding, self._asked_shaping, self._hierarchical, every)
-        identity = identity_of(self._coding, self._seed, self._check_every, group.size(), parameters)
-        identity |= {"hierarchical": str(self._hierarchical), "agreement_every": self._agreement_every}
+            self._coding = on_device(self._coding, self._asked_shaping, self._hierarchical, self._every)
+        identity = identity_of(self._coding, self._seed, self._every["check_every"], group.size(), parameters)
+        identity |= {"hierarchical": str(self._hierarchical), "agreement_every": self._every["agreement_every"]}
         self._parameters = parameters
         self._names = {id(p): name for name, p in parameters.items()}
         try:
             self._exchange = make_reduction(
                 self._coding, parameters, group, identity, hierarchical=self._hierarchical, timeout=self._timeout,
-                telemetry=self._telemetry, telemetry_every=self._telemetry_every, check_every=self._check_every,
-                agreement_every=self._agreement_every, seed=self._seed, device=device,
+                telemetry=self._telemetry, **self._every, seed=self._seed, device=device,
             )  # fmt: skip
         except Exception as error:
             self._error = error
@@ -358,23 +347,14 @@ class HookState:
             self._exchange.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a restart needs, for ``torch.load(weights_only=True)``. Each rank saves its own (they may differ).
-
-        Raises:
-            StateError: a step is under way, or the state has failed.
-        """
+        """What a restart needs, for ``torch.load(weights_only=True)``. Each rank saves its own (they may differ). Raises StateError: a step is under way, or the state has failed."""
         if self.error is not None:
             raise StateError(f"this HookState failed earlier: {self.error}") from self.error
         self._check_between("save")
         return build_state(
-            codec=self._coding.name,
-            with_feedback=self._coding.feedback,
-            seed=self._seed,
-            step=self._step,
-            layouts=self._layouts.state(),
-            loaded=self._loaded,
-            reduction=self._exchange,
-        )
+            codec=self._coding.name, with_feedback=self._coding.feedback, seed=self._seed, step=self._step,
+            layouts=self._layouts.state(), loaded=self._loaded, reduction=self._exchange,
+        )  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was saved. Every rank loads its own, or all load one made by :func:`merge_states`.
@@ -403,9 +383,7 @@ class HookState:
             **self._coding.arguments(),
             "seed": self._seed,
             "telemetry": None if isinstance(self._telemetry, Sink) else self._telemetry,
-            "telemetry_every": self._telemetry_every,
-            "check_every": self._check_every,
-            "agreement_every": self._agreement_every,
+            **self._every,
             "timeout": self._timeout,
             "hierarchical": self._hierarchical,
         }
