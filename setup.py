@@ -17,6 +17,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -78,18 +79,19 @@ def cuda_flags(nvcc: str) -> tuple[list[str], list[str]]:
     return gencode, shlex.split(libraries.group(1)) if libraries else []
 
 
-def dependencies(listing: pathlib.Path) -> list[pathlib.Path]:
-    """Headers that the compiler named when it last made an object; a missing listing, which is no older than anything, if it never did."""
-    if not listing.exists():
-        return [listing]
-    return [pathlib.Path(path) for path in listing.read_text().replace("\\\n", " ").partition(":")[2].split()]
+def inputs_of(source: pathlib.Path, listing: pathlib.Path) -> list[pathlib.Path]:
+    """What an object was made of: its source, the headers that the compiler listed, and this file. Paths are relative to ROOT: a copied build/ must not look at the tree that it came from."""
+    listed = listing.read_text().replace("\\\n", " ").partition(":")[2].split()
+    return [ROOT / path for path in sorted({*listed, str(source.relative_to(ROOT)), "setup.py"})]
 
 
-def is_newer(target: pathlib.Path, sources: list[pathlib.Path]) -> bool:
-    """Whether ``target`` is there, and all ``sources`` are and are older."""
-    if not target.exists() or not all(source.exists() for source in sources):
-        return False
-    return all(source.stat().st_mtime < target.stat().st_mtime for source in sources)
+def seal_of(source: pathlib.Path, listing: pathlib.Path) -> str:
+    """Of the contents, since times are those of a checkout or a copy; empty if something is missing."""
+    try:
+        contents = [path.read_bytes() for path in inputs_of(source, listing)]
+    except FileNotFoundError:
+        return ""
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
 class BuildExtension(build_ext):
@@ -118,7 +120,7 @@ class BuildExtension(build_ext):
             libraries = [*folders, "-lcudart_static", "-ldl", "-lrt"]
         with concurrent.futures.ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
             objects = list(pool.map(lambda job: self.compile_one(*job), jobs))
-        target = pathlib.Path(self.get_ext_fullpath(ext.name))
+        target = pathlib.Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         torch_cpu = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed"]
         self.call(
@@ -144,18 +146,23 @@ class BuildExtension(build_ext):
     def compile_one(self, source: pathlib.Path, command: list[str]) -> str:
         name = hashlib.sha256("\0".join(command).encode()).hexdigest()[:12]
         target = ROOT / "build/objects" / f"{source.stem}-{name}.o"
-        included = target.with_suffix(".d")  # make's syntax: "target: source header header ..."
-        if self.force or not is_newer(target, [*dependencies(included), source, pathlib.Path(__file__)]):
+        listing = target.with_suffix(".d")  # make's syntax: "target: source header header ..."
+        kept = target.with_suffix(".seal")
+        if self.force or not target.exists() or not kept.exists() or kept.read_text() != seal_of(source, listing):
             target.parent.mkdir(parents=True, exist_ok=True)
+            kept.unlink(missing_ok=True)
+            began = time.time()
             fresh = target.with_suffix(f".{os.getpid()}.tmp.o")
-            self.call([*command, "-MMD", "-MF", str(included), "-c", str(source), "-o", str(fresh)])
+            self.call([*command, "-MMD", "-MF", str(listing), "-c", str(source.relative_to(ROOT)), "-o", str(fresh)])
             fresh.replace(target)
+            if all(path.stat().st_mtime < began for path in inputs_of(source, listing)):  # not edited meanwhile
+                kept.write_text(seal_of(source, listing))
         return str(target)
 
     def call(self, command: list[str]) -> None:
         self.announce(shlex.join(command), level=2)
         try:
-            result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
         except FileNotFoundError:
             raise CompileError(
                 f"no compiler {command[0]!r}: install one (on Debian and Ubuntu: apt-get install g++), or set CXX"
