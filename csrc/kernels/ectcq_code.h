@@ -38,8 +38,8 @@ struct EctcqTrellis {
                                  : STATES == 64  ? 5
                                  : STATES == 128 ? 6
                                                  : 7;
-  static constexpr uint32_t quantiser(uint32_t state) { return state >> HIGHEST; }
-  static constexpr uint32_t from(uint32_t state, uint32_t odd) {
+  static COMMPRESS_HD constexpr uint32_t quantiser(uint32_t state) { return state >> HIGHEST; }
+  static COMMPRESS_HD constexpr uint32_t from(uint32_t state, uint32_t odd) {
     const uint32_t q = quantiser(state);
     return (state ^ (q ? CODE.feedback : 0) ^ (odd ? CODE.parity : 0)) << 1 | q;
   }
