@@ -3,31 +3,10 @@
 // memory.
 #pragma once
 #include "cuda_device.h"
-#include "ectcq_turns.h"
+#include "ectcq_chains.h"
 
 namespace commpress {
 namespace cuda {
-
-// As EctcqCounts.
-struct ChainCounts {
-  unsigned long long cells[64], beyond[2], squares;
-
-  COMMPRESS_DEVICE int64_t number(int q, int k) const { return static_cast<int64_t>(cells[32 * q + k] >> 40); }
-  COMMPRESS_DEVICE int64_t magnitude(int q, int k) const {
-    return static_cast<int64_t>(cells[32 * q + k] & ((1ull << 40) - 1));
-  }
-};
-using ChainClass = EctcqLearner<ChainCounts>;
-
-// Words of scratch memory for a row of a span: of each chain |k| div 2 for each quantiser and parity, four bits each,
-// and for each state whether an odd index led there.
-COMMPRESS_HD int chain_row_words(int states) { return 32 * (states <= 16 ? 1 : 1 + states / 32); }
-constexpr int CHAIN_ROWS = static_cast<int>(ECTCQ_SPAN * ECSQ_BLOCK / 32);
-// Of a warp: rows, and costs before and after one of them, two bytes each, where they are not in registers.
-COMMPRESS_HD int chain_cost_words(int states) { return states <= 16 ? 0 : 32 * states; }
-COMMPRESS_HD int64_t chain_scratch_words(int states) {
-  return int64_t{CHAIN_ROWS} * chain_row_words(states) + chain_cost_words(states);
-}
 
 // A warp's share of shared memory.
 struct ChainSpace {
@@ -41,7 +20,7 @@ struct Chains {
   int n;           // behind its end are zeros
   float gain, inverse;
   const int32_t* blocks;  // of the trellis
-  const int16_t* kinds;   // of all blocks
+  const int8_t* kinds;    // of all blocks
   ChainClass* classes;
   uint8_t* cells;  // of the blocks of the trellis
   int states;
@@ -115,8 +94,7 @@ COMMPRESS_DEVICE void renormalise(uint32_t (&cost)[STATES]) {
   for (int state = 0; state < STATES; ++state) cost[state] -= least;
 }
 
-// Calls f(row, |x| in 1/512 step, whether costs begin anew at their least, offsets) for every row of a span, a multiple
-// of four at a time.
+// A block of a span, and the offsets of its class.
 struct ChainBlock {
   int block, offsets[4];
 };
