@@ -69,6 +69,15 @@ COMMPRESS_HD int32_t round_to_int(float x) {
 #endif
 }
 
+// The largest whole number that is not above x.
+COMMPRESS_HD double round_down(double x) {
+#if defined(__CUDA_ARCH__)
+  return floor(x);
+#else
+  return __builtin_floor(x);
+#endif
+}
+
 // Zero bits above the highest that is set; x is not 0.
 COMMPRESS_HD int leading_zeros(uint64_t x) {
 #if defined(__CUDA_ARCH__)
