@@ -22,8 +22,7 @@ struct Chains {
   const int32_t* blocks;  // of the trellis
   const int8_t* kinds;    // of all blocks
   ChainClass* classes;
-  uint8_t* cells;  // of the blocks of the trellis
-  int states;
+  uint8_t* cells;  // of all blocks
 
   // Coordinate i of a block.
   COMMPRESS_DEVICE float value(int block, int i) const {
@@ -264,7 +263,7 @@ COMMPRESS_DEVICE void trace(ChainSpace& s, const Chains& chains, const ChainSpan
   COMMPRESS_ROLLED
   for (int place = span.last; place-- > span.first;) {
     const int block = chains.blocks[place];
-    uint8_t* const cells = chains.cells + place * ECSQ_BLOCK + lane;
+    uint8_t* const cells = chains.cells + block * ECSQ_BLOCK + lane;
     const uint32_t* const rows = span.rows + (place - span.first) * (16 * words) + lane;
     COMMPRESS_ROLLED
     for (int row = 15; row >= 0; --row) {
@@ -289,7 +288,7 @@ COMMPRESS_SELDOM void count_back(ChainSpace& s, const Chains& chains, int first,
   for (int place = first; place < last; ++place) {
     const int block = chains.blocks[place];
     for (int row = 0; row < 16; ++row) {
-      tally.add(chains.cells[place * ECSQ_BLOCK + 32 * row + lane],
+      tally.add(chains.cells[block * ECSQ_BLOCK + 32 * row + lane],
                 chains.magnitude_of(chains.value(block, 32 * row + lane), 64.0f, 256.0f));
       if (row % 8 == 7) tally.fold();
     }

@@ -6,8 +6,6 @@
 
 namespace commpress {
 
-COMMPRESS_HD int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
-
 enum EcsqMode : uint8_t { ECSQ_ZERO = 0, ECSQ_CODED = 1, ECSQ_RAW = 2, ECSQ_TRELLIS = 3, ECSQ_NAN = 255 };
 
 constexpr int64_t ECSQ_CLASS_WIDTH = 6;  // in 1/16 octave

@@ -77,6 +77,13 @@ struct EctcqBlock {
   uint8_t* cells;  // 32 q + |k| of every coordinate
 };
 
+// What is sent of a value that has no symbol: its lowest bit is the parity of the index.
+COMMPRESS_HD float ectcq_kept(float v, uint32_t parity) {
+  constexpr float MOST = 0x1.fffffep99f;  // so that it stays below ECSQ_FARTHEST with its lowest bit set
+  const float kept = v < -MOST ? -MOST : v > MOST ? MOST : v;
+  return float_of((bits_of(kept) & ~1u) | parity);
+}
+
 struct EctcqClassCoder {
   int largest;
   bool empty;

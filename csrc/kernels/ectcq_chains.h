@@ -26,9 +26,10 @@ COMMPRESS_HD int64_t chain_words(int states) {
 }
 
 // Where each array begins, in words, and the end of all.
+constexpr int CHAIN_WARPS = 16;  // of a block of threads
 struct ChainScratch {
   int64_t classes, blocks, others, spans, cells, chains, end;
-  COMMPRESS_HD ChainScratch(const EcsqCodec& codec, int64_t n, int warps) {
+  COMMPRESS_HD ChainScratch(const EcsqCodec& codec, int64_t n) {
     const EcsqSubstreams parts(codec, n);
     classes = 0;
     blocks = classes + ECSQ_MOST_CLASSES * static_cast<int64_t>((sizeof(ChainClass) + 7) / 8 * 2);
@@ -36,7 +37,7 @@ struct ChainScratch {
     spans = others + parts.blocks;
     cells = spans + parts.blocks / ECTCQ_SPAN + parts.count + 2;
     chains = cells + parts.blocks * ECSQ_BLOCK / 4;
-    end = chains + warps * chain_words(codec.states);
+    end = chains + CHAIN_WARPS * chain_words(codec.states);
   }
 };
 

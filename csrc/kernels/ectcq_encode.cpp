@@ -11,8 +11,6 @@ namespace commpress {
 
 namespace {
 
-constexpr int32_t LEAST_RATE = 200000;  // below, ecsq is better
-
 class Encoder final {
  public:
   Encoder(const EcsqClasses& source, uint8_t* out, Isa isa)
@@ -27,7 +25,7 @@ class Encoder final {
         turns_{search_} {}
 
   bool run() {
-    if (room_ < nbytes_ / 2 || source_.codec().rate < LEAST_RATE) return false;
+    if (room_ < nbytes_ / 2 || source_.codec().rate < ECTCQ_LEAST_RATE) return false;
     bool found = turns_.run();
     for (int turn = 0; turn < 40 && found; ++turn) {
       if (write()) return true;

@@ -8,7 +8,11 @@
 
 namespace commpress {
 
-using EctcqClass = EctcqLearner<EctcqCounts>;
+struct EctcqClass : EctcqLearner<EctcqCounts> {
+  // Of one that is not in the trellis.
+  entropy::Model uniform;
+  EcsqQuantiser quantiser;
+};
 
 class EctcqSearch final {
  public:

@@ -7,6 +7,7 @@
 
 namespace commpress {
 
+constexpr int32_t ECTCQ_LEAST_RATE = 200000;  // below, ecsq is better
 constexpr int64_t ECTCQ_PRICE = 1024;
 constexpr int64_t ECTCQ_UNSEEN = 4 << 16, ECTCQ_ESCAPE = 44 << 16;  // bits of an index beyond the largest, in 2^-16
 constexpr int64_t ECTCQ_MOST_PRICE = 2600;                          // of an index, in 1/256 squared step
@@ -78,7 +79,7 @@ COMMPRESS_HD int64_t ectcq_length_at(int64_t level, int q, int k) {
 
 COMMPRESS_HD int64_t ectcq_bytes_of(int64_t cost) { return (cost + (1 << 19) - 1) >> 19; }
 
-// What is known of a class. Of one in the trellis `lengths`, `model`, `counts`, `tables`; of another one the rest.
+// What is known of a class in the trellis. (Of another one `counted` and `cost`, if at all.)
 template <class Counts>
 struct EctcqLearner {
   bool known = false;                 // whether there are lengths
@@ -89,8 +90,6 @@ struct EctcqLearner {
   EctcqModel model;
   Counts counts;
   EctcqTables tables;
-  entropy::Model uniform;
-  EcsqQuantiser quantiser;
 };
 
 // Tables of the search where a bit is worth `worth`.
@@ -118,12 +117,12 @@ COMMPRESS_HD void ectcq_learn(EctcqLearner<Counts>& c, const Lengths& length, in
   ectcq_fit_model(c.counts, length, c.model, c.cost);
   c.seen = c.counted;
   if (learning == 0) return;
-  int32_t f[2][entropy::SYMBOLS];
-  ectcq_frequencies(c.model, f);
   for (int q = 0; q < 2; ++q) {
+    const int32_t left = ectcq_left(c.model, q);
     int64_t fresh = 0;
     for (int k = 0; k < ECTCQ_INDICES; ++k) {
-      fresh = k <= c.model.largest ? length[f[q][32 + k]] : at_most(fresh + ECTCQ_UNSEEN, ECTCQ_ESCAPE);
+      fresh = k <= c.model.largest ? length[ectcq_fitted(c.model, q, k, left)]
+                                   : at_most(fresh + ECTCQ_UNSEEN, ECTCQ_ESCAPE);
       c.lengths[q][k] += (fresh - c.lengths[q][k]) >> learning;
     }
   }
@@ -182,7 +181,7 @@ struct EctcqTurns {
   int64_t j = 0, price = 0;  // step; of a bit, in 1/1024 of its worth
 
   // Finds the step and all indices. False if no step fits, or much room is left.
-  COMMPRESS_HD bool run() {
+  COMMPRESS_HD_SELDOM bool run() {
     sample();
     const int64_t room = work.room(), goal = room - (room >> 9), finest = work.source().finest_step();
     for (int turn = 0; turn < TURNS; ++turn) {
@@ -198,7 +197,7 @@ struct EctcqTurns {
   }
 
   // Makes room for about so many bytes more.
-  COMMPRESS_HD bool shrink(int64_t nbytes) {
+  COMMPRESS_HD_SELDOM bool shrink(int64_t nbytes) {
     const int64_t target = at_most(work.bytes(), work.room()) - nbytes;
     price = at_least(price, ECTCQ_PRICE) + 40 * ectcq_effect(rate());
     work.prepare(price);
@@ -214,7 +213,7 @@ struct EctcqTurns {
  private:
   COMMPRESS_HD int64_t rate() const { return work.source().codec().rate; }
 
-  COMMPRESS_HD void sample() {
+  COMMPRESS_HD_SELDOM void sample() {
     const int64_t room = work.room(), goal = room - (room >> 9), finest = work.source().finest_step(),
                   stride = at_least(work.source().blocks() / SAMPLED_BLOCKS, 1);
     j = at_least(work.source().first_step() - 1024, finest);
@@ -236,7 +235,7 @@ struct EctcqTurns {
   }
 
   // All blocks, in a few chunks. What is too much so far makes bits dearer in those that are left.
-  COMMPRESS_HD bool pass() {
+  COMMPRESS_HD_SELDOM bool pass() {
     work.set_step(j, 1);
     work.go_back();
     const int64_t room = work.room(), goal = room - (room >> 10), spans = work.spans(), total = work.span_at(spans);
