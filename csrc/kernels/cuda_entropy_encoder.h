@@ -23,11 +23,22 @@ struct EncoderMemory {
   uint8_t* streams;   // each up to stream_end()
   uint32_t* classes;  // CLASS_WORDS for each class: symbols met, or entries of symbols
   uint32_t* lengths;  // entropy::lengths()
-  int32_t* at;        // of each block: its level, then where its raw bits begin in the segment
+  int32_t* at;        // of each block: its level, then where its raw bits begin; and behind, where each stream does
   uint32_t *kinds_nbytes, *streams_nbytes, *escaped;  // of each substream
   int8_t* kinds;                                      // of each block: a class or an entropy::Kind
   uint8_t* coded;                                     // the coded classes of all substreams
   uint32_t* trellis;                                  // entropy_trellis_words() of them
+};
+
+// What has initial values, which shared memory may not have.
+template <class T>
+struct Stored {
+  alignas(T) uint8_t bytes[sizeof(T)];
+  COMMPRESS_DEVICE Stored& operator=(const T& value) {
+    *reinterpret_cast<T*>(bytes) = value;
+    return *this;
+  }
+  COMMPRESS_DEVICE const T& get() const { return *reinterpret_cast<const T*>(bytes); }
 };
 
 // All positions are bytes of the segment.
@@ -38,7 +49,8 @@ struct EncoderSpace {
   uint32_t magnitudes[ENCODER_WARPS][32];
   int64_t totals[ENCODER_WARPS];
 
-  EcsqCodec codec;
+  EncoderMemory memory;
+  Stored<EcsqCodec> stored_codec;
   Key key;
   int64_t index;
   int n, blocks, lanes;        // lanes: of each stream
@@ -46,7 +58,7 @@ struct EncoderSpace {
   uint32_t nbytes;
   float gain;                                  // what is left of it
   int shift;                                   // power of two that values and gain were divided by
-  bool any_nan;                                // a block is not finite
+  int any_nan;                                 // a block is not finite
   int least, greatest;                         // level of the blocks that have a class
   int count, centre, first_step, finest_step;  // of the classes, as EcsqClasses has them
   int kinds_nbytes, header, room;              // of a segment without a trellis
@@ -57,37 +69,20 @@ struct EncoderSpace {
 
   // Of a step.
   EcsqQuantiser quantisers[MOST_CLASSES];
-  entropy::Model models[MOST_CLASSES], best[MOST_CLASSES];
+  Stored<entropy::Model> models[MOST_CLASSES], best[MOST_CLASSES];
   int64_t costs[MOST_CLASSES];
   unsigned long long moments[MOST_CLASSES][9];
   int all_escapes;
   uint32_t first_stream;
 
+  COMMPRESS_DEVICE const EcsqCodec& codec() const { return stored_codec.get(); }
   COMMPRESS_DEVICE Workspace workspace() {
     return {reinterpret_cast<float*>(work), nullptr, signs, nullptr, scratch, nullptr};
   }
 };
 
-// By one thread.
-COMMPRESS_DEVICE void begin_segment(EncoderSpace& s, const Layer& layer, const Key& key, float gain) {
-  const EcsqCodec codec = entropy_codec_of(layer);
-  const EcsqSubstreams parts(codec, layer.numel);
-  s.codec = codec;
-  s.key = key;
-  s.index = layer.offset;
-  s.n = static_cast<int>(layer.numel);
-  s.blocks = static_cast<int>(parts.blocks);
-  s.substreams = static_cast<int>(parts.count);
-  s.each = static_cast<int>(parts.each);
-  s.last = s.n - (s.blocks - 1) * GROUP_COORDINATES;
-  s.nbytes = static_cast<uint32_t>(ecsq_segment_nbytes(codec, layer.numel));
-  s.lanes = ecsq_lanes(s.nbytes);
-  s.gain = gain;
-  s.shift = 0;
-}
-
 COMMPRESS_DEVICE EncoderMemory encoder_memory_of(const EncoderSpace& s, uint32_t* words) {
-  const EntropyScratch at(s.codec, s.n);
+  const EntropyScratch at(s.codec(), s.n);
   EncoderMemory m;
   m.y = reinterpret_cast<float*>(words);
   m.escapes = reinterpret_cast<float*>(words + at.escapes);
@@ -102,6 +97,25 @@ COMMPRESS_DEVICE EncoderMemory encoder_memory_of(const EncoderSpace& s, uint32_t
   m.coded = reinterpret_cast<uint8_t*>(words + at.coded);
   m.trellis = words + at.trellis;
   return m;
+}
+
+// By one thread.
+COMMPRESS_SELDOM void begin_segment(EncoderSpace& s, const Layer& layer, const Key& key, float gain, uint32_t* words) {
+  const EcsqCodec codec = entropy_codec_of(layer);
+  const EcsqSubstreams parts(codec, layer.numel);
+  s.stored_codec = codec;
+  s.key = key;
+  s.index = layer.offset;
+  s.n = static_cast<int>(layer.numel);
+  s.blocks = static_cast<int>(parts.blocks);
+  s.substreams = static_cast<int>(parts.count);
+  s.each = static_cast<int>(parts.each);
+  s.last = s.n - (s.blocks - 1) * GROUP_COORDINATES;
+  s.nbytes = static_cast<uint32_t>(ecsq_segment_nbytes(codec, layer.numel));
+  s.lanes = ecsq_lanes(s.nbytes);
+  s.gain = gain;
+  s.shift = 0;
+  s.memory = encoder_memory_of(s, words);
 }
 
 COMMPRESS_DEVICE int warp() { return thread() / 32; }
@@ -179,7 +193,7 @@ struct Dithers {
                  static_cast<uint32_t>((s.index + static_cast<int64_t>(block) * GROUP_COORDINATES) / 16) +
                      static_cast<uint32_t>(lane()));
   }
-  // Of coordinate i; by all lanes, with 32 coordinates from a multiple of 32 on at most.
+  // Of coordinate i; by all lanes, all of which want one of the same 32 from a multiple of 32 on.
   COMMPRESS_DEVICE int32_t at(int i) const {
     const int row = i / 16, from = 8 * (row / 8) + i % 16 / 2;
     const bool second = row / 4 % 2;

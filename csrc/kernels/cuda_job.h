@@ -106,7 +106,7 @@ struct EntropyScratch {
     classes = streams + padded / 2 + 4 * entropy::MOST_LANES * parts.count / 4;
     lengths = classes + ECSQ_MOST_CLASSES * CLASS_WORDS;
     at = lengths + even(entropy::TOTAL + 1);
-    substreams = at + even(parts.blocks);
+    substreams = at + even(parts.blocks + parts.count);
     kinds = substreams + even(3 * parts.count);
     coded = kinds + even((parts.blocks + 3) / 4);
     trellis = coded + even((ecsq_segment_nbytes(codec, n) + 3) / 4);
