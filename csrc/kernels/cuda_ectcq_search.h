@@ -282,7 +282,7 @@ COMMPRESS_DEVICE void trace(ChainSpace& s, const Chains& chains, const ChainSpan
 }
 
 // Takes back what the cells of a span were counted as.
-COMMPRESS_SELDOM void count_back(ChainSpace& s, const Chains& chains, int first, int last) {
+COMMPRESS_DEVICE void count_back(ChainSpace& s, const Chains& chains, int first, int last) {
   const int lane = thread() % 32;
   ChainTally tally(s);
   for (int place = first; place < last; ++place) {

@@ -181,7 +181,7 @@ struct EctcqTurns {
   int64_t j = 0, price = 0;  // step; of a bit, in 1/1024 of its worth
 
   // Finds the step and all indices. False if no step fits, or much room is left.
-  COMMPRESS_HD_SELDOM bool run() {
+  COMMPRESS_HD bool run() {
     sample();
     const int64_t room = work.room(), goal = room - (room >> 9), finest = work.source().finest_step();
     for (int turn = 0; turn < TURNS; ++turn) {
@@ -197,7 +197,7 @@ struct EctcqTurns {
   }
 
   // Makes room for about so many bytes more.
-  COMMPRESS_HD_SELDOM bool shrink(int64_t nbytes) {
+  COMMPRESS_HD bool shrink(int64_t nbytes) {
     const int64_t target = at_most(work.bytes(), work.room()) - nbytes;
     price = at_least(price, ECTCQ_PRICE) + 40 * ectcq_effect(rate());
     work.prepare(price);
@@ -213,7 +213,7 @@ struct EctcqTurns {
  private:
   COMMPRESS_HD int64_t rate() const { return work.source().codec().rate; }
 
-  COMMPRESS_HD_SELDOM void sample() {
+  COMMPRESS_HD void sample() {
     const int64_t room = work.room(), goal = room - (room >> 9), finest = work.source().finest_step(),
                   stride = at_least(work.source().blocks() / SAMPLED_BLOCKS, 1);
     j = at_least(work.source().first_step() - 1024, finest);
@@ -235,7 +235,7 @@ struct EctcqTurns {
   }
 
   // All blocks, in a few chunks. What is too much so far makes bits dearer in those that are left.
-  COMMPRESS_HD_SELDOM bool pass() {
+  COMMPRESS_HD bool pass() {
     work.set_step(j, 1);
     work.go_back();
     const int64_t room = work.room(), goal = room - (room >> 10), spans = work.spans(), total = work.span_at(spans);
