@@ -16,7 +16,7 @@ struct ChainsSpace {
   int32_t *blocks, *others, *spans;
   uint8_t* cells;
   uint32_t* chains;
-  int64_t room, j;  // j: the step
+  int64_t room, j, price;  // j: the step
   float inverse;
   int trellis_blocks, other_blocks, count_of_spans;
   int64_t bytes_of_others;  // of the classes that are not in the trellis
@@ -231,18 +231,21 @@ class ChainWork final {
 
   COMMPRESS_DEVICE ChainSource source() const { return {s_}; }
   COMMPRESS_DEVICE int64_t room() const { return own_.room; }
-  COMMPRESS_DEVICE int64_t spans() const { return own_.count_of_spans; }
-  COMMPRESS_DEVICE int64_t span_at(int64_t i) const { return own_.spans[i]; }
-  COMMPRESS_DEVICE int64_t predicted(int64_t j) {
+  COMMPRESS_DEVICE int64_t step() const { return own_.j; }
+  COMMPRESS_DEVICE int64_t price() const { return own_.price; }
+  COMMPRESS_DEVICE int spans() const { return own_.count_of_spans; }
+  COMMPRESS_DEVICE int span_at(int i) const { return own_.spans[i]; }
+  COMMPRESS_DEVICE int64_t predicted(int64_t j) const {
     return answer([&] { return predicted_of(s_, j); });
   }
-  COMMPRESS_DEVICE int64_t step_for(int64_t target, int64_t cost, int64_t reference) {
+  COMMPRESS_DEVICE int64_t step_for(int64_t target, int64_t cost, int64_t reference) const {
     return answer([&] { return step_of_cost(s_, target, cost, reference); });
   }
-  COMMPRESS_DEVICE int64_t bytes() {
+  COMMPRESS_DEVICE int64_t bytes() const {
     return answer([&] { return bytes_so_far(s_, own_); });
   }
   COMMPRESS_DEVICE void set_step(int64_t j, int64_t stride) {
+    __syncthreads();  // others may still be at the last one
     if (thread() == 0) {
       own_.j = j;
       own_.inverse = static_cast<float>(1.0 / entropy::step_of(j));
@@ -255,11 +258,13 @@ class ChainWork final {
     fit_others(s_, own_, m_);
   }
   COMMPRESS_DEVICE void prepare(int64_t price) {
-    const int64_t worth = ectcq_worth(s_.codec().rate) * price / ECTCQ_PRICE;
-    each_known([&](ChainClass& c) { prepare_class(c, worth); });
+    __syncthreads();  // others may still be at the last one
+    if (thread() == 0) own_.price = price;
+    __syncthreads();
+    each_known([&](ChainClass& c) { prepare_class(c, ectcq_worth(s_.codec().rate) * own_.price / ECTCQ_PRICE); });
   }
-  COMMPRESS_DEVICE void search(int64_t first, int64_t last, bool again) {
-    search_spans(s_, own_, m_, static_cast<int>(first), static_cast<int>(last), again);
+  COMMPRESS_DEVICE void search(int first, int last, bool again) {
+    search_spans(s_, own_, m_, first, last, again);
   }
   COMMPRESS_DEVICE void fit(int learning) {
     each_known([&](ChainClass& c) { learn_class(c, m_.lengths, learning); });
@@ -277,7 +282,7 @@ class ChainWork final {
  private:
   // What one thread finds out for all.
   template <class F>
-  COMMPRESS_DEVICE int64_t answer(F&& f) {
+  COMMPRESS_DEVICE int64_t answer(F&& f) const {
     if (thread() == 0) own_.answer = f();
     __syncthreads();
     const int64_t found = own_.answer;

@@ -108,45 +108,49 @@ COMMPRESS_SELDOM void write_chain_header(const EncoderSpace& s, const ChainsSpac
   if (ecsq_has_rho(s.codec())) store_word(bits_of(rho), out + 18);
 }
 
+// Bytes of a header before the tables of classes.
+COMMPRESS_DEVICE int chain_header_nbytes(const EncoderSpace& s) {
+  return static_cast<int>(ecsq_header_nbytes(s.codec())) + (s.count + 7) / 8;
+}
+COMMPRESS_DEVICE int entries_nbytes(const EncoderSpace& s) {
+  return (s.substreams - 1) * static_cast<int>(ECSQ_ENTRY_NBYTES);
+}
+
 // False, and nothing was written: there is not enough room. Ends in step.
-COMMPRESS_SELDOM bool write_chains(EncoderSpace& s, ChainsSpace& own, const EncoderMemory& m, uint32_t header,
-                                   uint8_t* out) {
+COMMPRESS_SELDOM bool write_chains(EncoderSpace& s, ChainsSpace& own, const EncoderMemory& m, uint8_t* out) {
   fill_all_entries(s, own, m);
-  uint32_t entries = header;
+  int entries = chain_header_nbytes(s);
   for (int kind = 0; kind < s.count; ++kind)
-    if (s.present[kind])
-      entries += static_cast<uint32_t>(in_trellis(s, own, kind) ? own.classes[kind].model.nbytes() : 5);
-  const uint32_t first =
-      entries + static_cast<uint32_t>((s.substreams - 1) * ECSQ_ENTRY_NBYTES) + static_cast<uint32_t>(s.kinds_nbytes);
+    if (s.present[kind]) entries += in_trellis(s, own, kind) ? static_cast<int>(own.classes[kind].model.nbytes()) : 5;
   const auto raw_of = [&](int kind) { return in_trellis(s, own, kind) ? 0 : s.quantisers[kind].raw; };
-  const uint32_t body = place_raw_bits(s, m, first, raw_of);
+  const uint32_t body =
+      place_raw_bits(s, m, static_cast<uint32_t>(entries + entries_nbytes(s) + s.kinds_nbytes), raw_of);
   write_chain_streams(s, own, m);
-  if (!place_streams(s, m, body, entries, out)) return false;
+  if (!place_streams(s, m, body, static_cast<uint32_t>(entries), out)) return false;
   for (int block = warp(); block < s.blocks; block += ENCODER_WARPS) {
     const int kind = m.kinds[block];
     if (kind >= 0 && raw_of(kind)) write_raw_bits(s, m, s.quantisers[kind], s.models[kind].get().largest, block, out);
   }
   if (thread() == 0) write_chain_header(s, own, m, out);
-  write_kinds(s, m, entries, out);
+  write_kinds(s, m, static_cast<uint32_t>(entries), out);
   __syncthreads();
   return true;
 }
 
 // By all threads, in step before and behind. False: there is not enough room, and nothing was written that counts.
-COMMPRESS_SELDOM bool ectcq_encode(EncoderSpace& s, const EncoderMemory& m, uint8_t* out) {
+COMMPRESS_DEVICE bool ectcq_encode(EncoderSpace& s, const EncoderMemory& m, uint8_t* out) {
   COMMPRESS_SHARED(ChainsSpace, shared, 1);
   ChainsSpace& own = shared[0];
-  const int header = static_cast<int>(ecsq_header_nbytes(s.codec())) + (s.count + 7) / 8;
-  const int64_t nbytes = s.nbytes, room = nbytes - header - (s.substreams - 1) * ECSQ_ENTRY_NBYTES - s.kinds_nbytes -
+  const int64_t nbytes = s.nbytes, room = nbytes - chain_header_nbytes(s) - entries_nbytes(s) - s.kinds_nbytes -
                                           3 * ECTCQ_LANES * static_cast<int64_t>(s.substreams) - 8;
   if (room < nbytes / 2 || s.codec().rate < ECTCQ_LEAST_RATE) return false;
   begin_chains(s, own, m, room);
   ChainWork work(s, own, m);
-  EctcqTurns<ChainWork> turns{work};
+  EctcqTurns<ChainWork> turns(work);
   bool found = turns.run();
   for (int turn = 0; turn < 40 && found; ++turn) {
-    if (write_chains(s, own, m, static_cast<uint32_t>(header), out)) return true;
-    found = turns.shrink(nbytes >> 10);  // coding took more than the sum of its logarithms
+    if (write_chains(s, own, m, out)) return true;
+    found = turns.shrink(s.nbytes >> 10);  // coding took more than the sum of its logarithms
   }
   return false;
 }

@@ -22,7 +22,7 @@ class Encoder final {
               3 * ECTCQ_LANES * source.substreams().count - 8),
         kernels_(ectcq_kernels(isa)),
         search_(source, room_, isa),
-        turns_{search_} {}
+        turns_(search_) {}
 
   bool run() {
     if (room_ < nbytes_ / 2 || source_.codec().rate < ECTCQ_LEAST_RATE) return false;

@@ -90,6 +90,7 @@ void EctcqSearch::begin(EctcqClass& c, int64_t level) const {
 }
 
 void EctcqSearch::prepare(int64_t price) {
+  price_ = price;
   for (EctcqClass& c : classes_)
     if (c.known) ectcq_fill_tables(c.model, c.lengths, worth_ * price / ECTCQ_PRICE, c.tables);
 }

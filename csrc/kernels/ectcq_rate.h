@@ -27,9 +27,11 @@ class EctcqSearch final {
     return ectcq_step_for(source_, target, cost, reference);
   }
   void set_step(int64_t j, int64_t stride);
-  int64_t spans() const { return static_cast<int64_t>(spans_.size()) - 1; }
-  int64_t span_at(int64_t i) const { return spans_[i]; }
+  int64_t step() const { return j_; }
+  int spans() const { return static_cast<int>(spans_.size()) - 1; }
+  int span_at(int i) const { return static_cast<int>(spans_[i]); }
   void prepare(int64_t price);
+  int64_t price() const { return price_; }
   void search(int64_t first, int64_t last, bool again);
   void fit(int learning);
   int64_t bytes() const;
@@ -37,7 +39,6 @@ class EctcqSearch final {
   void keep();
   void go_back();
 
-  int64_t step() const { return j_; }
   float inverse() const;
   bool in_trellis(int kind) const { return source_.relative(kind, j_) <= ECTCQ_MOST_LEVEL; }
   const EctcqClass& of(int kind) const { return classes_[kind]; }
@@ -60,6 +61,7 @@ class EctcqSearch final {
   std::vector<uint8_t> cells_;
   std::unique_ptr<uint8_t[]> scratch_;
   int64_t j_ = 0, others_ = 0;  // step; bytes of the classes that are not in the trellis
+  int64_t price_ = ECTCQ_PRICE;
   alignas(64) float tail_[ECSQ_BLOCK] = {0};
 };
 

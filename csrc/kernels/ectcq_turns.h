@@ -162,100 +162,114 @@ COMMPRESS_HD int64_t ectcq_step_for(const Source& source, int64_t target, int64_
 //   source(), room()                its EcsqClasses or the like, and the bytes there are
 //   predicted(j), step_for(...)     as above
 //   set_step(j, stride)             chooses the blocks, of each class every `stride`-th one, and their spans; counts anew
+//   step()                          that j
 //   spans(), span_at(i)             where the i-th begins, and one more, as places among the blocks in the trellis
 //   prepare(price)                  tables of all classes that have lengths
+//   price()                         that price: of a bit, in 1/1024 of its worth
 //   search(first, last, again)      finds and counts indices of these spans; with `again` those before count no more
 //   fit(learning)                   models and lengths
 //   bytes()                         of the whole segment, as far as is known
 //   forget(), keep(), go_back()     all lengths; what a pass begins with, from lengths and the other way
-// On a device all threads go through the turns together.
+// On a device all threads go through the turns together, and have few registers for it: so nothing is kept here that
+// can be asked for again.
 template <class Work>
-struct EctcqTurns {
+class EctcqTurns final {
   static constexpr int SAMPLED_BLOCKS = 128, SAMPLED_TURNS = 3, LOW_TURNS = 8, CHUNKS = 16, TURNS = 30,
                        FINER_TURNS = 4;
   static constexpr int64_t FAR = 256;          // a move after which lengths begin anew, in 1/2048 octave
   static constexpr int64_t NEAR = 8;           // a move after which the step is good enough
   static constexpr int64_t MOST_CHANGE = 307;  // three tenths more or less
 
-  Work& work;
-  int64_t j = 0, price = 0;  // step; of a bit, in 1/1024 of its worth
+ public:
+  COMMPRESS_HD explicit EctcqTurns(Work& work) : work_(work) {}
 
   // Finds the step and all indices. False if no step fits, or much room is left.
   COMMPRESS_HD bool run() {
-    sample();
-    const int64_t room = work.room(), goal = room - (room >> 9), finest = work.source().finest_step();
+    int64_t j = sample();
     for (int turn = 0; turn < TURNS; ++turn) {
-      const bool fits = pass() && work.source().relative(0, j) >= -(1 << 17);
-      const int64_t cost = work.bytes(), over = cost - room;
-      const bool empty = over < -(room >> 8) && turn < FINER_TURNS && j > finest;
-      if (fits && !empty) return over >= -(room >> 6) || j <= finest;  // else ecsq does better
+      const bool fits = pass(j) && work_.source().relative(0, work_.step()) >= -(1 << 17);
+      const int64_t room = work_.room(), cost = work_.bytes(), over = cost - room;
+      const bool finest = work_.step() <= work_.source().finest_step();
+      const bool empty = over < -(room >> 8) && turn < FINER_TURNS && !finest;
+      if (fits && !empty) return over >= -(room >> 6) || finest;  // else ecsq does better
       if (over > 0 && over <= room >> 8 && shrink(0)) return true;
-      const int64_t next = work.step_for(goal, cost, j), move = int64_t{16} << (turn < 6 ? turn : 6);
-      j = fits ? at_least(at_most(next, j - move), finest) : at_least(next, j + move);
+      j = after(turn, fits, cost);
     }
     return false;
   }
 
   // Makes room for about so many bytes more.
   COMMPRESS_HD bool shrink(int64_t nbytes) {
-    const int64_t target = at_most(work.bytes(), work.room()) - nbytes;
-    price = at_least(price, ECTCQ_PRICE) + 40 * ectcq_effect(rate());
-    work.prepare(price);
-    const int64_t spans = work.spans(), chunk = (spans + CHUNKS - 1) / CHUNKS;
-    for (int64_t span = spans ? (spans - 1) / chunk * chunk : -1; span >= 0; span -= chunk) {
-      work.search(span, at_most(span + chunk, spans), true);
-      work.fit(0);
-      if (work.bytes() <= target) return true;
+    const int64_t target = at_most(work_.bytes(), work_.room()) - nbytes;
+    work_.prepare(at_least(work_.price(), ECTCQ_PRICE) + 40 * ectcq_effect(rate()));
+    int span = work_.spans() ? (work_.spans() - 1) / chunk() * chunk() : -1;
+    for (; span >= 0; span -= chunk()) {
+      work_.search(span, end_of_chunk(span), true);
+      work_.fit(0);
+      if (work_.bytes() <= target) return true;
     }
     return false;
   }
 
  private:
-  COMMPRESS_HD int64_t rate() const { return work.source().codec().rate; }
+  COMMPRESS_HD int64_t rate() const { return work_.source().codec().rate; }
+  COMMPRESS_HD int64_t goal() const { return work_.room() - (work_.room() >> 9); }
+  COMMPRESS_HD int chunk() const { return (work_.spans() + CHUNKS - 1) / CHUNKS; }
+  COMMPRESS_HD int end_of_chunk(int span) const {
+    return span + chunk() < work_.spans() ? span + chunk() : work_.spans();
+  }
 
-  COMMPRESS_HD void sample() {
-    const int64_t room = work.room(), goal = room - (room >> 9), finest = work.source().finest_step(),
-                  stride = at_least(work.source().blocks() / SAMPLED_BLOCKS, 1);
-    j = at_least(work.source().first_step() - 1024, finest);
-    for (int turn = 0; turn < 2; ++turn) j = work.step_for(64 * goal, work.predicted(j), j);
-    price = ECTCQ_PRICE;
+  // The next step.
+  COMMPRESS_HD int64_t after(int turn, bool fits, int64_t cost) const {
+    const int64_t next = work_.step_for(goal(), cost, work_.step()), move = int64_t{16} << (turn < 6 ? turn : 6),
+                  j = work_.step();
+    return fits ? at_least(at_most(next, j - move), work_.source().finest_step()) : at_least(next, j + move);
+  }
+
+  COMMPRESS_HD int64_t sample() {
     const bool low = rate() < ECTCQ_LOW_RATE;
-    if (low) j = at_least(j - FAR, finest);
+    int64_t j = at_least(work_.source().first_step() - 1024, work_.source().finest_step());
+    for (int turn = 0; turn < 2; ++turn) j = work_.step_for(64 * goal(), work_.predicted(j), j);
+    if (low) j = at_least(j - FAR, work_.source().finest_step());
     for (int turn = 0; turn < (low ? LOW_TURNS : SAMPLED_TURNS); ++turn) {
-      work.set_step(j, stride);
-      work.prepare(price);
-      work.search(0, work.spans(), false);
-      work.fit(1);
-      const int64_t before = j;
-      j = work.step_for(goal, work.bytes(), before);
-      if (!low && turn > 0 && j >= before - NEAR && j <= before + NEAR) break;
-      if (j < before - FAR || j > before + FAR) work.forget();
+      work_.set_step(j, at_least(work_.source().blocks() / SAMPLED_BLOCKS, 1));
+      work_.prepare(ECTCQ_PRICE);
+      work_.search(0, work_.spans(), false);
+      work_.fit(1);
+      j = work_.step_for(goal(), work_.bytes(), work_.step());
+      const int64_t moved = j - work_.step();
+      if (!low && turn > 0 && moved >= -NEAR && moved <= NEAR) break;
+      if (moved < -FAR || moved > FAR) work_.forget();
     }
-    work.keep();
+    work_.keep();
+    return j;
   }
 
   // All blocks, in a few chunks. What is too much so far makes bits dearer in those that are left.
-  COMMPRESS_HD bool pass() {
-    work.set_step(j, 1);
-    work.go_back();
-    const int64_t room = work.room(), goal = room - (room >> 10), spans = work.spans(), total = work.span_at(spans);
-    const int64_t chunk = (spans + CHUNKS - 1) / CHUNKS;
-    int64_t change = 0, changes = 0;
-    for (int64_t span = 0; span < spans; span += chunk) {
-      const int64_t end = at_most(span + chunk, spans), at = work.span_at(span), stop = work.span_at(end);
-      price = ECTCQ_PRICE + change;
-      work.prepare(price);
-      work.search(span, end, false);
-      work.fit(rate() < ECTCQ_LOW_RATE ? 3 : 1);
+  COMMPRESS_HD bool pass(int64_t j) {
+    work_.set_step(j, 1);
+    work_.go_back();
+    int change = 0, changes = 0;
+    for (int span = 0; span < work_.spans(); span += chunk()) {
+      work_.prepare(ECTCQ_PRICE + change);
+      work_.search(span, end_of_chunk(span), false);
+      work_.fit(rate() < ECTCQ_LOW_RATE ? 3 : 1);
+      const int at = work_.span_at(span), stop = work_.span_at(end_of_chunk(span));
       changes += change * (stop - at);
-      if (stop == total) break;
-      const int64_t more =
-          floor_divide((work.bytes() - goal) * 8 * ECTCQ_PRICE * ectcq_effect(rate()), (total - stop) * ECSQ_BLOCK);
-      change = floor_divide(changes, stop) + at_most(at_least(more, -ECTCQ_PRICE), ECTCQ_PRICE);
-      change = at_least(at_most(change, MOST_CHANGE), -MOST_CHANGE);
+      change = next_change(changes, stop);
     }
-    return work.bytes() <= room;
+    return work_.bytes() <= work_.room();
   }
+  COMMPRESS_HD int next_change(int changes, int stop) const {
+    const int64_t total = work_.span_at(work_.spans()), effect = ectcq_effect(rate());
+    if (stop == total) return 0;
+    const int64_t goal = work_.room() - (work_.room() >> 10),
+                  more = floor_divide((work_.bytes() - goal) * 8 * ECTCQ_PRICE * effect, (total - stop) * ECSQ_BLOCK);
+    const int64_t change = floor_divide(changes, stop) + at_most(at_least(more, -ECTCQ_PRICE), ECTCQ_PRICE);
+    return static_cast<int>(at_least(at_most(change, MOST_CHANGE), -MOST_CHANGE));
+  }
+
+  Work& work_;
 };
 
 }  // namespace commpress
