@@ -173,15 +173,14 @@ COMMPRESS_DEVICE uint32_t walk_in_memory(ChainSpace& s, const Chains& chains, co
         row[0] = weigh(s, at.offsets, a[turn], branch);
         COMMPRESS_ROLLED
         for (int set = 0; set < states / 32; ++set) {
-          const bool upper = static_cast<uint32_t>(32 * set) >> highest;  // the quantiser is that of all its states
-          const uint32_t by_even = upper ? branch[2] : branch[0], by_odd = upper ? branch[3] : branch[1];
           uint32_t odd = 0;
           for (int k = 0; k < 32; ++k) {
-            const uint32_t state = static_cast<uint32_t>(32 * set + k), shared = state >> highest;
-            const uint32_t even_cost = states == 32 ? branch[2 * shared] : by_even,
-                           odd_cost = states == 32 ? branch[2 * shared + 1] : by_odd;
-            const uint32_t even = cost[32 * predecessor(code, highest, state, 0)] + even_cost - least,
-                           with_odd = cost[32 * predecessor(code, highest, state, 1)] + odd_cost - least;
+            const uint32_t state = static_cast<uint32_t>(32 * set + k);
+            const bool upper = state >> highest;  // the quantiser
+            const uint32_t even = cost[32 * predecessor(code, highest, state, 0)] + (upper ? branch[2] : branch[0]) -
+                                  least,
+                           with_odd = cost[32 * predecessor(code, highest, state, 1)] +
+                                      (upper ? branch[3] : branch[1]) - least;
             other[32 * state] = static_cast<uint16_t>(even <= with_odd ? even : with_odd);
             odd |= (even <= with_odd ? 0u : 1u) << k;
           }

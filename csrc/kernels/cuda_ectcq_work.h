@@ -19,8 +19,8 @@ struct ChainsSpace {
   int64_t room, j, price;  // j: the step
   float inverse;
   int trellis_blocks, other_blocks, count_of_spans;
-  int64_t bytes_of_others;  // of the classes that are not in the trellis
-  int64_t answer;           // of one thread to all
+  int64_t bytes_of_others;     // of the classes that are not in the trellis
+  int64_t answer;              // of one thread to all
   uint32_t met[MOST_CLASSES];  // blocks of a class so far
   unsigned long long raw[MOST_CLASSES];
 };
@@ -227,7 +227,7 @@ COMMPRESS_SELDOM int64_t bytes_so_far(const EncoderSpace& s, const ChainsSpace& 
 // The Work of EctcqTurns.
 class ChainWork final {
  public:
-  COMMPRESS_DEVICE ChainWork(EncoderSpace& s, ChainsSpace& own, const EncoderMemory& m) : s_(s), own_(own), m_(m) {}
+  COMMPRESS_DEVICE ChainWork(EncoderSpace& s, ChainsSpace& own) : s_(s), own_(own) {}
 
   COMMPRESS_DEVICE ChainSource source() const { return {s_}; }
   COMMPRESS_DEVICE int64_t room() const { return own_.room; }
@@ -251,11 +251,11 @@ class ChainWork final {
       own_.inverse = static_cast<float>(1.0 / entropy::step_of(j));
     }
     __syncthreads();
-    begin_classes(s_, own_, m_);
-    if (warp() == 0) choose_blocks(s_, own_, m_, static_cast<int>(stride));
+    begin_classes(s_, own_, s_.memory);
+    if (warp() == 0) choose_blocks(s_, own_, s_.memory, static_cast<int>(stride));
     __syncthreads();
-    count_others(s_, own_, m_);
-    fit_others(s_, own_, m_);
+    count_others(s_, own_, s_.memory);
+    fit_others(s_, own_, s_.memory);
   }
   COMMPRESS_DEVICE void prepare(int64_t price) {
     __syncthreads();  // others may still be at the last one
@@ -264,10 +264,10 @@ class ChainWork final {
     each_known([&](ChainClass& c) { prepare_class(c, ectcq_worth(s_.codec().rate) * own_.price / ECTCQ_PRICE); });
   }
   COMMPRESS_DEVICE void search(int first, int last, bool again) {
-    search_spans(s_, own_, m_, first, last, again);
+    search_spans(s_, own_, s_.memory, first, last, again);
   }
   COMMPRESS_DEVICE void fit(int learning) {
-    each_known([&](ChainClass& c) { learn_class(c, m_.lengths, learning); });
+    each_known([&](ChainClass& c) { learn_class(c, s_.memory.lengths, learning); });
   }
   COMMPRESS_DEVICE void forget() {
     each_known([&](ChainClass& c) { c.known = false; });
@@ -305,7 +305,6 @@ class ChainWork final {
 
   EncoderSpace& s_;
   ChainsSpace& own_;
-  const EncoderMemory& m_;
 };
 
 }  // namespace cuda

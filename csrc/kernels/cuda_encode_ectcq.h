@@ -138,18 +138,18 @@ COMMPRESS_SELDOM bool write_chains(EncoderSpace& s, ChainsSpace& own, const Enco
 }
 
 // By all threads, in step before and behind. False: there is not enough room, and nothing was written that counts.
-COMMPRESS_DEVICE bool ectcq_encode(EncoderSpace& s, const EncoderMemory& m, uint8_t* out) {
+COMMPRESS_DEVICE bool ectcq_encode(EncoderSpace& s) {
   COMMPRESS_SHARED(ChainsSpace, shared, 1);
   ChainsSpace& own = shared[0];
   const int64_t nbytes = s.nbytes, room = nbytes - chain_header_nbytes(s) - entries_nbytes(s) - s.kinds_nbytes -
                                           3 * ECTCQ_LANES * static_cast<int64_t>(s.substreams) - 8;
   if (room < nbytes / 2 || s.codec().rate < ECTCQ_LEAST_RATE) return false;
-  begin_chains(s, own, m, room);
-  ChainWork work(s, own, m);
+  begin_chains(s, own, s.memory, room);
+  ChainWork work(s, own);
   EctcqTurns<ChainWork> turns(work);
   bool found = turns.run();
   for (int turn = 0; turn < 40 && found; ++turn) {
-    if (write_chains(s, own, m, out)) return true;
+    if (write_chains(s, own, s.memory, s.out)) return true;
     found = turns.shrink(s.nbytes >> 10);  // coding took more than the sum of its logarithms
   }
   return false;

@@ -108,8 +108,8 @@ struct EctcqMagnitudes {
 template <class Counts, class Lengths>
 COMMPRESS_HD void ectcq_fit_model(const Counts& counts, const Lengths& length, EctcqModel& m, int64_t& cost) {
   m = {};
-  const int largest =
-      entropy::largest_symbol(EctcqMagnitudes<Counts>{counts}, static_cast<int64_t>(counts.beyond[0] + counts.beyond[1]));
+  const int largest = entropy::largest_symbol(EctcqMagnitudes<Counts>{counts},
+                                              static_cast<int64_t>(counts.beyond[0] + counts.beyond[1]));
   int64_t escaped_even = counts.beyond[0], escaped_odd = counts.beyond[1];
   for (int k = largest + 1; k < ECTCQ_INDICES; ++k) {
     escaped_even += counts.number(0, k);
@@ -123,7 +123,8 @@ COMMPRESS_HD void ectcq_fit_model(const Counts& counts, const Lengths& length, E
     const int64_t escaped = q ? escaped_odd : escaped_even;
     ectcq_fit_codes(counts, q, escaped, m);
     for (int place = 0; place < 3; ++place)
-      m.places[q][place] = ectcq_fit_place(counts, q, place + 1, static_cast<int>(at_most(place < 2 ? place + 1 : largest, largest)));
+      m.places[q][place] =
+          ectcq_fit_place(counts, q, place + 1, static_cast<int>(at_most(place < 2 ? place + 1 : largest, largest)));
     const int32_t left = ectcq_left(m, q);
     cost += escaped * (length[m.escape] + 32 * 65536);
     for (int k = 0; k <= largest; ++k) cost += counts.number(q, k) * length[ectcq_fitted(m, q, k, left)];

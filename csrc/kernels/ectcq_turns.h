@@ -42,7 +42,7 @@ COMMPRESS_HD const EctcqStart& ectcq_start() {
 
 COMMPRESS_HD int64_t ectcq_worth(int64_t rate) {
   constexpr int64_t half = RATE_ONE / 2;
-  const int16_t(&worth)[7] = ectcq_start().worth;
+  const int16_t (&worth)[7] = ectcq_start().worth;
   const int64_t place = at_most(rate / half, 5), f = at_most(rate - place * half, half);
   return (worth[place] * (half - f) + worth[place + 1] * f) / half;
 }
@@ -66,7 +66,7 @@ struct EctcqBetween {
 // Of a normal source, in 1/4096 bit.
 COMMPRESS_HD int64_t ectcq_rate_at(int64_t level) {
   const EctcqBetween at(level);
-  const int16_t(&rates)[11] = ectcq_start().rates;
+  const int16_t (&rates)[11] = ectcq_start().rates;
   return (at(rates[at.row], rates[at.row + 1]) >> 10) + 2 * at_least(level - 6144, 0);
 }
 
@@ -161,10 +161,9 @@ COMMPRESS_HD int64_t ectcq_step_for(const Source& source, int64_t target, int64_
 // The turns of the search. Work has
 //   source(), room()                its EcsqClasses or the like, and the bytes there are
 //   predicted(j), step_for(...)     as above
-//   set_step(j, stride)             chooses the blocks, of each class every `stride`-th one, and their spans; counts anew
-//   step()                          that j
-//   spans(), span_at(i)             where the i-th begins, and one more, as places among the blocks in the trellis
-//   prepare(price)                  tables of all classes that have lengths
+//   set_step(j, stride)             chooses the blocks, of each class every `stride`-th one, and their spans; counts
+//   anew step()                          that j spans(), span_at(i)             where the i-th begins, and one more, as
+//   places among the blocks in the trellis prepare(price)                  tables of all classes that have lengths
 //   price()                         that price: of a bit, in 1/1024 of its worth
 //   search(first, last, again)      finds and counts indices of these spans; with `again` those before count no more
 //   fit(learning)                   models and lengths
@@ -174,8 +173,7 @@ COMMPRESS_HD int64_t ectcq_step_for(const Source& source, int64_t target, int64_
 // can be asked for again.
 template <class Work>
 class EctcqTurns final {
-  static constexpr int SAMPLED_BLOCKS = 128, SAMPLED_TURNS = 3, LOW_TURNS = 8, CHUNKS = 16, TURNS = 30,
-                       FINER_TURNS = 4;
+  static constexpr int SAMPLED_BLOCKS = 128, SAMPLED_TURNS = 3, LOW_TURNS = 8, CHUNKS = 16, TURNS = 30, FINER_TURNS = 4;
   static constexpr int64_t FAR = 256;          // a move after which lengths begin anew, in 1/2048 octave
   static constexpr int64_t NEAR = 8;           // a move after which the step is good enough
   static constexpr int64_t MOST_CHANGE = 307;  // three tenths more or less
