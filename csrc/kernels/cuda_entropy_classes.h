@@ -9,7 +9,14 @@ namespace cuda {
 constexpr int LOWEST_LEVEL = -16 * 127;
 static_assert(WORK_WORDS >= 16 * 512, "a counter for every level");
 
-// Scales and rotates to m.y. Ends in step.
+// How many blocks have the level.
+COMMPRESS_DEVICE uint32_t& blocks_at(EncoderSpace& s, int level) {
+  int place = level - LOWEST_LEVEL;
+  COMMPRESS_OPAQUE(place);  // an address with a negative part is none to the executor of PTX
+  return s.work[place];
+}
+
+// Scales and rotates to m.y. A barrier must follow.
 COMMPRESS_SELDOM void load_segment(EncoderSpace& s, const EncoderMemory& m, const Values& x) {
   const int n = s.n;
   uint32_t most = 0, finite = 0;
@@ -35,14 +42,12 @@ COMMPRESS_SELDOM void load_segment(EncoderSpace& s, const EncoderMemory& m, cons
   }
   if (!rotate) {
     for (int i = thread(); i < n; i += threads()) m.y[i] = scale_by_power(x[i], exponent);
-    __syncthreads();
     return;
   }
   Workspace w = s.workspace();
   for (int first = 0; first < n; first += static_cast<int>(BLOCK)) {
     const int here = smaller(static_cast<int>(BLOCK), n - first);
     for (int i = thread(); i < here; i += threads()) w.y[i] = scale_by_power(x[first + i], exponent);
-    __syncthreads();
     ecsq_rotations(here, [&](int64_t start, int64_t size) {
       Workspace part = w;
       part.y = w.y + start;
@@ -52,7 +57,6 @@ COMMPRESS_SELDOM void load_segment(EncoderSpace& s, const EncoderMemory& m, cons
     });
     __syncthreads();
     for (int i = thread(); i < here; i += threads()) m.y[first + i] = w.y[i];
-    __syncthreads();
   }
 }
 
@@ -103,7 +107,7 @@ COMMPRESS_DEVICE int64_t place_classes(EncoderSpace& s, const EncoderMemory& m, 
   for (int i = thread(); i < WORK_WORDS; i += threads()) s.work[i] = 0;
   __syncthreads();
   for (int b = thread(); b < s.blocks; b += threads())
-    if (m.kinds[b] >= 0) atomicAdd(s.work + (m.at[b] - LOWEST_LEVEL), 1u);
+    if (m.kinds[b] >= 0) atomicAdd(&blocks_at(s, m.at[b]), 1u);
   __syncthreads();
   const int least = s.least, greatest = s.greatest;
   const int short_level = m.kinds[s.blocks - 1] >= 0 ? m.at[s.blocks - 1] : INT32_MIN;  // of the last block
@@ -111,15 +115,16 @@ COMMPRESS_DEVICE int64_t place_classes(EncoderSpace& s, const EncoderMemory& m, 
     int64_t total = 0;
     for (int level = least + thread(); level <= greatest; level += threads()) {
       const int64_t missing = level == short_level ? GROUP_COORDINATES - s.last : 0;
-      const int64_t weight = static_cast<int64_t>(GROUP_COORDINATES) * s.work[level - LOWEST_LEVEL] - missing;
+      const int64_t weight = static_cast<int64_t>(GROUP_COORDINATES) * blocks_at(s, level) - missing;
       total += weight * entropy::rate_at(level * int64_t{128} + 64 - t * 128);
     }
     return block_sum(s, total);
   });
   constexpr int PLACES = static_cast<int>(ECSQ_CLASS_WIDTH);
   if (thread() < PLACES)
-    s.totals[thread()] = ecsq_gathered(
-        thread(), least, greatest, [&](int64_t level) { return static_cast<int64_t>(s.work[level - LOWEST_LEVEL]); });
+    s.totals[thread()] = ecsq_gathered(thread(), least, greatest, [&](int64_t level) {
+      return static_cast<int64_t>(blocks_at(s, static_cast<int>(level)));
+    });
   __syncthreads();
   int64_t phase = 0;
   for (int p = 1; p < PLACES; ++p)

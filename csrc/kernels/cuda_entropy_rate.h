@@ -164,15 +164,18 @@ COMMPRESS_SELDOM int64_t bytes_at(EncoderSpace& s, const EncoderMemory& m, int64
   __syncthreads();
   for (int k = warp(); k < s.count; k += ENCODER_WARPS) {
     int64_t cost = 0;
+    entropy::Model model;
     if (s.present[k]) {
       uint32_t* const counts = words_of_warp(s);
+      __syncwarp();
       for (int i = lane(); i < WARP_WORDS; i += 32) counts[i] = m.classes[WARP_WORDS * k + i];
       __syncwarp();
-      const entropy::Model model = fit_model(s, m, relative_of(s, k, j), s.codec().dither, cost);
-      if (lane() == 0) s.models[k] = model;
-      __syncwarp();
+      model = fit_model(s, m, relative_of(s, k, j), s.codec().dither, cost);
     }
-    if (lane() == 0) s.costs[k] = cost;
+    if (lane() == 0) {
+      s.models[k] = model;
+      s.costs[k] = cost;
+    }
   }
   const int64_t raw = block_sum(s, own);
   int64_t bits = 0;
