@@ -66,8 +66,9 @@ COMMPRESS_DEVICE void write_streams(EncoderSpace& s, const EncoderMemory& m, int
 COMMPRESS_DEVICE void fill_entries(EncoderSpace& s, const EncoderMemory& m, int64_t j) {
   for (int task = warp(); task < s.count * entropy::CELLS; task += ENCODER_WARPS) {
     const int k = task / entropy::CELLS, row = task % entropy::CELLS;
+    if (!s.present[k]) continue;
     const bool folded = is_folded(s.quantisers[k]);
-    if (!s.present[k] || (row > 0 && !folded)) continue;
+    if (row > 0 && !folded) continue;
     const uint32_t f = row_frequencies(s.models[k].get(), relative_of(s, k, j), folded, row);
     uint32_t before = 0;
     COMMPRESS_UNROLL_ALL
