@@ -1,6 +1,6 @@
 // The search of `trellis` on the device: a warp has a span of blocks, each lane one of its 32 chains. Costs and choices
-// are those of ectcq_search.h; up to 16 states have their costs in registers, more in the warp's share of the scratch
-// memory.
+// are those of ectcq_search.h; up to 16 states have their costs in registers, which hold those of a span, more in the
+// warp's share of the scratch memory, in 16 bits.
 #pragma once
 #include "cuda_device.h"
 #include "ectcq_chains.h"
@@ -84,15 +84,6 @@ COMMPRESS_DEVICE uint32_t advance(const uint32_t (&before)[STATES], const uint32
   return odd;
 }
 
-template <int STATES>
-COMMPRESS_DEVICE void renormalise(uint32_t (&cost)[STATES]) {
-  uint32_t least = cost[0];
-  COMMPRESS_UNROLL_ALL
-  for (int state = 1; state < STATES; ++state) least = cost[state] < least ? cost[state] : least;
-  COMMPRESS_UNROLL_ALL
-  for (int state = 0; state < STATES; ++state) cost[state] -= least;
-}
-
 // A block of a span, and the offsets of its class.
 struct ChainBlock {
   int block, offsets[4];
@@ -106,7 +97,7 @@ COMMPRESS_DEVICE ChainBlock enter_block(ChainSpace& s, const Chains& chains, int
   for (int c = 0; c < 4; ++c) at.offsets[c] = tables.offsets[c];
   return at;
 }
-constexpr int ROWS_AT_ONCE = 4;  // loaded together, and as often costs are renormalised
+constexpr int ROWS_AT_ONCE = 4;  // loaded together; and as often costs of 16 bits have their least taken away
 COMMPRESS_DEVICE void load_rows(const Chains& chains, int block, int row, uint32_t (&a)[ROWS_AT_ONCE]) {
   COMMPRESS_UNROLL_ALL
   for (int i = 0; i < ROWS_AT_ONCE; ++i)
@@ -127,7 +118,6 @@ COMMPRESS_DEVICE uint32_t walk_in_registers(ChainSpace& s, const Chains& chains,
     for (int i = 0; i < 16; i += ROWS_AT_ONCE) {
       uint32_t a[ROWS_AT_ONCE], branch[4];
       load_rows(chains, at.block, i, a);
-      renormalise<STATES>(cost);
       COMMPRESS_UNROLL_ALL
       for (int turn = 0; turn < ROWS_AT_ONCE; turn += 2) {
         const uint32_t first = weigh(s, at.offsets, a[turn], branch);
