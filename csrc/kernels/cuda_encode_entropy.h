@@ -67,28 +67,6 @@ COMMPRESS_DEVICE void add_moments(EncoderSpace& s, const EncoderMemory& m) {
   __syncthreads();
 }
 
-// Entries of symbols of all classes, to m.classes; a warp for each row. A barrier must follow.
-COMMPRESS_DEVICE void fill_entries(EncoderSpace& s, const EncoderMemory& m, int64_t j) {
-  for (int task = warp(); task < s.count * entropy::CELLS; task += ENCODER_WARPS) {
-    const int k = task / entropy::CELLS, row = task % entropy::CELLS;
-    const bool folded = is_folded(s.quantisers[k]);
-    if (!s.present[k] || (row > 0 && !folded)) continue;
-    const uint32_t f = row_frequencies(s.models[k].get(), relative_of(s, k, j), folded, row);
-    uint32_t before = 0;
-    COMMPRESS_UNROLL_ALL
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t own = half ? high_of(f) : low_of(f);
-      uint32_t sum = own;
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const uint32_t other = __shfl_up_sync(ALL_LANES, sum, static_cast<unsigned>(distance));
-        sum += lane() >= distance ? other : 0;
-      }
-      m.classes[WARP_WORDS * k + 64 * row + 32 * half + lane()] = own | (before + sum - own) << 16;
-      before += __shfl_sync(ALL_LANES, sum, 31);
-    }
-  }
-}
-
 // Header and tables of classes, by one thread.
 COMMPRESS_SELDOM void write_header(EncoderSpace& s, const EncoderMemory& m, int64_t j, uint8_t* out) {
   uint8_t* to = out + write_beginning(s, m, ECSQ_CODED, j, out);
@@ -142,10 +120,11 @@ COMMPRESS_SELDOM bool write_segment(EncoderSpace& s, const EncoderMemory& m, int
 }
 
 // False: there is no room even for a coarse step.
-COMMPRESS_SELDOM bool encode_classes_of(EncoderSpace& s, const EncoderMemory& m, uint8_t* out) {
+COMMPRESS_DEVICE bool encode_classes_of(EncoderSpace& s) {
   int64_t j;
-  if (!find_step(s, m, j)) return false;
-  while (!write_segment(s, m, j, out)) bytes_at(s, m, j += 16, 1);  // coding took more than the sum of its logarithms
+  if (!find_step(s, s.memory, j)) return false;
+  while (!write_segment(s, s.memory, j, s.out))
+    bytes_at(s, s.memory, j += 16, 1);  // coding took more than the sum of its logarithms
   return true;
 }
 
@@ -169,22 +148,20 @@ COMMPRESS_DEVICE void write_values(const EncoderSpace& s, const Values& x, uint8
 }
 
 // Ends in step.
-COMMPRESS_DEVICE void encode_segment(EncoderSpace& s, const EncoderMemory& m, const Values& x, uint8_t* out) {
+COMMPRESS_DEVICE void encode_segment(EncoderSpace& s, const Values& x) {
   if (s.nbytes >= 1 + 4 * static_cast<int64_t>(s.n)) {
-    write_values(s, x, out);
+    write_values(s, x, s.out);
     __syncthreads();
     return;
   }
-  load_segment(s, m, x);
-  fill_lengths(m);
-  if (!measure_blocks(s, m)) {
-    write_mode(s, s.any_nan ? ECSQ_NAN : ECSQ_ZERO, out);
-  } else {
-    classify(s, m);
-    const bool trellis = s.codec().states && s.nbytes >= ECTCQ_LEAST_NBYTES;
-    if (!(trellis && ectcq_encode(s, m, out)) && !encode_classes_of(s, m, out))
-      write_mode(s, s.any_nan ? ECSQ_NAN : ECSQ_ZERO, out);
+  load_segment(s, s.memory, x);
+  fill_lengths(s.memory);
+  bool done = false;
+  if (measure_blocks(s, s.memory)) {
+    classify(s, s.memory);
+    done = (s.codec().states && s.nbytes >= ECTCQ_LEAST_NBYTES && ectcq_encode(s)) || encode_classes_of(s);
   }
+  if (!done) write_mode(s, s.any_nan ? ECSQ_NAN : ECSQ_ZERO, s.out);
   __syncthreads();
 }
 
@@ -202,9 +179,9 @@ static __global__ void __launch_bounds__(ENCODER_THREADS, 1)
     Key key = job.key;
     key.tensor += static_cast<uint32_t>(layer.tensor);
     if (job.step) key.step += static_cast<uint32_t>(*job.step);
-    if (thread() == 0) begin_segment(s, layer, key, gain, scratch.words + blockIdx.x * scratch.each);
+    if (thread() == 0) begin_segment(s, layer, key, gain, out + layer.byte, scratch.words + blockIdx.x * scratch.each);
     __syncthreads();
-    encode_segment(s, s.memory, x.from(layer.first), out + layer.byte);
+    encode_segment(s, x.from(layer.first));
   }
 }
 

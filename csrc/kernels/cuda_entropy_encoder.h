@@ -50,6 +50,7 @@ struct EncoderSpace {
   int64_t totals[ENCODER_WARPS];
 
   EncoderMemory memory;
+  uint8_t* out;  // the payload's bytes of the segment
   Stored<EcsqCodec> stored_codec;
   Key key;
   int64_t index;
@@ -99,7 +100,8 @@ COMMPRESS_DEVICE EncoderMemory encoder_memory_of(const EncoderSpace& s, uint32_t
 }
 
 // By one thread.
-COMMPRESS_SELDOM void begin_segment(EncoderSpace& s, const Layer& layer, const Key& key, float gain, uint32_t* words) {
+COMMPRESS_SELDOM void begin_segment(EncoderSpace& s, const Layer& layer, const Key& key, float gain, uint8_t* out,
+                                    uint32_t* words) {
   const EcsqCodec codec = entropy_codec_of(layer);
   const EcsqSubstreams parts(codec, layer.numel);
   s.stored_codec = codec;
@@ -114,6 +116,7 @@ COMMPRESS_SELDOM void begin_segment(EncoderSpace& s, const Layer& layer, const K
   s.lanes = ecsq_lanes(s.nbytes);
   s.gain = gain;
   s.shift = 0;
+  s.out = out;
   s.memory = encoder_memory_of(s, words);
 }
 

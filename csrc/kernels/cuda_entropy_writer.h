@@ -1,7 +1,7 @@
 // The streams of a segment, a warp for each substream, to scratch memory; and from there to the payload, with escapes
 // and raw bits.
 #pragma once
-#include "cuda_entropy_encoder.h"
+#include "cuda_entropy_rate.h"
 
 namespace commpress {
 namespace cuda {
@@ -57,6 +57,30 @@ COMMPRESS_DEVICE void write_streams(EncoderSpace& s, const EncoderMemory& m, int
     if (lane() == 0) {
       m.streams_nbytes[substream] = static_cast<uint32_t>(end - writer.at);
       m.escaped[substream] = writer.escaped;
+    }
+  }
+  __syncthreads();
+}
+
+// Entries of symbols of all classes, to m.classes; a warp for each row. Ends in step.
+COMMPRESS_DEVICE void fill_entries(EncoderSpace& s, const EncoderMemory& m, int64_t j) {
+  for (int task = warp(); task < s.count * entropy::CELLS; task += ENCODER_WARPS) {
+    const int k = task / entropy::CELLS, row = task % entropy::CELLS;
+    if (!s.present[k]) continue;
+    const bool folded = is_folded(s.quantisers[k]);
+    if (row > 0 && !folded) continue;
+    const uint32_t f = row_frequencies(s.models[k].get(), relative_of(s, k, j), folded, row);
+    uint32_t before = 0;
+    COMMPRESS_UNROLL_ALL
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t own = half ? high_of(f) : low_of(f);
+      uint32_t sum = own;
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const uint32_t other = __shfl_up_sync(ALL_LANES, sum, static_cast<unsigned>(distance));
+        sum += lane() >= distance ? other : 0;
+      }
+      m.classes[WARP_WORDS * k + 64 * row + 32 * half + lane()] = own | (before + sum - own) << 16;
+      before += __shfl_sync(ALL_LANES, sum, 31);
     }
   }
   __syncthreads();

@@ -2,6 +2,7 @@
 #pragma once
 #include "bitshift.h"
 #include "ecsq_format.h"
+#include "ectcq_chains.h"
 #include "entropy_coders.h"
 #include "philox.h"
 #include "sparse.h"
@@ -81,8 +82,8 @@ constexpr int64_t even_block_nbytes(const Codec& codec) {
 
 // Of the part that encodes with a trellis.
 COMMPRESS_HD int64_t entropy_trellis_words(const EcsqCodec& codec, int64_t n) {
-  (void)n;
-  return codec.states ? 0 : 0;
+  if (codec.states == 0 || ecsq_segment_nbytes(codec, n) < ECTCQ_LEAST_NBYTES) return 0;
+  return ChainScratch(codec, n).end;
 }
 
 COMMPRESS_HD EcsqCodec entropy_codec_of(const Layer& layer) {

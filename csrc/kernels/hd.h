@@ -6,8 +6,10 @@
 
 #if defined(__CUDACC__)
 #define COMMPRESS_HD __host__ __device__ __forceinline__
+#define COMMPRESS_HD_SELDOM __host__ __device__ __noinline__  // on a device kept out of the way of what runs always
 #else
 #define COMMPRESS_HD inline __attribute__((always_inline))
+#define COMMPRESS_HD_SELDOM
 #endif
 
 namespace commpress {
