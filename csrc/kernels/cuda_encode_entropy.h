@@ -13,7 +13,7 @@ struct Placement {
   int64_t one, two, slope;
 };
 enum Moment { N1, W1, N2, W2, N3, W3, Q3, X3, SQUARES, MOMENTS };
-COMMPRESS_DEVICE Placement placement_of(const unsigned long long (&moments)[MOMENTS], double& energy, double& product) {
+COMMPRESS_DEVICE Placement placement_of(const unsigned long long* moments, double& energy, double& product) {
   int64_t of[MOMENTS];
   COMMPRESS_UNROLL_ALL
   for (int i = 0; i < MOMENTS; ++i) of[i] = static_cast<int64_t>(moments[i]);
@@ -25,9 +25,14 @@ COMMPRESS_DEVICE Placement placement_of(const unsigned long long (&moments)[MOME
   return {one, two, slope};
 }
 
+// Nine for each class, in place of the entries of symbols, which nothing wants any more.
+COMMPRESS_DEVICE unsigned long long* moments_of(const EncoderMemory& m, int kind) {
+  return reinterpret_cast<unsigned long long*>(m.classes) + MOMENTS * kind;
+}
+
 // Of values with a symbol, for their placement, without dither and raw bits; a warp for each block. Ends in step.
 COMMPRESS_DEVICE void add_moments(EncoderSpace& s, const EncoderMemory& m) {
-  for (int i = thread(); i < MOST_CLASSES * MOMENTS; i += threads()) s.moments[i / MOMENTS][i % MOMENTS] = 0;
+  for (int i = thread(); i < MOST_CLASSES * MOMENTS; i += threads()) *(moments_of(m, 0) + i) = 0;
   __syncthreads();
   for (int b = warp(); b < s.blocks; b += ENCODER_WARPS) {
     const int kind = m.kinds[b];
@@ -54,7 +59,7 @@ COMMPRESS_DEVICE void add_moments(EncoderSpace& s, const EncoderMemory& m) {
     COMMPRESS_UNROLL_ALL
     for (int i = 0; i < MOMENTS; ++i) {
       const int64_t sum = warp_sum(of[i]);
-      if (lane() == 0 && sum) atomicAdd(&s.moments[kind][i], static_cast<unsigned long long>(sum));
+      if (lane() == 0 && sum) atomicAdd(moments_of(m, kind) + i, static_cast<unsigned long long>(sum));
     }
   }
   __syncthreads();
@@ -70,7 +75,7 @@ COMMPRESS_SELDOM void write_header(EncoderSpace& s, const EncoderMemory& m, int6
     *to++ = static_cast<uint8_t>((model.shift + 64) | model.escape << 7);
     *to++ = static_cast<uint8_t>(model.largest | model.shape << 5);
     if (s.codec().dither) continue;
-    const Placement place = placement_of(s.moments[k], energy, product);
+    const Placement place = placement_of(moments_of(m, k), energy, product);
     *to++ = static_cast<uint8_t>(place.one);
     *to++ = static_cast<uint8_t>(place.two);
     *to++ = static_cast<uint8_t>(place.slope);

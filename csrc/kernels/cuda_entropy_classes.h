@@ -189,13 +189,15 @@ COMMPRESS_SELDOM void classify(EncoderSpace& s, const EncoderMemory& m) {
       const int kind = static_cast<int>(range.class_of(m.at[b]));
       m.kinds[b] = static_cast<int8_t>(kind);
       atomicAdd(s.members + kind, 1);
-      atomicAdd(s.sums + kind, static_cast<unsigned long long>(128 * static_cast<int64_t>(m.at[b]) + 64));
+      atomicAdd(s.sums + kind, m.at[b]);
     }
     __syncthreads();
     if (thread() < count) {
       const int k = thread();
       s.present[k] = s.members[k] > 0;
-      if (s.present[k]) s.level_of[k] = static_cast<int>(floor_divide(static_cast<int64_t>(s.sums[k]), s.members[k]));
+      if (s.present[k])
+        s.level_of[k] =
+            static_cast<int>(floor_divide(128 * static_cast<int64_t>(s.sums[k]) + 64 * s.members[k], s.members[k]));
     }
     encode_kinds(s, m);
     int classes = 0;

@@ -65,14 +65,13 @@ struct EncoderSpace {
   int kinds_nbytes, header, room;              // of a segment without a trellis
   bool present[MOST_CLASSES];
   int members[MOST_CLASSES];
-  unsigned long long sums[MOST_CLASSES];
+  int sums[MOST_CLASSES];  // of levels
   int level_of[MOST_CLASSES];
 
   // Of a step.
   EcsqQuantiser quantisers[MOST_CLASSES];
   Stored<entropy::Model> models[MOST_CLASSES], best[MOST_CLASSES];
   int64_t costs[MOST_CLASSES];
-  unsigned long long moments[MOST_CLASSES][9];
   int all_escapes;
   uint32_t first_stream;
 

@@ -36,7 +36,6 @@ MUTANTS = [
         "set_step(s, j);\n  __syncthreads();\n  fill_entries",
         "set_step(s, j);\n  fill_entries",
     ),
-    ("entries_read_within_warp", _KERNEL, "sum, 31);\n    }\n  }\n  __syncthreads();", "sum, 31);\n    }\n  }"),
     (
         "streams_copied_at_once",
         _WRITER,
@@ -52,7 +51,6 @@ MUTANTS = [
         "__popc(all >> lane() >> 1))) = static_cast",
         "__popc(all << (31 - lane()) << 1))) = static_cast",
     ),
-    ("words_of_idle_coders", _WRITER, "active && entropy::rans_full", "entropy::rans_full"),
     ("escapes_of_one_lane", _WRITER, "escapes -= __popc(all);", "escapes -= all ? 1 : 0;"),
     (
         "escapes_in_reverse",
