@@ -27,7 +27,9 @@ COMMPRESS_DEVICE Placement placement_of(const unsigned long long* moments, doubl
 
 // Nine for each class, in place of the entries of symbols, which nothing wants any more.
 COMMPRESS_DEVICE unsigned long long* moments_of(const EncoderMemory& m, int kind) {
-  return reinterpret_cast<unsigned long long*>(m.classes) + MOMENTS * kind;
+  uint32_t* const words = m.classes;
+  COMMPRESS_GLOBAL(words);
+  return reinterpret_cast<unsigned long long*>(words) + MOMENTS * kind;
 }
 
 // Of values with a symbol, for their placement, without dither and raw bits; a warp for each block. Ends in step.

@@ -130,10 +130,10 @@ COMMPRESS_DEVICE int first_block(const EncoderSpace& s, int substream) { return 
 COMMPRESS_DEVICE int end_block(const EncoderSpace& s, int substream) {
   return smaller((substream + 1) * s.each, s.blocks);
 }
-// Where the streams' bytes of a substream end in scratch memory: two for each coordinate, and the coders' states.
+// Where the streams' bytes of a substream end in scratch memory. A coordinate takes at most twelve bits of two bytes,
+// so that in long substreams there is room for the coders' states; a short one is the only one.
 COMMPRESS_DEVICE int64_t stream_end(const EncoderSpace& s, int substream) {
-  return 2 * GROUP_COORDINATES * static_cast<int64_t>(end_block(s, substream)) +
-         4 * entropy::MOST_LANES * (substream + 1);
+  return 2 * GROUP_COORDINATES * static_cast<int64_t>(end_block(s, substream)) + 4 * entropy::MOST_LANES;
 }
 COMMPRESS_DEVICE int64_t relative_of(const EncoderSpace& s, int kind, int64_t j) {
   return s.centre + kind * ECSQ_CLASS_WIDTH * 128 - j;

@@ -120,6 +120,8 @@ COMMPRESS_DEVICE void count_block(EncoderSpace& s, const EncoderMemory& m, const
 template <class Wanted>
 COMMPRESS_DEVICE int64_t count_symbols(EncoderSpace& s, const EncoderMemory& m, int stride, const Wanted& wanted) {
   for (int i = thread(); i < s.count * WARP_WORDS; i += threads()) m.classes[i] = 0;
+  uint32_t* const met = m.classes;
+  COMMPRESS_GLOBAL(met);
   uint32_t* const counts = words_of_warp(s);
   for (int i = lane(); i < WARP_WORDS; i += 32) counts[i] = 0;
   __syncthreads();
@@ -131,7 +133,7 @@ COMMPRESS_DEVICE int64_t count_symbols(EncoderSpace& s, const EncoderMemory& m, 
     __syncwarp();
     for (int i = lane(); current >= 0 && i < WARP_WORDS; i += 32)
       if (counts[i]) {
-        atomicAdd(m.classes + WARP_WORDS * current + i, counts[i]);
+        atomicAdd(met + WARP_WORDS * current + i, counts[i]);
         counts[i] = 0;
       }
     __syncwarp();

@@ -103,7 +103,7 @@ struct EntropyScratch {
     const auto even = [](int64_t words) { return (words + 3) / 4 * 4; };
     escapes = padded;
     streams = escapes + padded;
-    classes = streams + padded / 2 + 4 * entropy::MOST_LANES * parts.count / 4;
+    classes = streams + padded / 2 + entropy::MOST_LANES;
     lengths = classes + ECSQ_MOST_CLASSES * CLASS_WORDS;
     at = lengths + even(entropy::TOTAL + 1);
     substreams = at + even(parts.blocks + parts.count);

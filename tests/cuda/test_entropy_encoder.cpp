@@ -5,15 +5,19 @@
 // kind of so many coordinates instead.
 #include <memory>
 
+#include "entropy_encoder_emulated.h"
 #include "entropy_inputs.h"
+#include "entropy_tables.h"
 #include "simt/engine.h"
 
 namespace {
 
 // Encodes with the kernel and on the CPU. What the scratch memory holds before is any bytes, and there is no more of it
 // than a segment needs.
-void check(const Bucket& bucket, std::vector<float> x, float gain, const std::string& what, Noise& noise) {
-  const cuda::Input input = static_cast<cuda::Input>(noise.below(4) < 2 ? 0 : 1 + noise.below(2));
+void check(const Bucket& bucket, std::vector<float> x, float gain, const std::string& what, Noise& noise,
+           bool exact = false) {
+  const cuda::Input input =
+      exact ? cuda::FLOAT32 : static_cast<cuda::Input>(noise.below(4) < 2 ? 0 : 1 + noise.below(2));
   const bool halves = input != cuda::FLOAT32;
   const Key key = key_of(noise);
   Buffer from(bucket.numel * (halves ? 2 : 4), (halves ? 2 : 4) * noise.below(5), 0);
@@ -174,6 +178,73 @@ void trellises(Run& run) {
     }
 }
 
+// Means at the edge of a level, where the last bit of a sum decides which.
+void edges(Run& run) {
+  for (uint32_t edge : entropy::LEVEL) {
+    if (!run.next()) continue;
+    Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+    const int64_t n = 512 + noise.below(400);
+    std::vector<float> x(n);
+    for (int64_t i = 0; i < n; ++i) x[i] = float_of((127u << 23 | edge) + noise.below(3) - 1);
+    EcsqCodec codec = codec_of(0, 2000000, noise);
+    codec.rotate = false;
+    Bucket bucket;
+    bucket.add(codec, 0, n);
+    check(bucket, std::move(x), 1.0f, "edge " + std::to_string(edge), noise, true);
+  }
+}
+
+// Blocks so far above the others that they have no class of their own, and values of more steps than are sent.
+void far_blocks(Run& run) {
+  for (int64_t kind = 0; kind < 3; ++kind) {
+    if (!run.next()) continue;
+    Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+    const int64_t n = 18000 + noise.below(5000);
+    std::vector<float> x = values(NORMAL, n, noise);
+    for (int64_t i = 0; i < ECSQ_BLOCK; ++i) x[1024 + i] *= 0x1p115f;
+    EcsqCodec codec = codec_of(kind, 8000000, noise);
+    codec.rotate = false;
+    Bucket bucket;
+    bucket.add(codec, 0, n);
+    check(bucket, std::move(x), 1.0f, "far blocks, " + name_of(codec, n), noise, true);
+  }
+}
+
+// Segments so short that values are sent as they are.
+void shortest_layers(Run& run) {
+  const Kind kinds[] = {NORMAL, HUGE_VALUES, NOT_FINITE, TINY};
+  for (int64_t n = 1; n <= 20; ++n) {
+    if (!run.next()) continue;
+    Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+    const EcsqCodec codec = any_codec(noise);
+    Bucket bucket;
+    bucket.add(codec, 0, n);
+    std::vector<float> x = values(kinds[n % 4], n, noise);
+    if (n % 4 == 2) x[noise.below(n)] = float_of(noise.below(2) ? 0xFF800000u : 0x7FC12345u);
+    check(bucket, std::move(x), n % 4 == 1 ? 0x1p20f : gain_of(noise), "short " + name_of(codec, n), noise, true);
+  }
+}
+
+// There is room to the last byte, and not for one more.
+void rooms(Run& run) {
+  for (int attempt = 0; attempt < 8; ++attempt) {
+    if (!run.next()) continue;
+    Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+    const uint32_t substreams = 1 + static_cast<uint32_t>(noise.below(3));
+    std::vector<uint32_t> streams(substreams), escaped(substreams);
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < substreams; ++i) {
+      streams[i] = 4 + 2 * static_cast<uint32_t>(noise.below(200));
+      escaped[i] = static_cast<uint32_t>(noise.below(50));
+      sum += streams[i] + 4 * escaped[i];
+    }
+    const uint32_t body = 100 + static_cast<uint32_t>(noise.below(50)), nbytes = body + sum;
+    require(cuda::streams_fit(streams, escaped, body, nbytes), "there is room to the last byte");
+    require(!cuda::streams_fit(streams, escaped, body + 1, nbytes), "there is no room for one byte more");
+    require(!cuda::streams_fit(streams, escaped, nbytes + 1, nbytes), "there is no room at all");
+  }
+}
+
 void long_payloads(int64_t n, uint64_t seed) {
   for (int64_t kind = 0; kind < 3; ++kind) {
     Noise noise{seed + static_cast<uint64_t>(kind)};
@@ -203,6 +274,11 @@ int main(int count, char** arguments) {
     trellises(run);
     tables(run);
     tight(run);
+    Run often{seed, (run.parts + 3) / 4};
+    edges(often);
+    far_blocks(often);
+    shortest_layers(often);
+    rooms(often);
   }
   std::printf("passed\n");
 }

@@ -35,6 +35,7 @@ MUTANTS = [
         _KERNEL,
         "set_step(s, j);\n  __syncthreads();\n  fill_entries",
         "set_step(s, j);\n  fill_entries",
+        "threads",
     ),
     (
         "streams_copied_at_once",
@@ -75,8 +76,7 @@ MUTANTS = [
     ("counts_of_mixed_classes", _RATE, "if (kind != current) deliver();", ""),
     # ---- bounds ----
     ("values_beyond_the_end", _RATE, "if (i >= n) return;", "", "sanitize"),
-    ("kinds_beyond_their_room", _CLASSES, "if (met < room) to[met] = byte;", "to[met] = byte;", "sanitize"),
-    ("streams_over_the_body", _WRITER, "streams + 4 * escapes > ", "streams > ", "sanitize"),
+    ("streams_over_the_body", _WRITER, "streams + 4 * escapes > ", "streams > "),
     (
         "one_block_of_the_last",
         _SPACE,
@@ -85,13 +85,6 @@ MUTANTS = [
         "sanitize",
     ),
     ("shares_overlap", _KERNEL, "scratch.words + blockIdx.x * scratch.each", "scratch.words"),
-    (
-        "streams_share_their_end",
-        _SPACE,
-        "4 * entropy::MOST_LANES * (substream + 1)",
-        "4 * entropy::MOST_LANES",
-        "sanitize",
-    ),
     # ---- the format ----
     (
         "extreme_values_as_they_are",
@@ -124,10 +117,8 @@ MUTANTS = [
     ("last_of_equal_places", _CLASSES, "s.totals[p] > s.totals[phase]", "s.totals[p] >= s.totals[phase]"),
     ("classes_never_flat", _CLASSES, "if (coded <= nbytes / 2 && room >= nbytes / 4) break;", "break;"),
     ("no_samples", _RATE, "if (s.blocks >= ECSQ_SAMPLED_BLOCKS)", "if (false)"),
-    ("finest_of_all_steps", _RATE, "nbytes <= room && (!found || at < best)", "nbytes <= room"),
     ("models_of_the_last_step", _RATE, "s.models[thread()] = s.best[thread()];", ";"),
     ("escapes_for_nothing", _RATE, "least + 32 * static_cast<int64_t>(escapes) * 65536", "least"),
-    ("impossible_rows_have_a_price", _RATE, "if (!(f & ROW_POSSIBLE)) return", "if (false) return"),
     ("escapes_without_the_rare", _RATE, "escapes += __reduce_add_sync", "__reduce_add_sync"),
     ("raw_bits_for_nothing", _RATE, "if (lane() == 0) raw += raw_nbytes(s, b, q.raw);", ""),
     ("raw_bits_of_escapes", _WRITER, "ecsq_low(escaped ? 0 : value, raw)", "ecsq_low(value, raw)"),
@@ -138,13 +129,12 @@ MUTANTS = [
     ("gap_as_it_was", _WRITER, "i < first_stream; i += threads()) out[i] = 0;", "i < first_stream; i += threads()) ;"),
     ("shift_forgotten", _WRITER, "j + 2048 * static_cast<int64_t>(s.shift)", "j"),
     ("tensor_of_segment_forgotten", _KERNEL, "key.tensor += static_cast<uint32_t>(layer.tensor);", ""),
-    ("steps_too_far_apart", _KERNEL, "j += 16", "j += 17"),
     ("infinities_in_raw_values", _KERNEL, "else if ((bits & 0x7FFFFFFFu) >= SCALE32_INFINITY)", "else if (false)"),
     (
         "nan_is_zero",
         _KERNEL,
-        "if (!measure_blocks(s, m)) {\n    write_mode(s, s.any_nan ? ECSQ_NAN : ECSQ_ZERO, out);",
-        "if (!measure_blocks(s, m)) {\n    write_mode(s, ECSQ_ZERO, out);",
+        "if (!done) write_mode(s, s.any_nan ? ECSQ_NAN : ECSQ_ZERO, s.out);",
+        "if (!done) write_mode(s, ECSQ_ZERO, s.out);",
     ),
     ("entries_of_no_substream", _WRITER, "store_word(before, entry(i) + 4);", "store_word(0, entry(i) + 4);"),
 ]
