@@ -8,6 +8,23 @@
 namespace commpress {
 namespace cuda {
 
+// Adds to a number in global memory, of which the compiler cannot know that a pointer leads there that was in memory
+// itself: it would add for every kind of memory.
+COMMPRESS_DEVICE void add_globally(unsigned long long* to, unsigned long long value) {
+#if defined(__CUDACC__)
+  asm volatile("red.global.add.u64 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "l"(value) : "memory");
+#else
+  atomicAdd(to, value);
+#endif
+}
+COMMPRESS_DEVICE void add_globally(uint32_t* to, uint32_t value) {
+#if defined(__CUDACC__)
+  asm volatile("red.global.add.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(value) : "memory");
+#else
+  atomicAdd(to, value);
+#endif
+}
+
 // A warp's share of shared memory.
 struct ChainSpace {
   uint32_t branches[4][16];  // level | price << 16 of a class, by 2 quantiser + parity and |k| div 2
@@ -222,14 +239,14 @@ class ChainTally final {
     const auto signed_by = [&](unsigned long long x) { return blocks < 0 ? 0ull - x : x; };
     COMMPRESS_UNROLL_ALL
     for (int half = 0; half < 2; ++half)
-      if (cells_[half]) atomicAdd(&c.counts.cells[32 * half + thread() % 32], signed_by(cells_[half]));
+      if (cells_[half]) add_globally(&c.counts.cells[32 * half + thread() % 32], signed_by(cells_[half]));
     for (int distance = 16; distance; distance /= 2) squares_ += __shfl_xor_sync(ALL_LANES, squares_, distance);
     const uint32_t beyond = __reduce_add_sync(ALL_LANES, beyond_);
     if (thread() % 32 == 0) {
-      atomicAdd(&c.counts.squares, signed_by(squares_));
-      if (beyond & 0xFFFF) atomicAdd(&c.counts.beyond[0], signed_by(beyond & 0xFFFF));
-      if (beyond >> 16) atomicAdd(&c.counts.beyond[1], signed_by(beyond >> 16));
-      atomicAdd(reinterpret_cast<unsigned long long*>(&c.counted), signed_by(1));
+      add_globally(&c.counts.squares, signed_by(squares_));
+      if (beyond & 0xFFFF) add_globally(&c.counts.beyond[0], signed_by(beyond & 0xFFFF));
+      if (beyond >> 16) add_globally(&c.counts.beyond[1], signed_by(beyond >> 16));
+      add_globally(reinterpret_cast<unsigned long long*>(&c.counted), signed_by(1));
     }
     clear();
   }

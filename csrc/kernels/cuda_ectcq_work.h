@@ -22,7 +22,6 @@ struct ChainsSpace {
   int64_t bytes_of_others;     // of the classes that are not in the trellis
   int64_t answer;              // of one thread to all
   uint32_t met[MOST_CLASSES];  // blocks of a class so far
-  unsigned long long raw[MOST_CLASSES];
 };
 
 // As EcsqClasses, for what both have in common.
@@ -50,6 +49,7 @@ COMMPRESS_DEVICE void each_class(const EncoderSpace& s, F&& f) {
 COMMPRESS_DEVICE bool in_trellis(const EncoderSpace& s, const ChainsSpace& own, int kind) {
   return relative_of(s, kind, own.j) <= ECTCQ_MOST_LEVEL;
 }
+COMMPRESS_DEVICE ChainClass& class_of(const ChainsSpace& own, int kind) { return own.classes[kind]; }
 COMMPRESS_DEVICE Chains chains_of(const EncoderSpace& s, const ChainsSpace& own, const EncoderMemory& m) {
   return {m.y, s.n, s.gain, own.inverse, own.blocks, m.kinds, own.classes, own.cells};
 }
@@ -66,7 +66,7 @@ COMMPRESS_DEVICE void begin_chains(const EncoderSpace& s, ChainsSpace& own, cons
     own.room = room;
   }
   __syncthreads();
-  each_class(s, [&](int kind) { own.classes[kind].known = false; });
+  each_class(s, [&](int kind) { class_of(own, kind).known = false; });
   __syncthreads();
 }
 
@@ -80,7 +80,7 @@ COMMPRESS_DEVICE EcsqQuantiser coarser_quantiser(float gain, int64_t relative, i
 COMMPRESS_SELDOM void begin_classes(EncoderSpace& s, ChainsSpace& own, const EncoderMemory& m) {
   for (int i = thread(); i < 64 * s.count; i += ENCODER_THREADS) {
     const int kind = i / 64, q = i / 32 % 2, k = i % 32;
-    ChainClass& c = own.classes[kind];
+    ChainClass& c = class_of(own, kind);
     c.counts.cells[i % 64] = 0;
     m.classes[kind * WARP_WORDS + i % 64] = 0;
     if (s.present[kind] && in_trellis(s, own, kind) && !c.known)
@@ -88,11 +88,11 @@ COMMPRESS_SELDOM void begin_classes(EncoderSpace& s, ChainsSpace& own, const Enc
   }
   __syncthreads();
   each_class(s, [&](int kind) {
-    ChainClass& c = own.classes[kind];
+    ChainClass& c = class_of(own, kind);
     c.counts.beyond[0] = c.counts.beyond[1] = c.counts.squares = 0;
     c.counted = 0;
     own.met[kind] = 0;
-    own.raw[kind] = 0;
+    c.counts.aside = 0;
     if (!s.present[kind]) return;
     if (!in_trellis(s, own, kind)) {
       c.known = false;
@@ -154,10 +154,11 @@ COMMPRESS_SELDOM void count_others(EncoderSpace& s, ChainsSpace& own, const Enco
     count_block(s, m, s.quantisers[kind], block, met);
     __syncwarp();
     for (int symbol = lane(); symbol < 64; symbol += 32)
-      if (met[symbol]) atomicAdd(&m.classes[kind * WARP_WORDS + symbol], met[symbol]);
+      if (met[symbol]) add_globally(m.classes + kind * WARP_WORDS + symbol, met[symbol]);
     if (lane() == 0) {
-      atomicAdd(&own.raw[kind], static_cast<unsigned long long>(raw_nbytes(s, block, s.quantisers[kind].raw)));
-      atomicAdd(reinterpret_cast<unsigned long long*>(&own.classes[kind].counted), 1ull);
+      ChainClass& c = class_of(own, kind);
+      add_globally(&c.counts.aside, static_cast<unsigned long long>(raw_nbytes(s, block, s.quantisers[kind].raw)));
+      add_globally(reinterpret_cast<unsigned long long*>(&c.counted), 1ull);
     }
     __syncwarp();
   }
@@ -175,7 +176,7 @@ COMMPRESS_SELDOM void fit_others(EncoderSpace& s, ChainsSpace& own, const Encode
     const entropy::Model model = fit_model(s, m, relative_of(s, kind, own.j) - ECTCQ_COARSER, false, cost);
     if (lane() == 0) {
       s.models[kind] = model;
-      own.classes[kind].cost = cost;
+      class_of(own, kind).cost = cost;
     }
     __syncwarp();
   }
@@ -184,8 +185,8 @@ COMMPRESS_SELDOM void fit_others(EncoderSpace& s, ChainsSpace& own, const Encode
     own.bytes_of_others = 0;
     for (int kind = 0; kind < s.count; ++kind) {
       if (!s.present[kind] || in_trellis(s, own, kind)) continue;
-      const ChainClass& c = own.classes[kind];
-      const int64_t nbytes = ectcq_bytes_of(c.cost) + static_cast<int64_t>(own.raw[kind]);
+      const ChainClass& c = class_of(own, kind);
+      const int64_t nbytes = ectcq_bytes_of(c.cost) + static_cast<int64_t>(c.counts.aside);
       own.bytes_of_others += 5 + nbytes * s.members[kind] / c.counted;
     }
   }
@@ -220,7 +221,7 @@ COMMPRESS_SELDOM int64_t step_of_cost(const EncoderSpace& s, int64_t target, int
 }
 COMMPRESS_SELDOM int64_t bytes_so_far(const EncoderSpace& s, const ChainsSpace& own) {
   int64_t cost = 0;
-  for (int k = 0; k < s.count; ++k) cost += ectcq_cost_of(own.classes[k], s.members[k]);
+  for (int k = 0; k < s.count; ++k) cost += ectcq_cost_of(class_of(own, k), s.members[k]);
   return ectcq_bytes_of(cost) + own.bytes_of_others;
 }
 
@@ -292,7 +293,7 @@ class ChainWork final {
   template <class F>
   COMMPRESS_DEVICE void each_known(F&& f) {
     each_class(s_, [&](int kind) {
-      if (own_.classes[kind].known) f(own_.classes[kind]);
+      if (class_of(own_, kind).known) f(class_of(own_, kind));
     });
     __syncthreads();
   }

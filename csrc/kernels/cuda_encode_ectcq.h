@@ -23,7 +23,7 @@ COMMPRESS_SELDOM void fill_chain_entries(const EctcqModel& model, uint32_t* entr
 // Entries of all classes, to m.classes. Ends in step.
 COMMPRESS_DEVICE void fill_all_entries(EncoderSpace& s, ChainsSpace& own, const EncoderMemory& m) {
   each_class(s, [&](int kind) {
-    own.raw[kind] = 0;
+    own.classes[kind].counts.aside = 0;
     if (s.present[kind] && in_trellis(s, own, kind)) {
       s.models[kind] = entropy::Model{};
       s.quantisers[kind] = {s.gain, 1.0f, 0.5f, 0, false};
@@ -31,6 +31,7 @@ COMMPRESS_DEVICE void fill_all_entries(EncoderSpace& s, ChainsSpace& own, const 
   });
   __syncthreads();
   fill_entries(s, m, own.j + ECTCQ_COARSER);
+  __syncthreads();
   each_class(s, [&](int kind) {
     if (s.present[kind] && in_trellis(s, own, kind))
       fill_chain_entries(own.classes[kind].model, m.classes + WARP_WORDS * kind);
@@ -40,9 +41,9 @@ COMMPRESS_DEVICE void fill_all_entries(EncoderSpace& s, ChainsSpace& own, const 
 
 // Symbols of a block in the trellis, which `table` has entries of; and squares of magnitudes that have an index, but no
 // symbol. By a whole warp.
-COMMPRESS_DEVICE void write_chain_block(const Chains& chains, ChainsSpace& own, int kind, int block,
-                                        const uint32_t* table, StreamWriter& writer) {
-  const int largest = chains.classes[kind].model.largest;
+COMMPRESS_DEVICE void write_chain_block(const Chains& chains, ChainClass& c, int block, const uint32_t* table,
+                                        StreamWriter& writer) {
+  const int largest = c.model.largest;
   COMMPRESS_ROLLED
   for (int row = 15; row >= 0; --row) {
     const int i = 32 * row + lane();
@@ -51,7 +52,7 @@ COMMPRESS_DEVICE void write_chain_block(const Chains& chains, ChainsSpace& own, 
     const int k = static_cast<int>(cell & 31);
     const bool escaped = k > largest || w > ECTCQ_FARTHEST;
     const int symbol = escaped ? 0 : v < 0 ? 32 - k : 32 + k;
-    if (escaped && w <= ECTCQ_FARTHEST) atomicAdd(&own.raw[kind], static_cast<unsigned long long>(w * w));
+    if (escaped && w <= ECTCQ_FARTHEST) add_globally(&c.counts.aside, static_cast<unsigned long long>(w * w));
     writer.escape(escaped, ectcq_kept(v, cell & 1));
     writer.put(true, table[64 * (cell >> 5) + static_cast<uint32_t>(symbol)]);
   }
@@ -72,7 +73,7 @@ COMMPRESS_SELDOM void write_chain_streams(EncoderSpace& s, ChainsSpace& own, con
       write_block(s, m, s.quantisers[kind], s.models[kind].get().largest, s.models[kind].get().empty(), ECTCQ_LANES,
                   block, table, writer);
     else if (!own.classes[kind].model.empty())
-      write_chain_block(chains, own, kind, block, table, writer);
+      write_chain_block(chains, class_of(own, kind), block, table, writer);
   });
 }
 
@@ -101,7 +102,7 @@ COMMPRESS_SELDOM void write_chain_header(const EncoderSpace& s, const ChainsSpac
         put(model.codes[q][k]);
         sum += ectcq_level(model, q, k) * c.counts.magnitude(q, k);
       }
-    energy += static_cast<double>(16 * static_cast<int64_t>(c.counts.squares - own.raw[kind]));
+    energy += static_cast<double>(16 * static_cast<int64_t>(c.counts.squares - c.counts.aside));
     product += static_cast<double>(sum);
   }
   const float rho = product > 0 ? static_cast<float>(energy / product) : 1.0f;

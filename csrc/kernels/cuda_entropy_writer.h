@@ -62,7 +62,7 @@ COMMPRESS_DEVICE void write_streams(EncoderSpace& s, const EncoderMemory& m, int
   __syncthreads();
 }
 
-// Entries of symbols of all classes, to m.classes; a warp for each row. Ends in step.
+// Entries of symbols of all classes, to m.classes; a warp for each row. A barrier must follow.
 COMMPRESS_DEVICE void fill_entries(EncoderSpace& s, const EncoderMemory& m, int64_t j) {
   for (int task = warp(); task < s.count * entropy::CELLS; task += ENCODER_WARPS) {
     const int k = task / entropy::CELLS, row = task % entropy::CELLS;
@@ -83,7 +83,6 @@ COMMPRESS_DEVICE void fill_entries(EncoderSpace& s, const EncoderMemory& m, int6
       before += __shfl_sync(ALL_LANES, sum, 31);
     }
   }
-  __syncthreads();
 }
 
 // Symbols of a block without a trellis, which `table` has entries of.

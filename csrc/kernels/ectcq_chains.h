@@ -8,6 +8,7 @@ namespace cuda {
 // As EctcqCounts.
 struct ChainCounts {
   unsigned long long cells[64], beyond[2], squares;
+  unsigned long long aside;  // bytes of raw bits, outside the trellis; then squares of what has an index, but no symbol
 
   COMMPRESS_HD int64_t number(int q, int k) const { return static_cast<int64_t>(cells[32 * q + k] >> 40); }
   COMMPRESS_HD int64_t magnitude(int q, int k) const {

@@ -63,8 +63,8 @@ MUTANTS = [
     (
         "others_summed_within_warp",
         _WORK,
-        "own.classes[kind].cost = cost;\n    }\n    __syncwarp();\n  }\n  __syncthreads();",
-        "own.classes[kind].cost = cost;\n    }\n    __syncwarp();\n  }",
+        "class_of(own, kind).cost = cost;\n    }\n    __syncwarp();\n  }\n  __syncthreads();",
+        "class_of(own, kind).cost = cost;\n    }\n    __syncwarp();\n  }",
     ),
     ("spans_read_within_warp", _WORK, "static_cast<int>(stride));\n    __syncthreads();", "static_cast<int>(stride));"),
     (
@@ -90,7 +90,7 @@ MUTANTS = [
     # ---- streams and header ----
     ("squares_of_far_values", _ENCODE, "if (escaped && w <= ECTCQ_FARTHEST)", "if (escaped)"),
     ("parity_of_escapes_forgotten", _ENCODE, "ectcq_kept(v, cell & 1)", "ectcq_kept(v, 0)"),
-    ("squares_of_the_last_attempt", _ENCODE, "    own.raw[kind] = 0;\n", ""),
+    ("squares_of_the_last_attempt", _ENCODE, "    own.classes[kind].counts.aside = 0;\n", ""),
     ("entries_of_the_first_class", _ENCODE, "if (kind != current) {", "if (current < 0) {"),
     ("room_without_states", _ENCODE, "3 * ECTCQ_LANES * static_cast", "ECTCQ_LANES * static_cast"),
     (
