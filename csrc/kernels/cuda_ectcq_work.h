@@ -172,11 +172,10 @@ COMMPRESS_SELDOM void fit_others(EncoderSpace& s, ChainsSpace& own, const Encode
     uint32_t* const counts = words_of_warp(s);
     for (int i = lane(); i < 64; i += 32) counts[i] = m.classes[kind * WARP_WORDS + i];
     __syncwarp();
-    int64_t cost;
-    const entropy::Model model = fit_model(s, m, relative_of(s, kind, own.j) - ECTCQ_COARSER, false, cost);
+    const Fitted fitted = fit_model(s, m, relative_of(s, kind, own.j) - ECTCQ_COARSER, false);
     if (lane() == 0) {
-      s.models[kind] = model;
-      class_of(own, kind).cost = cost;
+      s.models[kind] = fitted.model;
+      class_of(own, kind).cost = fitted.cost;
     }
     __syncwarp();
   }

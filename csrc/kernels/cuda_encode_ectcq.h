@@ -139,7 +139,7 @@ COMMPRESS_SELDOM bool write_chains(EncoderSpace& s, ChainsSpace& own, const Enco
 }
 
 // By all threads, in step before and behind. False: there is not enough room, and nothing was written that counts.
-COMMPRESS_DEVICE bool ectcq_encode(EncoderSpace& s) {
+COMMPRESS_SELDOM bool ectcq_encode(EncoderSpace& s) {
   COMMPRESS_SHARED(ChainsSpace, shared, 1);
   ChainsSpace& own = shared[0];
   const int64_t nbytes = s.nbytes, room = nbytes - chain_header_nbytes(s) - entries_nbytes(s) - s.kinds_nbytes -

@@ -120,11 +120,12 @@ COMMPRESS_SELDOM bool write_segment(EncoderSpace& s, const EncoderMemory& m, int
 }
 
 // False: there is no room even for a coarse step.
-COMMPRESS_DEVICE bool encode_classes_of(EncoderSpace& s) {
-  int64_t j;
-  if (!find_step(s, s.memory, j)) return false;
-  while (!write_segment(s, s.memory, j, s.out))
-    bytes_at(s, s.memory, j += 16, 1);  // coding took more than the sum of its logarithms
+COMMPRESS_SELDOM bool encode_classes_of(EncoderSpace& s) {
+  if (!find_step(s, s.memory)) return false;
+  if (thread() == 0) s.j = s.best_step;
+  __syncthreads();
+  COMMPRESS_ROLLED
+  while (!write_segment(s, s.memory, s.j, s.out)) bytes_at(s, s.memory, s.j + 16, 1);  // more than was counted
   return true;
 }
 
@@ -132,7 +133,7 @@ COMMPRESS_SELDOM void write_mode(const EncoderSpace& s, int mode, uint8_t* out) 
   for (uint32_t i = thread(); i < s.nbytes; i += threads()) out[i] = i ? 0 : static_cast<uint8_t>(mode);
 }
 
-COMMPRESS_SELDOM void write_values(const EncoderSpace& s, const Values& x, uint8_t* out) {
+COMMPRESS_SELDOM void write_values(const EncoderSpace& s, Values x, uint8_t* out) {
   const int n = s.n;
   for (int i = thread(); i < n; i += threads()) {
     const float value = x[i];

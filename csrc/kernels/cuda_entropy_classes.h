@@ -17,7 +17,7 @@ COMMPRESS_DEVICE uint32_t& blocks_at(EncoderSpace& s, int level) {
 }
 
 // Scales and rotates to m.y. A barrier must follow.
-COMMPRESS_SELDOM void load_segment(EncoderSpace& s, const EncoderMemory& m, const Values& x) {
+COMMPRESS_SELDOM void load_segment(EncoderSpace& s, const EncoderMemory& m, Values x) {
   const int n = s.n;
   uint32_t most = 0, finite = 0;
   for (int i = thread(); i < n; i += threads()) {

@@ -72,6 +72,12 @@ struct EncoderSpace {
   EcsqQuantiser quantisers[MOST_CLASSES];
   Stored<entropy::Model> models[MOST_CLASSES], best[MOST_CLASSES];
   int64_t costs[MOST_CLASSES];
+  entropy::Secant secant;
+  int64_t j, raw_nbytes;  // the step that was tried last, and the raw bits it takes
+  int64_t last_step;
+  int stride;
+  bool found;         // a step that fits
+  int64_t best_step;  // the finest such
   int all_escapes;
   uint32_t first_stream;
 
@@ -100,7 +106,7 @@ COMMPRESS_DEVICE EncoderMemory encoder_memory_of(const EncoderSpace& s, uint32_t
 }
 
 // By one thread.
-COMMPRESS_SELDOM void begin_segment(EncoderSpace& s, const Layer& layer, const Key& key, float gain, uint8_t* out,
+COMMPRESS_DEVICE void begin_segment(EncoderSpace& s, const Layer& layer, const Key& key, float gain, uint8_t* out,
                                     uint32_t* words) {
   const EcsqCodec codec = entropy_codec_of(layer);
   const EcsqSubstreams parts(codec, layer.numel);

@@ -17,7 +17,7 @@ COMMPRESS_DEVICE bool is_folded(const EcsqQuantiser& q) { return q.dither && q.r
 
 // Of symbols number lane() and 32 + lane(): low | high << 13, and 1 << 31 if the row is possible.
 constexpr uint32_t ROW_POSSIBLE = 1u << 31;
-COMMPRESS_SELDOM uint32_t row_frequencies(const entropy::Model& model, int64_t relative, bool folded, int cell) {
+COMMPRESS_SELDOM uint32_t row_frequencies(entropy::Model model, int64_t relative, bool folded, int cell) {
   const int64_t level = entropy::nominal(relative) - 32 * entropy::raw_bits(relative) + model.shift;
   const int l = lane(), largest = model.largest;
   int32_t low, high;
@@ -51,9 +51,10 @@ COMMPRESS_DEVICE uint32_t high_of(uint32_t frequencies) { return frequencies >> 
 // ---- models ----
 
 // What symbols cost under a model, `escaped` ones included; `counts` has 64 for each row. By a whole warp.
-COMMPRESS_SELDOM int64_t price_of(const EncoderMemory& m, const entropy::Model& model, int64_t relative, bool folded,
+COMMPRESS_SELDOM int64_t price_of(const EncoderMemory& m, entropy::Model model, int64_t relative, bool folded,
                                   const uint32_t* counts, int64_t escaped) {
   int64_t sum = 0;
+  COMMPRESS_ROLLED
   for (int row = 0; row < (folded ? entropy::CELLS : 1); ++row) {
     const uint32_t f = row_frequencies(model, relative, folded, row);
     if (!(f & ROW_POSSIBLE)) return int64_t{1} << 62;
@@ -64,8 +65,11 @@ COMMPRESS_SELDOM int64_t price_of(const EncoderMemory& m, const entropy::Model& 
 }
 
 // entropy::fit() of the counts in the warp's words; by a whole warp.
-COMMPRESS_SELDOM entropy::Model fit_model(EncoderSpace& s, const EncoderMemory& m, int64_t relative, bool dithered,
-                                          int64_t& cost) {
+struct Fitted {
+  entropy::Model model;
+  int64_t cost;
+};
+COMMPRESS_SELDOM Fitted fit_model(EncoderSpace& s, const EncoderMemory& m, int64_t relative, bool dithered) {
   const bool folded = dithered && entropy::raw_bits(relative) == 0;
   const uint32_t* const counts = words_of_warp(s);
   uint32_t met = 0, escapes = 0;
@@ -84,13 +88,11 @@ COMMPRESS_SELDOM entropy::Model fit_model(EncoderSpace& s, const EncoderMemory& 
   base.largest = entropy::largest_symbol(Magnitudes{magnitudes}, escapes);
   escapes += __reduce_add_sync(ALL_LANES, lane() > base.largest ? met : 0u);
   base.escape = escapes > 0;
-  cost = 0;
-  if (base.empty()) return base;
+  if (base.empty()) return {base, 0};
   int64_t least;
   const entropy::Model best = entropy::descend(
       base, [&](const entropy::Model& model) { return price_of(m, model, relative, folded, counts, escapes); }, least);
-  cost = least + 32 * static_cast<int64_t>(escapes) * 65536;
-  return best;
+  return {best, least + 32 * static_cast<int64_t>(escapes) * 65536};
 }
 
 // ---- symbols met ----
@@ -109,8 +111,10 @@ COMMPRESS_DEVICE void count_block(EncoderSpace& s, const EncoderMemory& m, const
   };
   if (q.dither) {
     const Dithers dithers(s, block);
+    COMMPRESS_ROLLED
     for (int i = lane(); i < GROUP_COORDINATES; i += 32) add(i, dithers.at(i));
   } else {
+    COMMPRESS_ROLLED
     for (int i = lane(); i < n; i += 32) add(i, 0);
   }
 }
@@ -158,59 +162,80 @@ COMMPRESS_DEVICE void set_step(EncoderSpace& s, int64_t j) {
     s.quantisers[thread()] = ecsq_quantiser(s.gain, relative_of(s, thread(), j), j, s.codec().dither);
 }
 
-// Bytes for every stride-th block, times stride; leaves the models in s.models. In every thread; ends in step.
+// Bytes for every stride-th block, times stride; leaves the models in s.models. In every thread; ends in step. What is
+// alive while models are fitted is in shared memory: there are few registers that calls leave alone.
 COMMPRESS_SELDOM int64_t bytes_at(EncoderSpace& s, const EncoderMemory& m, int64_t j, int stride) {
   __syncthreads();
   set_step(s, j);
-  const int64_t own = count_symbols(s, m, stride, [](int) { return true; });
-  __syncthreads();
+  if (thread() == 0) {
+    s.j = j;
+    s.stride = stride;
+  }
+  const int64_t raw = block_sum(s, count_symbols(s, m, stride, [](int) { return true; }));
+  if (thread() == 0) s.raw_nbytes = raw;
+  COMMPRESS_ROLLED
   for (int k = warp(); k < s.count; k += ENCODER_WARPS) {
-    int64_t cost = 0;
-    entropy::Model model;
+    Fitted fitted{{}, 0};
     if (s.present[k]) {
       uint32_t* const counts = words_of_warp(s);
       __syncwarp();
       for (int i = lane(); i < WARP_WORDS; i += 32) counts[i] = m.classes[WARP_WORDS * k + i];
       __syncwarp();
-      model = fit_model(s, m, relative_of(s, k, j), s.codec().dither, cost);
+      fitted = fit_model(s, m, relative_of(s, k, s.j), s.codec().dither);
     }
     if (lane() == 0) {
-      s.models[k] = model;
-      s.costs[k] = cost;
+      s.models[k] = fitted.model;
+      s.costs[k] = fitted.cost;
     }
   }
-  const int64_t raw = block_sum(s, own);
+  __syncthreads();
   int64_t bits = 0;
   for (int k = 0; k < s.count; ++k) bits += s.costs[k];
-  return ((bits + (1 << 19) - 1) / (1 << 19) + raw) * stride;
+  return ((bits + (1 << 19) - 1) / (1 << 19) + s.raw_nbytes) * s.stride;
 }
 
-// The finest step that fits, with its models in s.models; false if none does. In every thread; ends in step.
-COMMPRESS_DEVICE bool find_step(EncoderSpace& s, const EncoderMemory& m, int64_t& j) {
-  const int64_t room = s.room, finest = s.finest_step;
-  j = s.first_step;
-  if (s.blocks >= ECSQ_SAMPLED_BLOCKS)
-    j = entropy::search([&](int64_t at) { return bytes_at(s, m, at, static_cast<int>(ECSQ_STRIDE)); }, room, j, finest,
-                        room >> 11, s.n, 5)
-            .last;
-  int64_t best = 0;
-  bool found = false;
-  const auto full = [&](int64_t at) {
-    const int64_t nbytes = bytes_at(s, m, at, 1);
-    if (nbytes <= room && (!found || at < best)) {
-      found = true;
-      best = at;
-      if (thread() < s.count) s.best[thread()] = s.models[thread()];
-    }
-    return nbytes;
-  };
-  int64_t last = entropy::search(full, room, j, finest, room >> 13, s.n, 8).last;
-  for (int i = 0; i < 200 && !found; ++i) full(last += 512);
+// Tries a step, and keeps its models if it is the finest yet that fits. By all; ends in step.
+COMMPRESS_DEVICE void try_step(EncoderSpace& s, const EncoderMemory& m, int64_t j, bool full) {
+  const int64_t nbytes = bytes_at(s, m, j, full ? 1 : static_cast<int>(ECSQ_STRIDE));
+  const bool better = s.stride == 1 && nbytes <= s.room && (!s.found || s.j < s.best_step);
   __syncthreads();
+  if (better && thread() < s.count) s.best[thread()] = s.models[thread()];
+  if (thread() == 0) {
+    if (better) {
+      s.found = true;
+      s.best_step = s.j;
+    }
+    s.secant.take(nbytes);
+  }
+  __syncthreads();
+}
+
+// From s.secant.j on. What the search remembers is in shared memory: it would be alive in registers all along.
+COMMPRESS_SELDOM void search_step(EncoderSpace& s, const EncoderMemory& m, bool full) {
+  __syncthreads();  // warps may still be at the search before
+  if (thread() == 0) s.secant.begin(s.room, s.secant.j, s.finest_step, s.room >> (full ? 13 : 11), s.n, full ? 8 : 5);
+  __syncthreads();
+  COMMPRESS_ROLLED
+  while (!s.secant.done) try_step(s, m, s.secant.j, full);
+}
+
+// The finest step that fits, in s.best_step, with its models in s.models; false if none does. In every thread; ends in
+// step.
+COMMPRESS_DEVICE bool find_step(EncoderSpace& s, const EncoderMemory& m) {
+  if (thread() == 0) {
+    s.found = false;
+    s.secant.j = s.first_step;
+  }
+  __syncthreads();
+  if (s.blocks >= ECSQ_SAMPLED_BLOCKS) search_step(s, m, false);
+  search_step(s, m, true);
+  if (thread() == 0) s.last_step = s.secant.j;
+  __syncthreads();
+  COMMPRESS_ROLLED
+  for (int i = 0; i < 200 && !s.found; ++i) try_step(s, m, s.last_step + 512 * (i + 1), true);
   if (thread() < s.count) s.models[thread()] = s.best[thread()];
   __syncthreads();
-  j = best;
-  return found;
+  return s.found;
 }
 
 }  // namespace cuda

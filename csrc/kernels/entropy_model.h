@@ -92,25 +92,37 @@ COMMPRESS_HD Model descend(const Model& base, const Price& price, int64_t& least
 // The cheapest model that the descent over level and shape finds, and its cost in 2^-16 bit, escaped values included.
 Model fit(const Counts& counts, int64_t relative, bool dithered, int64_t& cost);
 
-// A bracketed secant method, never finer than `finest`, that stops within `slack` of the room: the finest step met
-// whose cost is within `room` (found = false: none), and the step to go on from.
-struct Search {
-  bool found;
-  int64_t best, last;
-};
-template <class Cost>
-COMMPRESS_HD Search search(const Cost& cost, int64_t room, int64_t j, int64_t finest, int64_t slack, int64_t n,
-                           int most) {
-  if (j < finest) j = finest;
-  bool has_over = false, has_best = false, has_before = false;
-  int64_t over = 0, best = 0, before_j = 0, before_c = 0;
-  double slope = -static_cast<double>(n) / 16384.0;
-  for (int i = 0; i < most; ++i) {
-    const int64_t c = cost(j);
+// A bracketed secant method, never finer than `finest`, that stops within `slack` of the room: where it is. A device
+// keeps it in shared memory, so it has no initial values.
+struct Secant {
+  int64_t j;  // the next step; after the last one, that to go on from
+  bool done;
+  bool has_best, has_over, has_before;
+  int64_t best;  // the finest step met whose cost is within the room
+  int64_t over, before_j, before_c, room, finest, slack;
+  double slope;
+  int left;
+
+  COMMPRESS_HD void begin(int64_t within, int64_t first, int64_t least, int64_t near, int64_t n, int most) {
+    j = first < least ? least : first;
+    done = has_best = has_over = has_before = false;
+    best = over = before_j = before_c = 0;
+    room = within;
+    finest = least;
+    slack = near;
+    slope = -static_cast<double>(n) / 16384.0;
+    left = most;
+  }
+  // What step j costs.
+  COMMPRESS_HD void take(int64_t c) {
+    done = --left == 0;
     if (c <= room) {
       best = !has_best || j < best ? j : best;
       has_best = true;
-      if (room - c <= slack || j == finest) return {true, best, j};
+      if (room - c <= slack || j == finest) {
+        done = true;
+        return;
+      }
     } else {
       over = !has_over || j > over ? j : over;
       has_over = true;
@@ -127,7 +139,11 @@ COMMPRESS_HD Search search(const Cost& cost, int64_t room, int64_t j, int64_t fi
     int64_t after = j + step;
     if (has_over && has_best && !(over < after && after < best)) {
       after = (over + best) >> 1;
-      if (after == over) return {true, best, best};
+      if (after == over) {
+        j = best;
+        done = true;
+        return;
+      }
     } else if (has_over && after <= over) {
       after = over + 1;
     } else if (has_best && after >= best) {
@@ -135,7 +151,19 @@ COMMPRESS_HD Search search(const Cost& cost, int64_t room, int64_t j, int64_t fi
     }
     j = after < finest ? finest : after;
   }
-  return {has_best, best, j};
+};
+
+// found = false: no step met is within the room. `last`: to go on from.
+struct Search {
+  bool found;
+  int64_t best, last;
+};
+template <class Cost>
+Search search(const Cost& cost, int64_t room, int64_t j, int64_t finest, int64_t slack, int64_t n, int most) {
+  Secant secant;
+  secant.begin(room, j, finest, slack, n, most);
+  while (!secant.done) secant.take(cost(secant.j));
+  return {secant.has_best, secant.best, secant.j};
 }
 
 }  // namespace entropy

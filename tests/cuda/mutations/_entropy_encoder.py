@@ -29,7 +29,8 @@ MUTANTS = [
         "counts[i] = 0;\n  __syncthreads();\n  const int taken",
         "counts[i] = 0;\n  const int taken",
     ),
-    ("counts_fitted_within_warp", _RATE, "return true; });\n  __syncthreads();", "return true; });"),
+    ("costs_added_within_warp", _RATE, "fitted.cost;\n    }\n  }\n  __syncthreads();", "fitted.cost;\n    }\n  }"),
+    ("search_over_one_still_read", _RATE, "__syncthreads();  // warps may still be at the search before", ""),
     (
         "models_read_within_warp",
         _KERNEL,
