@@ -128,11 +128,11 @@ COMMPRESS_DEVICE bool encode_classes_of(EncoderSpace& s) {
   return true;
 }
 
-COMMPRESS_DEVICE void write_mode(const EncoderSpace& s, int mode, uint8_t* out) {
+COMMPRESS_SELDOM void write_mode(const EncoderSpace& s, int mode, uint8_t* out) {
   for (uint32_t i = thread(); i < s.nbytes; i += threads()) out[i] = i ? 0 : static_cast<uint8_t>(mode);
 }
 
-COMMPRESS_DEVICE void write_values(const EncoderSpace& s, const Values& x, uint8_t* out) {
+COMMPRESS_SELDOM void write_values(const EncoderSpace& s, const Values& x, uint8_t* out) {
   const int n = s.n;
   for (int i = thread(); i < n; i += threads()) {
     const float value = x[i];

@@ -62,7 +62,7 @@ COMMPRESS_SELDOM void load_segment(EncoderSpace& s, const EncoderMemory& m, cons
 
 // Kinds and levels of blocks, in the order of docs/wire-format.md section 5: a warp for each block. False if no block
 // has a value that is finite and not zero. Ends in step.
-COMMPRESS_DEVICE bool measure_blocks(EncoderSpace& s, const EncoderMemory& m) {
+COMMPRESS_SELDOM bool measure_blocks(EncoderSpace& s, const EncoderMemory& m) {
   if (thread() == 0) {
     s.least = INT32_MAX;
     s.greatest = INT32_MIN;

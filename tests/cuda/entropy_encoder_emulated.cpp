@@ -32,7 +32,7 @@ bool streams_fit(const std::vector<uint32_t>& streams, const std::vector<uint32_
       layer.rate = packed_entropy(codec.rate, false, false, 0);
       layer.numel = blocks * ECSQ_BLOCK;
       layer.block_nbytes = codec.substream;
-      begin_segment(s, layer, Key{}, 1.0f, nullptr, memory);
+      begin_segment(s, layer, Key{}, 1.0f, to, memory);
       s.substreams = substreams;
       s.each = static_cast<int>(ECSQ_SUBSTREAM_BLOCKS);
       s.nbytes = nbytes;

@@ -40,9 +40,6 @@ void check(const Bucket& bucket, std::vector<float> x, float gain, const std::st
           what + ": launch");
   made.check_guards(what);
   memory.check_guards(what + ", scratch");
-  if (getenv("DUMP") && memcmp(made.data(), known.data(), bucket.nbytes))
-    for (int i = 0; i < std::min<int64_t>(160, bucket.nbytes); ++i)
-      printf("%d: %d %d%s\n", i, known.data()[i], made.data()[i], known.data()[i] == made.data()[i] ? "" : " <--");
   same(made.data(), known.data(), bucket.nbytes, what);
 }
 
@@ -148,36 +145,6 @@ void tight(Run& run) {
   }
 }
 
-// Segments with a trellis: all numbers of states, rates where tables and step move each other, classes beside the
-// trellis with raw bits and without, and values without an index.
-void trellises(Run& run) {
-  struct Case {
-    int32_t rate;
-    int64_t n, substream;
-  };
-  const Case cases[] = {{200000, 330000, 0},     {350000, 190000, ECSQ_LEAST_SUBSTREAM},
-                        {600000, 130001, 0},     {749999, 90000, 0},
-                        {1100000, 66000, 0},     {1500000, 50001, ECSQ_LEAST_SUBSTREAM},
-                        {2000000, 70000, 0},     {2499999, 30000, 0},
-                        {3000000, 21900, 0},     {4000000, 16385, 0},
-                        {4500000, 40000, 16384}, {5000000, 13100, 0},
-                        {6500000, 33000, 8192},  {8000000, 8200, 0},
-                        {8388607, 17000, 8192},  {3300000, 80000, 8192}};
-  for (const Case& one : cases)
-    for (int64_t way = 0; way < 5; ++way) {
-      if (!run.next()) continue;
-      Noise noise{run.seed + static_cast<uint64_t>(run.number)};
-      EcsqCodec codec = codec_of(2, one.rate, noise);
-      codec.substream = one.substream;
-      if (way == 4) codec.rotate = false;
-      std::vector<float> x = spoilt(way == 4 ? HEAVY : NORMAL, one.n, way % 4, noise);
-      if (one.n < 50000 && noise.below(2)) codec.states = STATES[noise.below(6)];
-      Bucket bucket;
-      bucket.add(codec, BLOCK * noise.below(3), one.n);
-      check(bucket, std::move(x), gain_of(noise), "way " + std::to_string(way) + ", " + name_of(codec, one.n), noise);
-    }
-}
-
 // Means at the edge of a level, where the last bit of a sum decides which.
 void edges(Run& run) {
   for (uint32_t edge : entropy::LEVEL) {
@@ -243,6 +210,36 @@ void rooms(Run& run) {
     require(!cuda::streams_fit(streams, escaped, body + 1, nbytes), "there is no room for one byte more");
     require(!cuda::streams_fit(streams, escaped, nbytes + 1, nbytes), "there is no room at all");
   }
+}
+
+// Segments with a trellis: all numbers of states, rates where tables and step move each other, classes beside the
+// trellis with raw bits and without, and values without an index.
+void trellises(Run& run) {
+  struct Case {
+    int32_t rate;
+    int64_t n, substream;
+  };
+  const Case cases[] = {{200000, 330000, 0},     {350000, 190000, ECSQ_LEAST_SUBSTREAM},
+                        {600000, 130001, 0},     {749999, 90000, 0},
+                        {1100000, 66000, 0},     {1500000, 50001, ECSQ_LEAST_SUBSTREAM},
+                        {2000000, 70000, 0},     {2499999, 30000, 0},
+                        {3000000, 21900, 0},     {4000000, 16385, 0},
+                        {4500000, 40000, 16384}, {5000000, 13100, 0},
+                        {6500000, 33000, 8192},  {8000000, 8200, 0},
+                        {8388607, 17000, 8192},  {3300000, 80000, 8192}};
+  for (const Case& one : cases)
+    for (int64_t way = 0; way < 5; ++way) {
+      if (!run.next()) continue;
+      Noise noise{run.seed + static_cast<uint64_t>(run.number)};
+      EcsqCodec codec = codec_of(2, one.rate, noise);
+      codec.substream = one.substream;
+      if (way == 4) codec.rotate = false;
+      std::vector<float> x = spoilt(way == 4 ? HEAVY : NORMAL, one.n, way % 4, noise);
+      if (one.n < 50000 && noise.below(2)) codec.states = STATES[noise.below(6)];
+      Bucket bucket;
+      bucket.add(codec, BLOCK * noise.below(3), one.n);
+      check(bucket, std::move(x), gain_of(noise), "way " + std::to_string(way) + ", " + name_of(codec, one.n), noise);
+    }
 }
 
 void long_payloads(int64_t n, uint64_t seed) {

@@ -133,8 +133,8 @@ MUTANTS = [
     (
         "nan_is_zero",
         _KERNEL,
-        "if (!done) write_mode(s, s.any_nan ? ECSQ_NAN : ECSQ_ZERO, s.out);",
-        "if (!done) write_mode(s, ECSQ_ZERO, s.out);",
+        "write_mode(s, s.any_nan ? ECSQ_NAN : ECSQ_ZERO, s.out)",
+        "write_mode(s, ECSQ_ZERO, s.out)",
     ),
     ("entries_of_no_substream", _WRITER, "store_word(before, entry(i) + 4);", "store_word(0, entry(i) + 4);"),
 ]
