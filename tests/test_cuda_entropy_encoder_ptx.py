@@ -70,3 +70,15 @@ def test_segments():
     codec = commpress.codec("hadamard+ecsq:4")
     check([Layer(codec, 9_001, offset=(1 << 23) - BLOCK)], normal(9_001, 1), 4)
     check(layers_of("ecsq:1", 140_001), normal(140_001, 2), 5)
+
+
+@pytest.mark.parametrize("states", [8, *(pytest.param(states, marks=NIGHTLY) for states in (16, 64, 256))])
+def test_trellises(states):
+    """Classes in and beside the trellis, of which a search takes two turns at least."""
+    check(layers_of(f"trellis:5,states={states}", 13_313), patchy(70_001, states)[20_000:33_313], states)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("spec", "n"), [("hadamard+trellis:0.7", 100_000), ("trellis:8,substream=8", 33_000)])
+def test_trellises_of_samples_and_substreams(spec, n):
+    check(layers_of(spec, n), normal(n, 3), 8)

@@ -1,5 +1,5 @@
 // The search of `trellis` on the device: a warp has a span of blocks, each lane one of its 32 chains. Costs and choices
-// are those of ectcq_search.h; up to 16 states have their costs in registers, which hold those of a span, more in the
+// are those of ectcq_search.h; eight states have their costs in registers, which hold those of a span, more in the
 // warp's share of the scratch memory, in 16 bits.
 #pragma once
 #include "cuda_device.h"
@@ -155,7 +155,7 @@ COMMPRESS_DEVICE uint32_t walk_in_registers(ChainSpace& s, const Chains& chains,
   return best;
 }
 
-// The same of any number of states from 32 on.
+// The same of more states.
 COMMPRESS_DEVICE uint32_t predecessor(const EctcqCode& code, uint32_t highest, uint32_t state, uint32_t odd) {
   const uint32_t q = state >> highest;
   return (state ^ (q ? code.feedback : 0) ^ (odd ? code.parity : 0)) << 1 | q;
@@ -179,10 +179,10 @@ COMMPRESS_DEVICE uint32_t walk_in_memory(ChainSpace& s, const Chains& chains, co
       for (int turn = 0; turn < ROWS_AT_ONCE; ++turn) {
         row[0] = weigh(s, at.offsets, a[turn], branch);
         COMMPRESS_ROLLED
-        for (int set = 0; set < states / 32; ++set) {
+        for (int set = 0; set < states; set += 32) {
           uint32_t odd = 0;
-          for (int k = 0; k < 32; ++k) {
-            const uint32_t state = static_cast<uint32_t>(32 * set + k);
+          for (int k = 0; k < 32 && k < states; ++k) {
+            const uint32_t state = static_cast<uint32_t>(set + k);
             const bool upper = state >> highest;  // the quantiser
             const uint32_t even = cost[32 * predecessor(code, highest, state, 0)] + (upper ? branch[2] : branch[0]) -
                                   least,
@@ -191,7 +191,7 @@ COMMPRESS_DEVICE uint32_t walk_in_memory(ChainSpace& s, const Chains& chains, co
             other[32 * state] = static_cast<uint16_t>(even <= with_odd ? even : with_odd);
             odd |= (even <= with_odd ? 0u : 1u) << k;
           }
-          row[32 * (1 + set)] = odd;
+          row[32 + set] = odd;
         }
         least = 0;
         uint16_t* const swapped = cost;
@@ -275,8 +275,8 @@ COMMPRESS_DEVICE void trace(ChainSpace& s, const Chains& chains, const ChainSpan
     for (int row = 15; row >= 0; --row) {
       const uint32_t choices = rows[row * words], q = state >> highest;
       const uint32_t odd =
-          code.states <= 16 ? choices >> state & 1 : rows[row * words + 32 * (1 + state / 32)] >> (state % 32) & 1;
-      const uint32_t halves = code.states <= 16 ? choices >> 16 : choices;
+          code.states == 8 ? choices >> state & 1 : rows[row * words + 32 * (1 + state / 32)] >> (state % 32) & 1;
+      const uint32_t halves = code.states == 8 ? choices >> 16 : choices;
       const uint32_t cell = q << 5 | (halves >> 4 * (2 * q + odd) & 15) << 1 | odd;
       cells[32 * row] = static_cast<uint8_t>(cell);
       tally.add(cell, chains.magnitude_of(chains.value(block, 32 * row + lane), 64.0f, 256.0f));
@@ -308,8 +308,6 @@ COMMPRESS_DEVICE void search_span(ChainSpace& s, const Chains& chains, const Cha
   while (2 << highest < code.states) ++highest;
   if (code.states == 8)
     best = walk_in_registers<8>(s, chains, span);
-  else if (code.states == 16)
-    best = walk_in_registers<16>(s, chains, span);
   else
     best = walk_in_memory(s, chains, span, code, highest);
   trace(s, chains, span, code, highest, best);

@@ -42,7 +42,9 @@ struct ChainSource {
 // f(kind) for each class, by one thread each, of different warps as far as there are some.
 template <class F>
 COMMPRESS_DEVICE void each_class(const EncoderSpace& s, F&& f) {
-  const int kind = lane() * ENCODER_WARPS + warp();
+  int number = thread();
+  COMMPRESS_OPAQUE(number);  // found anew each time
+  const int kind = (number % 32 * ENCODER_WARPS + number / 32) & 0x7FFF;
   if (kind < s.count) f(kind);
 }
 

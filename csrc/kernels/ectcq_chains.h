@@ -19,11 +19,11 @@ using ChainClass = EctcqLearner<ChainCounts>;
 
 // Words for a row of a span: of each chain |k| div 2 for each quantiser and parity, four bits each, and for each state
 // whether an odd index led there.
-COMMPRESS_HD int chain_row_words(int states) { return 32 * (states <= 16 ? 1 : 1 + states / 32); }
+COMMPRESS_HD int chain_row_words(int states) { return 32 * (states == 8 ? 1 : 1 + (states + 31) / 32); }
 constexpr int CHAIN_ROWS = static_cast<int>(ECTCQ_SPAN * ECSQ_BLOCK / 32);
 // Words for a warp: rows, and costs before and after one of them, two bytes each, where they are not in registers.
 COMMPRESS_HD int64_t chain_words(int states) {
-  return int64_t{CHAIN_ROWS} * chain_row_words(states) + (states <= 16 ? 0 : 32 * states);
+  return int64_t{CHAIN_ROWS} * chain_row_words(states) + (states == 8 ? 0 : 32 * states);
 }
 
 // Where each array begins, in words, and the end of all.

@@ -40,7 +40,13 @@ MUTANTS = [
         "COMMPRESS_DEVICE void fold() {\n    __syncwarp();",
         "COMMPRESS_DEVICE void fold() {",
     ),
-    ("counts_cleared_too_late", _SEARCH, "      met = 0;\n    }\n    __syncwarp();", "      met = 0;\n    }"),
+    (
+        "counts_cleared_too_late",
+        _SEARCH,
+        "      met = 0;\n    }\n    __syncwarp();",
+        "      met = 0;\n    }",
+        "threads",
+    ),
     ("counts_never_taken_back", _SEARCH, "return blocks < 0 ? 0ull - x : x;", "return x;"),
     ("all_beyond_in_the_first_quantiser", _SEARCH, "beyond_ += cell < 32 ? 1 : 1 << 16;", "beyond_ += 1;"),
     (
@@ -53,7 +59,12 @@ MUTANTS = [
     ("lengths_begin_anew_every_turn", _WORK, "in_trellis(s, own, kind) && !c.known)", "in_trellis(s, own, kind))"),
     ("samples_of_whole_groups", _WORK, "(met + __popc(alike & below)) %", "met %"),
     ("spans_across_substreams", _WORK, "if (first % each == 0) begun = placed;", "if (first == 0) begun = placed;"),
-    ("blocks_met_twice", _WORK, "(alike & below) == 0) own.met", "true) own.met", "threads"),
+    (
+        "ranks_of_those_counted_already",
+        _WORK,
+        "const uint32_t met = chosen ? own.met[kind] : 0;\n      __syncwarp();",
+        "const uint32_t met = chosen ? own.met[kind] : 0;",
+    ),
     (
         "symbols_of_others_read_at_once",
         _WORK,
