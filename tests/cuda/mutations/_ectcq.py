@@ -74,8 +74,8 @@ MUTANTS = [
     (
         "others_summed_within_warp",
         _WORK,
-        "class_of(own, kind).cost = cost;\n    }\n    __syncwarp();\n  }\n  __syncthreads();",
-        "class_of(own, kind).cost = cost;\n    }\n    __syncwarp();\n  }",
+        "class_of(own, kind).cost = fitted.cost;\n    }\n    __syncwarp();\n  }\n  __syncthreads();",
+        "class_of(own, kind).cost = fitted.cost;\n    }\n    __syncwarp();\n  }",
     ),
     ("spans_read_within_warp", _WORK, "static_cast<int>(stride));\n    __syncthreads();", "static_cast<int>(stride));"),
     (
