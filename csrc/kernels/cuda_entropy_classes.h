@@ -143,30 +143,33 @@ struct KindsSink {
   }
 };
 
-// Codes the classes of all substreams, a thread for each; what is more than the segment has bytes is lost. Ends in
-// step.
+// Codes the classes of a substream, by one thread, whose contexts are in shared memory. Returns how many bytes they
+// take.
+constexpr int KINDS_THREADS = 256;
+static_assert(sizeof(entropy::ClassContexts) * KINDS_THREADS <= 4 * WORK_WORDS, "contexts for each");
+COMMPRESS_SELDOM uint32_t encode_kinds_of(EncoderSpace& s, const EncoderMemory& m, int substream, uint32_t at,
+                                          uint32_t room) {
+  const int first = first_block(s, substream);
+  KindsSink sink{m.coded + at, room, 0};
+  entropy::ClassContexts& contexts = reinterpret_cast<entropy::ClassContexts*>(s.work)[thread()];
+  entropy::encode_classes(m.kinds + first, end_block(s, substream) - first, contexts, sink);
+  return sink.met;
+}
+
+// Codes the classes of all substreams; what is more than the segment has bytes is lost. Ends in step.
 COMMPRESS_DEVICE void encode_kinds(EncoderSpace& s, const EncoderMemory& m) {
-  const auto encode = [&](int substream, uint32_t at, uint32_t room) {
-    const int first = first_block(s, substream);
-    KindsSink sink{m.coded + at, room, 0};
-    entropy::encode_classes(m.kinds + first, end_block(s, substream) - first, sink);
-    return sink.met;
-  };
   const int substreams = s.substreams;
-  if (substreams == 1) {
-    if (thread() == 0) {
-      const uint32_t nbytes = encode(0, 0, s.nbytes);
-      m.kinds_nbytes[0] = nbytes;
-      s.kinds_nbytes = static_cast<int>(nbytes);
-    }
-    __syncthreads();
-    return;
-  }
-  for (int i = thread(); i < substreams; i += threads()) m.kinds_nbytes[i] = encode(i, 0, 0);
+  // One is written at once. Of several it must be known first where they begin.
+  for (int i = thread(); i < substreams && thread() < KINDS_THREADS; i += KINDS_THREADS)
+    m.kinds_nbytes[i] = encode_kinds_of(s, m, i, 0, substreams == 1 ? s.nbytes : 0);
   __syncthreads();
   const uint32_t all = block_scan(
       s, substreams, [&](int i) { return m.kinds_nbytes[i]; },
-      [&](int i, uint32_t before) { encode(i, before, before < s.nbytes ? s.nbytes - before : 0); });
+      [&](int i, uint32_t before) { m.at[s.blocks + i] = static_cast<int32_t>(before); });
+  for (int i = thread(); substreams > 1 && i < substreams && thread() < KINDS_THREADS; i += KINDS_THREADS) {
+    const uint32_t before = static_cast<uint32_t>(m.at[s.blocks + i]);
+    encode_kinds_of(s, m, i, before, before < s.nbytes ? s.nbytes - before : 0);
+  }
   if (thread() == 0) s.kinds_nbytes = static_cast<int>(all);
   __syncthreads();
 }

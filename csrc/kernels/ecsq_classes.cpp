@@ -186,7 +186,8 @@ void EcsqClasses::encode_kinds() {
   for (int64_t s = 0; s < substreams_.count; ++s) {
     const int64_t first = substreams_.first(s);
     const size_t before = coded_kinds_.size();
-    entropy::encode_classes(&kinds_[first], substreams_.last(s) - first,
+    entropy::ClassContexts contexts;
+    entropy::encode_classes(&kinds_[first], substreams_.last(s) - first, contexts,
                             [&](uint8_t byte) { coded_kinds_.push_back(byte); });
     coded_kinds_nbytes_.push_back(static_cast<int64_t>(coded_kinds_.size() - before));
   }

@@ -126,10 +126,9 @@ class BinaryDecoder {
   uint32_t left_, low_, high_, code_;
 };
 
-// Classes of n blocks; put(byte) for each byte.
+// Classes of n blocks; put(byte) for each byte. What `c` held before does not matter.
 template <class Kinds, class Put>
-COMMPRESS_HD void encode_classes(const Kinds& kinds, int64_t n, Put&& put) {
-  ClassContexts c;
+COMMPRESS_HD void encode_classes(const Kinds& kinds, int64_t n, ClassContexts& c, Put&& put) {
   c.begin();
   BinaryEncoder<Put> coder(put);
   for (int64_t b = 0; b < n; ++b) {
