@@ -20,7 +20,7 @@ COMMPRESS_SELDOM void fill_chain_entries(const EctcqModel& model, uint32_t* entr
   }
 }
 
-// Entries of all classes, to m.classes. Ends in step.
+// Entries of all classes, to m.classes. A barrier must follow.
 COMMPRESS_DEVICE void fill_all_entries(EncoderSpace& s, ChainsSpace& own, const EncoderMemory& m) {
   each_class(s, [&](int kind) {
     own.classes[kind].counts.aside = 0;
@@ -36,7 +36,6 @@ COMMPRESS_DEVICE void fill_all_entries(EncoderSpace& s, ChainsSpace& own, const 
     if (s.present[kind] && in_trellis(s, own, kind))
       fill_chain_entries(own.classes[kind].model, m.classes + WARP_WORDS * kind);
   });
-  __syncthreads();
 }
 
 // Symbols of a block in the trellis, which `table` has entries of; and squares of magnitudes that have an index, but no

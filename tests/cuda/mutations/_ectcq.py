@@ -91,23 +91,9 @@ MUTANTS = [
         "const int64_t found = own_.answer;",
         "threads",
     ),
-    (
-        "price_over_the_last_one",
-        _WORK,
-        "void prepare(int64_t price) {\n    __syncthreads();  // others may still be at the last one",
-        "void prepare(int64_t price) {",
-        "threads",
-    ),
     # ---- streams and header ----
     ("squares_of_far_values", _ENCODE, "if (escaped && w <= ECTCQ_FARTHEST)", "if (escaped)"),
     ("parity_of_escapes_forgotten", _ENCODE, "ectcq_kept(v, cell & 1)", "ectcq_kept(v, 0)"),
-    ("squares_of_the_last_attempt", _ENCODE, "    own.classes[kind].counts.aside = 0;\n", ""),
     ("entries_of_the_first_class", _ENCODE, "if (kind != current) {", "if (current < 0) {"),
     ("room_without_states", _ENCODE, "3 * ECTCQ_LANES * static_cast", "ECTCQ_LANES * static_cast"),
-    (
-        "entries_overwritten_at_once",
-        _ENCODE,
-        "fill_chain_entries(own.classes[kind].model, m.classes + WARP_WORDS * kind);\n  });\n  __syncthreads();",
-        "fill_chain_entries(own.classes[kind].model, m.classes + WARP_WORDS * kind);\n  });",
-    ),
 ]
