@@ -104,8 +104,10 @@ cuda::Scratch scratch_of(const OptionalTensor& scratch, int64_t words, const cud
                   words, " words");
   if (!job.layers) {
     const cuda::Layer& layer = job.single;
-    const Trellis t = cuda::unpacked_trellis(static_cast<int32_t>(layer.rate), layer.centroid != 0);
-    STD_TORCH_CHECK(words >= cuda::scratch_words(t), "commpress: this trellis needs ", cuda::scratch_words(t),
+    const int64_t least = layer.family == cuda::ENTROPY
+                              ? cuda::EntropyScratch(cuda::entropy_codec_of(layer), layer.numel).end
+                              : cuda::scratch_words(cuda::unpacked_trellis(static_cast<int32_t>(layer.rate), false));
+    STD_TORCH_CHECK(words >= least, "commpress: this layer needs ", least,
                     " words of scratch memory for a block of threads, got ", words);
   }
   return {reinterpret_cast<uint32_t*>(scratch->mutable_data_ptr<int32_t>()), words,
@@ -127,14 +129,11 @@ void encode_table_op(Tensor x, Tensor payload, Tensor table, OptionalTensor unit
                       x.dim() == 1 && x.is_contiguous(),
                   "commpress: values must be a contiguous 1-D float32, bfloat16 or float16 tensor");
   check_payload(payload, nbytes, x);
-  STD_TORCH_CHECK(!(families & cuda::family_bit(cuda::ENTROPY)),
-                  "commpress: entropy-coded quantisers have decoders only");
   cuda::Job job = job_of(table, units, blocks, key_of(seed, step, sender_phase, tensor), counter, x);
   cuda::Scratch memory{nullptr, 0, 0};
-  if (families & cuda::family_bit(cuda::BITSHIFT)) {
-    job.codebooks = codebooks_of(codebooks, job, x);
+  if (families & cuda::family_bit(cuda::BITSHIFT)) job.codebooks = codebooks_of(codebooks, job, x);
+  if (families & (cuda::family_bit(cuda::BITSHIFT) | cuda::family_bit(cuda::ENTROPY)))
     memory = scratch_of(scratch, scratch_words, job, x);
-  }
   const cuda::Input input = dtype == ScalarType::Float      ? cuda::FLOAT32
                             : dtype == ScalarType::BFloat16 ? cuda::BFLOAT16
                                                             : cuda::FLOAT16;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "kernels/cuda_job.h"
 #include "kernels/ecsq_format.h"
 #include "kernels/ecsq_kernels.h"
 #include "kernels/ectcq_code.h"
@@ -106,6 +107,13 @@ int64_t substream_numel_op(int64_t rate, int64_t substream, int64_t numel) {
   return EcsqSubstreams(p.codec, numel).each * ECSQ_BLOCK;
 }
 
+// Of the CUDA encoder.
+int64_t scratch_words_op(int64_t rate, int64_t states, int64_t substream, int64_t numel) {
+  const EcsqPayload p = payload_of(rate, false, false, false, states, substream, 0, 0, 0, 0, 0, numel);
+  STD_TORCH_CHECK(numel > 0 && numel <= ECSQ_SEGMENT, "commpress: a segment has 1 to ", ECSQ_SEGMENT, " coordinates");
+  return cuda::EntropyScratch(p.codec, numel).end;
+}
+
 int64_t payload_nbytes_op(int64_t rate, int64_t offset, int64_t numel) {
   return ecsq_payload_nbytes(payload_of(rate, false, false, false, 0, 0, 0, 0, 0, 0, offset, numel));
 }
@@ -123,6 +131,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(commpress, m) {
       "-> int");
   m.def("ecsq_payload_nbytes(int rate, int offset, int numel) -> int");
   m.def("ecsq_substream_numel(int rate, int substream, int numel) -> int");
+  m.def("ecsq_scratch_words(int rate, int states, int substream, int numel) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
@@ -133,4 +142,5 @@ STABLE_TORCH_LIBRARY_IMPL(commpress, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(commpress, CompositeExplicitAutograd, m) {
   m.impl("ecsq_payload_nbytes", TORCH_BOX(&payload_nbytes_op));
   m.impl("ecsq_substream_numel", TORCH_BOX(&substream_numel_op));
+  m.impl("ecsq_scratch_words", TORCH_BOX(&scratch_words_op));
 }

@@ -30,6 +30,7 @@ NAMES = (
     "encode_formats",
     "encode_sparse",
     "encode_trellis",
+    "encode_entropy",
     "decode_uniform",
     "decode_rotated",
     "decode_formats",
@@ -142,9 +143,8 @@ class Layer:
 
     @property
     def rows(self) -> list[ops.DeviceLayer]:
-        """One; of a mixture one for each rate, of an entropy-coded quantiser one for each segment, for decoders."""
-        layers = getattr(self.codec, "decoder_layers", self.codec.device_layers)(self.offset, self.numel)
-        return [layer._replace(tensor=self.tensor) for layer in layers]
+        """One; of a mixture one for each rate, of an entropy-coded quantiser one for each segment."""
+        return [layer._replace(tensor=self.tensor) for layer in self.codec.device_layers(self.offset, self.numel)]
 
 
 def layers_of(spec: str, numel: int) -> list[Layer]:
@@ -186,7 +186,7 @@ class Launcher:
     Args:
         counter: added to the key's step in device memory; None for no such number there.
         processors: how many multiprocessors the grid is made for.
-        scratches: how many blocks of threads at most encode trellises.
+        scratches: how many blocks of threads at most encode with scratch memory.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ class Launcher:
         for kind, plain in _launches(what, self._table.families):
             grid = min(self._table.blocks, self._processors * BLOCKS_PER_PROCESSOR)
             name, told = f"{what}_{kind}", [] if plain is None else [int(plain)]
-            if name == "encode_trellis":
+            if name in ("encode_trellis", "encode_entropy"):
                 grid, each = min(grid, self._scratches), self._table.scratch_words
                 scratch = Placed(self._memory, np.full(4 * grid * each, POISON, np.uint8))
                 told = [np.array([(scratch.address, each, grid)], _SCRATCH)[0]]

@@ -46,8 +46,14 @@ RUNS = [
     ("test_entropy", "sanitize", (14, 2, 8, 20)),
     ("test_entropy", "threads", (15, 0, 8, 60)),
     ("test_entropy", "threads", (16, 2, 4, 60)),
+    ("test_entropy_encoder", "plain", (11, 0, 1, 2)),
+    ("test_entropy_encoder", "plain", (12, 1, 4, 4)),
+    ("test_entropy_encoder", "plain", (13, 2, 4, 4)),
+    ("test_entropy_encoder", "sanitize", (14, 2, 4, 20)),
+    ("test_entropy_encoder", "threads", (15, 0, 4, 40)),
+    ("test_entropy_encoder", "threads", (16, 2, 4, 40)),
 ]
-TESTS = ("test_kernels", "test_formats", "test_topk", "test_bitshift", "test_entropy")
+TESTS = ("test_kernels", "test_formats", "test_topk", "test_bitshift", "test_entropy", "test_entropy_encoder")
 QUICK_MUTANTS = [
     "tensor_of_layer_forgotten",
     "fold_barrier_in_one_warp",
@@ -56,6 +62,7 @@ QUICK_MUTANTS = [
     "ranks_within_warp",
     "trellis_bits_used_at_once",
     "escapes_have_one_rank",
+    "escapes_of_one_lane",
 ]
 
 
@@ -99,6 +106,15 @@ def test_kernels_give_the_bytes_of_the_cpu(test, build, schedule):
 @pytest.mark.timeout(1800)
 def test_a_million_coordinates_of_trellises():
     code, output = run(str(program("plain", "test_bitshift")), *map(str, (21, 2, 8, 1, 2**20 - 5)), timeout=1800)
+    assert code == 0 and output.endswith("passed\n"), output
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_long_payloads_of_entropy_coded_quantisers():
+    """Several times a search on samples, and tens of substreams."""
+    arguments = map(str, (21, 2, 4, 1, 3 * 2**18 - 5))
+    code, output = run(str(program("plain", "test_entropy_encoder")), *arguments, timeout=1800)
     assert code == 0 and output.endswith("passed\n"), output
 
 

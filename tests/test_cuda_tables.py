@@ -60,7 +60,7 @@ def test_a_gap_has_values_and_no_bytes():
     whole = ops.device_table(layers_of_ranges(layered, [(0, 8192), (8192, 18050)]), CPU)
     assert whole.nbytes == layered.payload_nbytes(18050)
     with pytest.raises(SpecError, match="no kernels"):
-        layers_of_ranges(commpress.codec("trellis:2"), [(0, 5)])
+        layers_of_ranges(commpress.codec("randk:0.1"), [(0, 5)])
 
 
 @pytest.mark.parametrize("spec", ["uniform:4", "hadamard+lloyd:2", "trellis:2", "topk:0.1"])
@@ -88,12 +88,14 @@ def test_which_codecs_have_cuda_kernels():
         "threshold:3",
         "bitshift:1",
         "hadamard+bitshift:0.3",
+        "ecsq:1",
+        "hadamard+ecdq:2",
+        "trellis:2",
         *FORMATS,
     ):
         assert commpress.codec(spec).runs_on(cuda) is built
-    for spec in ("trellis:2", "ecsq:1", "randk:0.1", "homomorphic:4"):
+    for spec in ("randk:0.1", "homomorphic:4"):
         assert not commpress.codec(spec).runs_on(cuda)
-        assert commpress.codec(spec).decodes_on(cuda) is (built and "ecsq" in spec or built and "trellis" in spec)
     mixed = LayeredCodec([(10, commpress.codec("uniform:4")), (10, commpress.codec("randk:0.1"))])
     assert not mixed.runs_on(cuda)
     assert LayeredCodec([(10, commpress.codec("uniform:4")), (5, commpress.codec("none"))]).runs_on(cuda) is built
@@ -169,7 +171,7 @@ def test_scratch_memory_is_that_of_the_longest_state():
 )
 def test_blocks_of_entropy_coded_quantisers_are_substreams(spec, offset, numel, numels, substreams):
     codec = commpress.codec(spec)
-    table = ops.device_table(codec.decoder_layers(offset, numel), CPU)
+    table = ops.device_table(codec.device_layers(offset, numel), CPU)
     code = codec.rate | codec.rotate << 23 | (codec.kind == "ecdq") << 24 | {0: 0, 64: 6}[codec.states] << 25
     assert table.rows[:, :3].tolist() == [[ops.ENTROPY, code, 0]] * len(numels)
     assert table.rows[:, 5].tolist() == numels
@@ -177,7 +179,24 @@ def test_blocks_of_entropy_coded_quantisers_are_substreams(spec, offset, numel, 
     assert table.rows[:, 10].tolist() == [codec.substream << 10] * len(numels)
     assert table.blocks == sum(substreams) and table.families == 1 << ops.ENTROPY
     assert table.nbytes == codec.payload_nbytes(numel, offset=offset)
-    assert codec.device_layers(offset, numel) is None  # there is no encoder
+    words = [ops.ecsq_scratch_words(codec.rate, codec.states, codec.substream << 10, n) for n in numels]
+    assert table.scratch_words == max(words) and table.scratches == len(numels)
+    assert codec.device_layers(offset, 0) == []
+
+
+def test_scratch_memory_of_a_segment():
+    # Values and escapes, streams with states of 32 coders, tables of 56 classes, code lengths, where raw bits and streams begin, sizes of
+    # streams, classes and coded classes.
+    words = ops.ecsq_scratch_words(4_000_000, 0, 0, 1000)
+    assert words == 1024 + 1024 + 512 + 32 + 56 * 512 + 4100 + 4 + 4 + 4 + 140
+    layers = [layer for spec in ("ecsq:4", "bitshift:1") for layer in commpress.codec(spec).device_layers(0, 20_000)]
+    table = ops.device_table(layers, CPU)
+    assert table.scratches == 1 + 5
+    assert table.scratch_words == max(
+        ops.ecsq_scratch_words(4_000_000, 0, 0, 20_000), ops.bitshift_scratch_words(1, 1, 12)
+    )
+    with pytest.raises(RuntimeError, match="a segment has"):
+        ops.ecsq_scratch_words(4_000_000, 0, 0, (1 << 23) + 1)
 
 
 @pytest.mark.parametrize("spec", FORMATS)

@@ -76,10 +76,6 @@ class Codec(abc.ABC):
         """Whether tensors on this device can be encoded and decoded: the CPU, and for some codecs CUDA devices."""
         return device.type == "cpu"
 
-    def decodes_on(self, device: torch.device) -> bool:
-        """Whether tensors on this device can be decoded there: wherever it :meth:`runs_on`, and for some codecs CUDA devices as well."""
-        return self.runs_on(device)
-
     def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer] | None:
         """What the CUDA kernels are told of fp32 coordinates [offset, offset + numel): rows of :func:`commpress.ops.device_table`. None: they cannot do it in one pass."""
         return None
@@ -228,7 +224,7 @@ class Codec(abc.ABC):
             WireError: the payload has the wrong size or an invalid scale; ``out`` is untouched.
             TensorError: ``out``, ``payload`` or ``side`` is not of an accepted kind, or ``side`` is missing. SpecError: ``offset`` or ``gain`` is out of range.
         """
-        self._check_values(out, "out", self.decodes_on)
+        self._check_values(out, "out", self.runs_on)
         self.check_offset(offset)
         _check_gain(gain)
         if payload.dtype != torch.uint8 or payload.dim() != 1 or payload.device != out.device:
@@ -238,7 +234,7 @@ class Codec(abc.ABC):
             raise WireError(f"a {self} payload of {out.numel()} coordinates has {nbytes} bytes, got {payload.numel()}")
         payload = payload.contiguous()
         if side is not None:
-            self._check_values(side, "side", self.decodes_on)
+            self._check_values(side, "side", self.runs_on)
             if side.shape != out.shape:
                 raise TensorError(f"side must have the shape of out, {tuple(out.shape)}, got {tuple(side.shape)}")
         if out.numel() == 0:

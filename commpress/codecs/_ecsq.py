@@ -86,23 +86,22 @@ class EntropyCodec(TabledCodec):
     def seams(self, start: int, stop: int, parts: int) -> list[int]:
         return [start, *range((start // _SEGMENT + 1) * _SEGMENT, stop, _SEGMENT), stop]
 
-    def decodes_on(self, device: torch.device) -> bool:
-        """CUDA devices have decoders only."""
+    def runs_on(self, device: torch.device) -> bool:
         return _device.runs_on(device)
 
-    def decoder_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
-        """Rows of :func:`commpress.ops.device_table` for decoders: one for each segment, whose substreams are decoded side by side."""
+    def device_layers(self, offset: int, numel: int) -> list[ops.DeviceLayer]:
+        """As :meth:`Codec.device_layers`: one for each segment, whose substreams are decoded side by side."""
+        if not numel:
+            return []
         code = ops.entropy_code(self.rate, self.rotate, self.kind == "ecdq", self.states)
         cuts = self.seams(offset, offset + numel, 0)
         layers = []
         for start, stop in itertools.pairwise(cuts):
             each = ops.ecsq_substream_numel(self.rate, self.substream << 10, stop - start)
-            kind = ops.Kind(ops.ENTROPY, code, int(self.centroid), block_nbytes=self.substream << 10, block=each)
+            words = ops.ecsq_scratch_words(self.rate, self.states, self.substream << 10, stop - start)
+            kind = ops.Kind(ops.ENTROPY, code, int(self.centroid), self.substream << 10, each, scratch_words=words)
             layers.append(ops.DeviceLayer(kind, 0, start, stop - start, self.payload_nbytes(stop - start)))
         return layers
-
-    def _device_table(self, numel: int, offset: int, device: torch.device) -> ops.DeviceTable:
-        return ops.device_table(self.decoder_layers(offset, numel), device)
 
     def arguments(self, key: Key, offset: int, gain: float) -> dict[str, Any]:
         """What the operators take beside tensors."""

@@ -25,7 +25,13 @@ from commpress.ops._cuda import (
     new_report,
     topk_code,
 )
-from commpress.ops._ecsq import ecsq_decode, ecsq_encode, ecsq_payload_nbytes, ecsq_substream_numel
+from commpress.ops._ecsq import (
+    ecsq_decode,
+    ecsq_encode,
+    ecsq_payload_nbytes,
+    ecsq_scratch_words,
+    ecsq_substream_numel,
+)
 from commpress.ops._formats import (
     Format,
     FormatFlag,
@@ -80,6 +86,7 @@ __all__ = [
     "ecsq_decode",
     "ecsq_encode",
     "ecsq_payload_nbytes",
+    "ecsq_scratch_words",
     "ecsq_substream_numel",
     "encode",
     "encode_layers",

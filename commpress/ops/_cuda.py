@@ -21,8 +21,8 @@ _GAP = -1
 FORMAT = 6  # a number format: its rate is `format_code`
 TOPK = 7  # `topk`: its rate is `topk_code`
 BITSHIFT = 8  # the bitshift trellis: its rate is `bitshift_code`
-_MOST_SCRATCH = 1 << 28  # int32 that the encoder of trellises takes at most, unless one block of threads needs more
-ENTROPY = 9  # a segment of an entropy-coded quantiser, to be decoded: its rate is `entropy_code`
+ENTROPY = 9  # a segment of an entropy-coded quantiser: its rate is `entropy_code`
+_MOST_SCRATCH = 1 << 28  # int32 that encoders with scratch memory take at most, unless one block of threads needs more
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +35,8 @@ class DeviceTable:
         blocks, nbytes: of all layers together.
         families: the families that occur, as bits.
         codebooks: float32 on the device, of the layers of ``BITSHIFT``; None if there is none.
-        scratch_words: int32 that a block of threads needs to encode those layers.
+        scratch_words: int32 that a block of threads needs to encode layers of ``BITSHIFT`` and ``ENTROPY``.
+        scratches: how many blocks of threads at most work on these at a time.
     """
 
     rows: torch.Tensor
@@ -45,6 +46,7 @@ class DeviceTable:
     families: int
     codebooks: torch.Tensor | None = None
     scratch_words: int = 0
+    scratches: int = 0
 
 
 def _even(family: int, rate: int) -> tuple[int, int]:
@@ -65,6 +67,7 @@ class Kind(NamedTuple):
         block_nbytes: payload bytes of 4096 coordinates, of a number format only (of ``ENTROPY``: of a substream); those of the others follow from the rate.
         block: coordinates that a block of threads works on at a time.
         codebook: bits, values and length of a bitshift trellis.
+        scratch_words: of ``ENTROPY``, as of :class:`DeviceTable`.
     """
 
     family: int
@@ -73,6 +76,7 @@ class Kind(NamedTuple):
     block_nbytes: int = 0
     block: int = BLOCK
     codebook: tuple[int, int, int] | None = None
+    scratch_words: int = 0
 
 
 def topk_code(fraction: int, bits: int, block: int) -> int:
@@ -110,9 +114,9 @@ def device_table(layers: Sequence[DeviceLayer], device: torch.device) -> DeviceT
     rows: list[list[int]] = []
     units: list[int] = []
     codebooks: dict[tuple[int, int, int], int] = {}  # where they begin
-    first = byte = families = levels = scratch_words = 0
+    first = byte = families = levels = scratch_words = scratches = 0
     for kind, tensor, offset, numel, nbytes in layers:
-        family, rate, centroid, block_nbytes, block, codebook = kind
+        family, rate, centroid, block_nbytes, block, codebook, needed = kind
         if family != _GAP:
             even = (0, block_nbytes) if family in (FORMAT, TOPK, ENTROPY) else _even(family, rate)
             if codebook is not None:
@@ -120,18 +124,23 @@ def device_table(layers: Sequence[DeviceLayer], device: torch.device) -> DeviceT
                     codebooks[codebook] = levels
                     levels += codebook[1] << (codebook[2] - 2)
                 even = codebooks[codebook], 0
-                scratch_words = max(scratch_words, bitshift_scratch_words(*codebook))
+                needed = bitshift_scratch_words(*codebook)
             before = len(units)
             units += [len(rows)] * -(-numel // block)
+            scratch_words = max(scratch_words, needed)
+            if needed:
+                scratches += 1 if family == ENTROPY else len(units) - before
             rows.append([family, rate, centroid, tensor, offset, numel, first, byte, before, *even])
             families |= 1 << family
         first, byte = first + numel, byte + nbytes
     table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), COLUMNS)
     together = bitshift_codebooks(tuple(codebooks), device) if codebooks else None
     if len(rows) == 1:
-        return DeviceTable(table, None, len(units), byte, families, together, scratch_words)
+        return DeviceTable(table, None, len(units), byte, families, together, scratch_words, scratches)
     of_block = torch.tensor(units, dtype=torch.int32)
-    return DeviceTable(table.to(device), of_block.to(device), len(units), byte, families, together, scratch_words)
+    return DeviceTable(
+        table.to(device), of_block.to(device), len(units), byte, families, together, scratch_words, scratches
+    )
 
 
 def new_report(device: torch.device) -> torch.Tensor:
@@ -143,7 +152,7 @@ def _scratch(table: DeviceTable, device: torch.device) -> torch.Tensor | None:
     """Memory for as many blocks of threads as are busy at a time, and as fit."""
     if not table.scratch_words:
         return None
-    busy = min(table.blocks, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
+    busy = min(table.scratches, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
     count = max(1, min(busy, _MOST_SCRATCH // table.scratch_words))
     return torch.empty(count * table.scratch_words, dtype=torch.int32, device=device)
 

@@ -17,6 +17,11 @@ def ecsq_substream_numel(rate: int, substream: int, numel: int) -> int:
     return library.ecsq_substream_numel(rate, substream, numel)
 
 
+def ecsq_scratch_words(rate: int, states: int, substream: int, numel: int) -> int:
+    """int32 of memory that a block of threads on a CUDA device needs to encode a segment of ``numel`` > 0 coordinates."""
+    return library.ecsq_scratch_words(rate, states, substream, numel)
+
+
 def ecsq_encode(
     x: torch.Tensor,
     payload: torch.Tensor,

@@ -100,7 +100,7 @@ COMMPRESS_DEVICE void decode_group(EntropySpace& s, const uint8_t* in, int kind,
   const int largest = c.largest, row_words = s.shape.row_words;
   const bool escapes = c.escape, folded = !TRELLIS && s.dither && c.raw == 0;
   const uint32_t* const table = s.tables + slot * s.shape.rows * row_words;
-  const EctcqCode code = TRELLIS ? trellis_code(s.trellis_states) : EctcqCode{};
+  const EctcqCode code = TRELLIS ? ectcq_code_of_states(s.trellis_states) : EctcqCode{};
   for (int first = 0; first < n; first += lanes) {
     const bool active = lane < lanes && first + lane < n;
     const int i = active ? first + lane : first;
@@ -151,7 +151,7 @@ COMMPRESS_DEVICE void decode_part(EntropySpace& s, const Part& part, const uint8
     const bool trellis = s.of_class[kind].trellis, empty = s.of_class[kind].empty;
     if (trellis && spanned++ % ECTCQ_SPAN == 0) chain = 0;
     if (trellis && empty) {
-      const EctcqCode code = trellis_code(s.trellis_states);
+      const EctcqCode code = ectcq_code_of_states(s.trellis_states);
       for (int i = 0; i < GROUP_NUMEL; i += ECTCQ_LANES) chain = code.next(chain, 0);
     }
     if (empty) continue;

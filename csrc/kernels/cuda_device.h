@@ -13,6 +13,8 @@
 #define COMMPRESS_ROLLED _Pragma("unroll 1")
 // An int that nothing is known about: what follows from it is computed where it is used, and takes no registers before.
 #define COMMPRESS_OPAQUE(x) asm volatile("" : "+r"(x))
+// Says of a pointer that it leads to global memory, which the compiler cannot know of one that was in memory itself.
+#define COMMPRESS_GLOBAL(p) __builtin_assume(__isGlobal(p))
 #else
 #include "simt.h"
 using cudaStream_t = void*;
@@ -23,6 +25,7 @@ using cudaStream_t = void*;
 #define COMMPRESS_UNROLL_ALL
 #define COMMPRESS_ROLLED
 #define COMMPRESS_OPAQUE(x) (void)(x)
+#define COMMPRESS_GLOBAL(p) (void)(p)
 #endif
 
 namespace commpress {

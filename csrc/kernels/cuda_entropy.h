@@ -92,17 +92,6 @@ COMMPRESS_DEVICE int group_numel(const EntropySpace& s, int group) {
   return smaller(GROUP_NUMEL, s.n - (s.first_group + group) * GROUP_NUMEL);
 }
 
-COMMPRESS_DEVICE EctcqCode trellis_code(int states) {
-  constexpr EctcqCode of8 = ECTCQ_CODES[0], of16 = ECTCQ_CODES[1], of32 = ECTCQ_CODES[2], of64 = ECTCQ_CODES[3],
-                      of128 = ECTCQ_CODES[4], of256 = ECTCQ_CODES[5];
-  return states == 8     ? of8
-         : states == 16  ? of16
-         : states == 32  ? of32
-         : states == 64  ? of64
-         : states == 128 ? of128
-                         : of256;
-}
-
 // What a segment is, and which substream; by one thread.
 COMMPRESS_DEVICE void begin_unit(EntropySpace& s, const Layer& layer, int64_t unit) {
   const EcsqCodec codec = entropy_codec_of(layer);

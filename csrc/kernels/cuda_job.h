@@ -1,7 +1,9 @@
 // What a launch is told. Plain data without CUDA: the operators fill it in, the kernels read it.
 #pragma once
 #include "bitshift.h"
-#include "ecsq.h"
+#include "ecsq_format.h"
+#include "ectcq_chains.h"
+#include "entropy_coders.h"
 #include "philox.h"
 #include "sparse.h"
 #include "wire.h"
@@ -46,8 +48,8 @@ COMMPRESS_HD int64_t scratch_words(const Trellis& t) {
   return trellis_span(t) + search_floats(t) + decision_words(t) + trellis_span(t) / 4;
 }
 
-// The entropy-coded quantisers. A layer is one segment, its blocks of work are substreams, its rate is
-// packed_entropy(), and its `block_nbytes` those of a substream. Decoders only.
+// The entropy-coded quantisers. A layer is one segment, its blocks of work are substreams (of the encoder the layer
+// itself), its rate is packed_entropy(), and its `block_nbytes` those of a substream.
 constexpr int32_t ENTROPY = 9;
 constexpr int32_t packed_entropy(int32_t rate, bool rotate, bool dither, int32_t states) {
   int32_t digits = 0;
@@ -78,11 +80,39 @@ constexpr int64_t even_block_nbytes(const Codec& codec) {
   return bits ? (codec.family == UNIFORM ? 2 * BLOCK / GROUP : 4) + bits * BLOCK / 8 : 0;
 }
 
+// Of the part that encodes with a trellis.
+COMMPRESS_HD int64_t entropy_trellis_words(const EcsqCodec& codec, int64_t n) {
+  if (codec.states == 0 || ecsq_segment_nbytes(codec, n) < ECTCQ_LEAST_NBYTES) return 0;
+  return ChainScratch(codec, n).end;
+}
+
 COMMPRESS_HD EcsqCodec entropy_codec_of(const Layer& layer) {
   const int32_t packed = static_cast<int32_t>(layer.rate), digits = packed >> 25;
   return {packed & 0x7FFFFF,   (packed >> 23 & 1) != 0,  (packed >> 24 & 1) != 0,
           layer.centroid != 0, digits ? 1 << digits : 0, layer.block_nbytes};
 }
+
+// What a block of threads of their encoder needs besides, in words: where each array begins that EncoderMemory of
+// cuda_entropy_encoder.h names, and the end of all.
+constexpr int64_t CLASS_WORDS = entropy::CELLS * entropy::SYMBOLS;  // counts of a class, or its table
+struct EntropyScratch {
+  int64_t escapes, streams, classes, lengths, at, substreams, kinds, coded, trellis, end;
+  COMMPRESS_HD EntropyScratch(const EcsqCodec& codec, int64_t n) {
+    const EcsqSubstreams parts(codec, n);
+    const int64_t padded = parts.blocks * ECSQ_BLOCK;
+    const auto even = [](int64_t words) { return (words + 3) / 4 * 4; };
+    escapes = padded;
+    streams = escapes + padded;
+    classes = streams + padded / 2 + entropy::MOST_LANES;
+    lengths = classes + ECSQ_MOST_CLASSES * CLASS_WORDS;
+    at = lengths + even(entropy::TOTAL + 1);
+    substreams = at + even(parts.blocks + parts.count);
+    kinds = substreams + even(3 * parts.count);
+    coded = kinds + even((parts.blocks + 3) / 4);
+    trellis = coded + even((ecsq_segment_nbytes(codec, n) + 3) / 4);
+    end = trellis + even(entropy_trellis_words(codec, n));
+  }
+};
 
 struct Job {
   const Layer* layers;           // in device memory; null: `single` is all there is
@@ -115,7 +145,8 @@ struct Report {
 
 enum Input : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
-// Memory of encoders of BITSHIFT: for each of `count` blocks of threads `each` words, scratch_words() or more.
+// Memory of encoders of BITSHIFT and ENTROPY: for each of `count` blocks of threads `each` words, scratch_words() or
+// what EntropyScratch says, or more.
 struct Scratch {
   uint32_t* words;
   int64_t each;
@@ -155,6 +186,8 @@ int decode_trellis(const Job& job, const Sources& sources, float* out, const Del
 // The parts that the one before leaves out: rests of payloads, and pieces that a sender has rotated twice.
 int decode_trellis_careful(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                            const Queue& queue);
+int encode_entropy(const Job& job, const Gradient& x, float gain, uint8_t* out, const Scratch& scratch,
+                   const Queue& queue);
 int decode_entropy(const Job& job, const Sources& sources, float* out, const Delivery& delivery, Report* report,
                    const Queue& queue);
 
@@ -183,6 +216,7 @@ inline int encode(const Job& job, uint32_t families, const Gradient& x, float ga
   if (!error && launches.formats) error = encode_formats(job, x, gain, out, queue);
   if (!error && launches.sparse) error = encode_sparse(job, x, gain, out, queue);
   if (!error && launches.trellis) error = encode_trellis(job, x, gain, out, scratch, queue);
+  if (!error && (families & family_bit(ENTROPY))) error = encode_entropy(job, x, gain, out, scratch, queue);
   return error;
 }
 

@@ -9,13 +9,6 @@
 
 namespace commpress {
 
-namespace {
-
-constexpr int64_t CLASS_WIDTH = ECSQ_CLASS_WIDTH, FLOOR_LEVEL = -48;  // in 1/16 octave
-constexpr int64_t FINEST = 36800;  // a class is at most so many 1/2048 octaves above the step: at most 16 raw bits
-
-}  // namespace
-
 EcsqClasses::EcsqClasses(const EcsqCodec& codec, const Key& key, int64_t index, const float* x, int64_t n, float gain,
                          Isa isa)
     : codec_(codec),
@@ -158,37 +151,19 @@ void EcsqClasses::classify(const std::vector<int64_t>& levels) {
       weight[levels[b] - least] += size_of(b);
     }
   find_first_step(weight, least, greatest);
-  // Of the places where classes may begin, that which gathers most.
-  int64_t phase = 0, most = -1;
-  for (int64_t p = 0; p < CLASS_WIDTH; ++p) {
-    int64_t sum = 0, here = 0;
-    for (int64_t level = least; level <= greatest; ++level) {
-      here += met[level - least];
-      if (level == greatest || floor_divide(level + p, CLASS_WIDTH) != floor_divide(level + 1 + p, CLASS_WIDTH)) {
-        sum += here * here;
-        here = 0;
-      }
-    }
-    if (sum > most) {
-      most = sum;
-      phase = p;
-    }
-  }
-  const int64_t floor_class = floor_divide((first_ >> 7) + FLOOR_LEVEL + phase, CLASS_WIDTH);
-  const auto class_of = [&](int64_t level) { return std::max(floor_divide(level + phase, CLASS_WIDTH), floor_class); };
-  int64_t lowest = class_of(least), highest = std::min(class_of(greatest), lowest + ECSQ_MOST_CLASSES - 1);
+  const int64_t phase = ecsq_phase(least, greatest, [&](int64_t level) { return met[level - least]; });
+  EcsqClassRange range(phase, first_, least, greatest);
   for (int flat = 0; flat < 2; ++flat) {
-    if (flat) lowest = highest;
-    const int64_t count = highest - lowest + 1;
-    centre_ = (CLASS_WIDTH * lowest - phase + CLASS_WIDTH / 2) * 128;
-    finest_ = centre_ + (count - 1) * CLASS_WIDTH * 128 - FINEST;
+    if (flat) range.flatten();
+    const int64_t count = range.count();
+    centre_ = range.centre();
+    finest_ = range.finest_step();
     present_.assign(count, false);
     levels_.assign(count, 0);
     members_.assign(count, 0);
     for (int64_t b = 0; b < blocks_; ++b) {
       if (kinds_[b] < 0) continue;
-      const int64_t c = std::min(class_of(levels[b]), highest);
-      kinds_[b] = static_cast<int16_t>(std::max(c, lowest) - lowest);
+      kinds_[b] = static_cast<int16_t>(range.class_of(levels[b]));
       present_[kinds_[b]] = true;
       levels_[kinds_[b]] += 128 * levels[b] + 64;
       ++members_[kinds_[b]];
@@ -199,8 +174,9 @@ void EcsqClasses::classify(const std::vector<int64_t>& levels) {
     header_ = ecsq_header_nbytes(codec_) + (count + 7) / 8 + substreams_.entries_nbytes();
     for (const bool there : present_) header_ += there ? ecsq_class_nbytes(codec_) : 0;
     const int64_t coders = substreams_.count * ecsq_lanes(nbytes_);
-    room_ = nbytes_ - header_ - static_cast<int64_t>(coded_kinds_.size()) - 3 * coders - 8;
-    if (static_cast<int64_t>(coded_kinds_.size()) <= nbytes_ / 2 && room_ >= nbytes_ / 4) break;
+    const int64_t coded = static_cast<int64_t>(coded_kinds_.size());
+    room_ = nbytes_ - header_ - coded - 3 * coders - 8;
+    if (coded <= nbytes_ / 2 && room_ >= nbytes_ / 4) break;
   }
 }
 
@@ -209,24 +185,22 @@ void EcsqClasses::encode_kinds() {
   coded_kinds_nbytes_.clear();
   for (int64_t s = 0; s < substreams_.count; ++s) {
     const int64_t first = substreams_.first(s);
-    const std::vector<uint8_t> coded = entropy::encode_classes(&kinds_[first], substreams_.last(s) - first);
-    coded_kinds_.insert(coded_kinds_.end(), coded.begin(), coded.end());
-    coded_kinds_nbytes_.push_back(static_cast<int64_t>(coded.size()));
+    const size_t before = coded_kinds_.size();
+    entropy::ClassContexts contexts;
+    entropy::encode_classes(&kinds_[first], substreams_.last(s) - first, contexts,
+                            [&](uint8_t byte) { coded_kinds_.push_back(byte); });
+    coded_kinds_nbytes_.push_back(static_cast<int64_t>(coded_kinds_.size() - before));
   }
 }
 
 // Coarsest of the steps 2^(t/16) at which a normal source in every block would have enough bits.
 void EcsqClasses::find_first_step(const std::vector<int64_t>& weight, int64_t least, int64_t greatest) {
-  const int64_t budget = nbytes_ * 8 * 4096;
-  int64_t low = least - 256, high = greatest + 64;
-  while (high - low > 1) {
-    const int64_t t = (low + high) >> 1;
+  first_ = ecsq_first_step(nbytes_, least, greatest, [&](int64_t t) {
     int64_t total = 0;
     for (int64_t level = least; level <= greatest; ++level)
       total += weight[level - least] * entropy::rate_at(level * 128 + 64 - t * 128);
-    (total <= budget ? high : low) = t;
-  }
-  first_ = high * 128;
+    return total;
+  });
 }
 
 }  // namespace commpress

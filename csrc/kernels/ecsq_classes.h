@@ -9,8 +9,6 @@
 
 namespace commpress {
 
-inline int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
-
 class EcsqClasses final {
  public:
   EcsqClasses(const EcsqCodec& codec, const Key& key, int64_t index, const float* x, int64_t n, float gain, Isa isa);

@@ -6,7 +6,7 @@
 #include "ecsq.h"
 #include "ecsq_format.h"
 #include "ecsq_kernels.h"
-#include "ectcq.h"
+#include "ectcq_model.h"
 #include "entropy_coders.h"
 
 namespace commpress {

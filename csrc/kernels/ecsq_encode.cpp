@@ -6,6 +6,7 @@
 
 #include "ecsq.h"
 #include "ecsq_classes.h"
+#include "ecsq_symbols.h"
 #include "ecsq_writer.h"
 #include "ectcq.h"
 #include "quantise.h"
@@ -15,8 +16,6 @@ namespace commpress {
 namespace {
 
 using entropy::Model;
-
-constexpr int64_t SAMPLED_BLOCKS = 256, STRIDE = 8;  // segments of so many blocks are searched on every eighth first
 
 class Encoder {
  public:
@@ -43,10 +42,7 @@ class Encoder {
 
  private:
   EcsqQuantiser quantiser(int kind, int64_t j) const {
-    const int64_t r = source_.relative(kind, j);
-    return {source_.gain(), static_cast<float>(1.0 / entropy::step_of(j)),
-            static_cast<float>(static_cast<double>(entropy::dead_zone(r)) / 65536), entropy::raw_bits(r),
-            codec_.dither};
+    return ecsq_quantiser(source_.gain(), source_.relative(kind, j), j, codec_.dither);
   }
 
   int rows_of(const EcsqQuantiser& q) const { return codec_.dither && !q.raw ? entropy::CELLS : 1; }
@@ -138,8 +134,8 @@ class Encoder {
   bool find_step(int64_t& j) {
     const int64_t room = source_.room(), finest = source_.finest_step();
     j = source_.first_step();
-    if (blocks_ >= SAMPLED_BLOCKS)
-      j = entropy::search([&](int64_t at) { return cost(at, STRIDE); }, room, j, finest, room >> 11, n_, 5).last;
+    if (blocks_ >= ECSQ_SAMPLED_BLOCKS)
+      j = entropy::search([&](int64_t at) { return cost(at, ECSQ_STRIDE); }, room, j, finest, room >> 11, n_, 5).last;
     int64_t best = 0;
     std::vector<Model> models(count_);
     bool found = false;

@@ -1,7 +1,7 @@
 // EcsqKernels in terms of lanes and of plain C++. Include after a lanes_*.h.
 #pragma once
 #include "ecsq_format.h"
-#include "ecsq_kernels.h"
+#include "ecsq_symbols.h"
 #include "entropy_coders.h"
 #include "hadamard.h"
 
@@ -25,29 +25,6 @@ static void ecsq_statistics(const float* x, int64_t n, float& sum, uint32_t& mos
   }
   sum = fold(sums);
   most = largest_lane(largest);
-}
-
-// The value of a coordinate in steps, with all its bits.
-static COMMPRESS_INLINE int32_t ecsq_value(const EcsqQuantiser& c, float v, int32_t w) {
-  if (c.dither) {
-    float m = v + static_cast<float>(w) * 0x1p-24f;
-    m = m < -ECSQ_MOST ? -ECSQ_MOST : m > ECSQ_MOST ? ECSQ_MOST : m;
-    return round_to_int(m);
-  }
-  const float a = float_of(bits_of(v) & 0x7FFFFFFFu) + c.offset;
-  const int32_t q = static_cast<int32_t>(a < ECSQ_MOST ? a : ECSQ_MOST);
-  return v < 0 ? -q : q;
-}
-
-static COMMPRESS_INLINE int ecsq_cell(int32_t w) {
-  const int cell = (w < 0 ? -w : w) >> 20;
-  return cell < entropy::CELLS ? cell : entropy::CELLS - 1;
-}
-
-static COMMPRESS_INLINE int32_t ecsq_high(int32_t q, int raw) { return (q + (1 << raw >> 1)) >> raw; }
-
-static COMMPRESS_INLINE EcsqEscape ecsq_escape(int64_t index, float v) {
-  return {index, v < -ECSQ_FARTHEST ? -ECSQ_FARTHEST : v > ECSQ_FARTHEST ? ECSQ_FARTHEST : v};
 }
 
 [[maybe_unused]] static void ecsq_count(const EcsqQuantiser& c, const float* x, const int32_t* w, int64_t n,
@@ -120,7 +97,7 @@ static COMMPRESS_INLINE EcsqEscape ecsq_escape(int64_t index, float v) {
       c.q3 += a > 2 ? a : 0;
       c.x3 += a > 2 ? fine * a : 0;
     }
-    lows[i] = static_cast<uint32_t>(q + (1 << raw >> 1)) & ((1u << raw) - 1);
+    lows[i] = ecsq_low(q, raw);
   }
 }
 

@@ -31,8 +31,8 @@ struct EctcqModel {
   // then the code of 1 is zero's.
   uint8_t codes[2][ECTCQ_INDICES] = {{0}};
   bool ample[2] = {false, false};
-  bool empty() const { return largest == 0 && !escape; }
-  int64_t nbytes() const { return 7 + 2 * largest; }
+  COMMPRESS_HD bool empty() const { return largest == 0 && !escape; }
+  COMMPRESS_HD int64_t nbytes() const { return 7 + 2 * largest; }
 };
 
 // A frequency is a float of 5 bits: exact below 64.
@@ -43,10 +43,7 @@ template <class Places>
 COMMPRESS_HD int32_t ectcq_magnitude(const Places& place, int q, int k) {
   return k == 0 ? 0 : 4096 * (2 * k - q) + 32 * place[(k < 3 ? k : 3) - 1];
 }
-inline int64_t ectcq_level(const EctcqModel& m, int q, int k) { return ectcq_magnitude(m.places[q], q, k); }
-
-// False where nothing is left or a code is no frequency.
-bool ectcq_frequencies(const EctcqModel& m, int32_t (&out)[2][entropy::SYMBOLS]);
+COMMPRESS_HD int64_t ectcq_level(const EctcqModel& m, int q, int k) { return ectcq_magnitude(m.places[q], q, k); }
 
 // What was met of a class: for each 32 q + k the number << 40 | sum of magnitudes in 1/256 step, in four parts so that
 // neighbours do not wait for each other; and the number of those beyond ECTCQ_FARTHEST for each q.
@@ -79,6 +76,13 @@ struct EctcqBlock {
   const EctcqTables* tables;
   uint8_t* cells;  // 32 q + |k| of every coordinate
 };
+
+// What is sent of a value that has no symbol: its lowest bit is the parity of the index.
+COMMPRESS_HD float ectcq_kept(float v, uint32_t parity) {
+  constexpr float MOST = 0x1.fffffep99f;  // so that it stays below ECSQ_FARTHEST with its lowest bit set
+  const float kept = v < -MOST ? -MOST : v > MOST ? MOST : v;
+  return float_of((bits_of(kept) & ~1u) | parity);
+}
 
 struct EctcqClassCoder {
   int largest;

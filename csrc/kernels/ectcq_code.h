@@ -27,6 +27,18 @@ constexpr const EctcqCode* ectcq_code(int64_t states) {
   return nullptr;
 }
 
+// The code of so many states, which there is, where the table cannot be read: on a device.
+COMMPRESS_HD EctcqCode ectcq_code_of_states(int states) {
+  constexpr EctcqCode of8 = ECTCQ_CODES[0], of16 = ECTCQ_CODES[1], of32 = ECTCQ_CODES[2], of64 = ECTCQ_CODES[3],
+                      of128 = ECTCQ_CODES[4], of256 = ECTCQ_CODES[5];
+  return states == 8     ? of8
+         : states == 16  ? of16
+         : states == 32  ? of32
+         : states == 64  ? of64
+         : states == 128 ? of128
+                         : of256;
+}
+
 // The other way: both predecessors of a state have its highest bit as their lowest, and differ in the parity that leads
 // on from them.
 template <int STATES>
@@ -38,8 +50,8 @@ struct EctcqTrellis {
                                  : STATES == 64  ? 5
                                  : STATES == 128 ? 6
                                                  : 7;
-  static constexpr uint32_t quantiser(uint32_t state) { return state >> HIGHEST; }
-  static constexpr uint32_t from(uint32_t state, uint32_t odd) {
+  static COMMPRESS_HD constexpr uint32_t quantiser(uint32_t state) { return state >> HIGHEST; }
+  static COMMPRESS_HD constexpr uint32_t from(uint32_t state, uint32_t odd) {
     const uint32_t q = quantiser(state);
     return (state ^ (q ? CODE.feedback : 0) ^ (odd ? CODE.parity : 0)) << 1 | q;
   }

@@ -4,14 +4,12 @@
 
 #include "ecsq_classes.h"
 #include "ecsq_writer.h"
-#include "ectcq.h"
+#include "ectcq_model.h"
 #include "ectcq_rate.h"
 
 namespace commpress {
 
 namespace {
-
-constexpr int32_t LEAST_RATE = 200000;  // below, ecsq is better
 
 class Encoder final {
  public:
@@ -23,14 +21,15 @@ class Encoder final {
         room_(nbytes_ - header_ - static_cast<int64_t>(source.coded_kinds().size()) -
               3 * ECTCQ_LANES * source.substreams().count - 8),
         kernels_(ectcq_kernels(isa)),
-        search_(source, room_, isa) {}
+        search_(source, room_, isa),
+        turns_(search_) {}
 
   bool run() {
-    if (room_ < nbytes_ / 2 || source_.codec().rate < LEAST_RATE) return false;
-    bool found = search_.run();
+    if (room_ < nbytes_ / 2 || source_.codec().rate < ECTCQ_LEAST_RATE) return false;
+    bool found = turns_.run();
     for (int turn = 0; turn < 40 && found; ++turn) {
       if (write()) return true;
-      found = search_.shrink(nbytes_ >> 10);  // coding took more than the sum of its logarithms
+      found = turns_.shrink(nbytes_ >> 10);  // coding took more than the sum of its logarithms
     }
     return false;
   }
@@ -147,6 +146,7 @@ class Encoder final {
   const int64_t nbytes_, header_, room_;
   const EctcqKernels& kernels_;
   EctcqSearch search_;
+  EctcqTurns<EctcqSearch> turns_;
 };
 
 }  // namespace

@@ -7,11 +7,8 @@
 namespace commpress {
 namespace COMMPRESS_ISA {
 
-// A value that has no symbol; its lowest bit is the parity of the index.
 static COMMPRESS_INLINE EcsqEscape ectcq_escape(int64_t index, float v, uint32_t parity) {
-  constexpr float MOST = 0x1.fffffep99f;  // so that it stays below ECSQ_FARTHEST with its lowest bit set
-  const float kept = v < -MOST ? -MOST : v > MOST ? MOST : v;
-  return {index, float_of((bits_of(kept) & ~1u) | parity)};
+  return {index, ectcq_kept(v, parity)};
 }
 
 [[maybe_unused]] static uint8_t* ectcq_encode_block(EctcqClassCoder& c, const EctcqBlock& block, float gain,

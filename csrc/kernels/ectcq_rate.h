@@ -1,23 +1,15 @@
-// Rate control of a segment with a trellis: the step, the indices and the tables that fill the budget.
+// What the rate control of a segment with a trellis works on: its blocks, their indices, and the tables.
 #pragma once
 #include <memory>
 #include <vector>
 
 #include "ecsq_classes.h"
-#include "ectcq.h"
+#include "ectcq_turns.h"
 
 namespace commpress {
 
-// Of a class in the trellis `lengths`, `model`, `counts`, `tables`; of another one the rest.
-struct EctcqClass {
-  bool known = false;                 // whether there are lengths
-  int64_t lengths[2][ECTCQ_INDICES];  // that the search reckons with, in 2^-16 bit
-  int64_t first[2][ECTCQ_INDICES];    // those that a pass begins with
-  int64_t counted = 0;                // blocks in `counts`
-  int64_t seen = 0, cost = 0;         // blocks of the last model, and what they took in 2^-16 bit
-  EctcqModel model;
-  EctcqCounts counts;
-  EctcqTables tables;
+struct EctcqClass : EctcqLearner<EctcqCounts> {
+  // Of one that is not in the trellis.
   entropy::Model uniform;
   EcsqQuantiser quantiser;
 };
@@ -27,12 +19,26 @@ class EctcqSearch final {
   // `room`: bytes for tables, raw bits, escapes and stream.
   EctcqSearch(const EcsqClasses& source, int64_t room, Isa isa);
 
-  // Finds the step and all indices. False if no step fits, or much room is left.
-  bool run();
-  // Makes room for about so many bytes more.
-  bool shrink(int64_t nbytes);
-
+  // The Work of EctcqTurns.
+  const EcsqClasses& source() const { return source_; }
+  int64_t room() const { return room_; }
+  int64_t predicted(int64_t j) const { return ectcq_predicted(source_, j); }
+  int64_t step_for(int64_t target, int64_t cost, int64_t reference) const {
+    return ectcq_step_for(source_, target, cost, reference);
+  }
+  void set_step(int64_t j, int64_t stride);
   int64_t step() const { return j_; }
+  int spans() const { return static_cast<int>(spans_.size()) - 1; }
+  int span_at(int i) const { return static_cast<int>(spans_[i]); }
+  void prepare(int64_t price);
+  int64_t price() const { return price_; }
+  void search(int64_t first, int64_t last, bool again);
+  void fit(int learning);
+  int64_t bytes() const;
+  void forget();
+  void keep();
+  void go_back();
+
   float inverse() const;
   bool in_trellis(int kind) const { return source_.relative(kind, j_) <= ECTCQ_MOST_LEVEL; }
   const EctcqClass& of(int kind) const { return classes_[kind]; }
@@ -42,18 +48,8 @@ class EctcqSearch final {
 
  private:
   const float* values_of(int64_t block) const;
-  int64_t predicted(int64_t j) const;
-  int64_t step_for(int64_t target, int64_t cost, int64_t reference) const;
-  void set_step(int64_t stride);
   void begin(EctcqClass& c, int64_t level) const;
-  void prepare(EctcqClass& c) const;
-  int64_t spans() const { return static_cast<int64_t>(spans_.size()) - 1; }
-  void search(int64_t first, int64_t last);
   void count(int64_t place, bool away);
-  void fit(int learning);
-  int64_t bytes() const;
-  void sample();
-  bool pass();
 
   const EcsqClasses& source_;
   const EctcqKernels& kernels_;
@@ -65,7 +61,7 @@ class EctcqSearch final {
   std::vector<uint8_t> cells_;
   std::unique_ptr<uint8_t[]> scratch_;
   int64_t j_ = 0, others_ = 0;  // step; bytes of the classes that are not in the trellis
-  int64_t price_ = 0;           // of a bit, in 1/1024 of `worth_`
+  int64_t price_ = ECTCQ_PRICE;
   alignas(64) float tail_[ECSQ_BLOCK] = {0};
 };
 

@@ -1,8 +1,6 @@
 // Entropy coders: one step of rANS (Duda 2013; Giesen 2014), and an adaptive binary coder for the classes of blocks.
 #pragma once
 #include <cstdint>
-#include <utility>
-#include <vector>
 
 #include "hd.h"
 
@@ -26,15 +24,19 @@ inline uint32_t rans_advance(uint32_t x, uint32_t frequency, uint32_t bias, cons
   return x;
 }
 
-// The encoder's; `out` moves down. Two bytes must be free below it.
+// The encoder's: a state that is full gives a word away first. `out` moves down. Two bytes must be free below it.
+COMMPRESS_HD bool rans_full(uint32_t x, uint32_t frequency) { return x >> 20 >= frequency; }
+COMMPRESS_HD uint32_t rans_after(uint32_t x, uint32_t frequency, uint32_t start) {
+  return (x / frequency << 12) + x % frequency + start;
+}
 inline uint32_t rans_put(uint32_t x, uint32_t frequency, uint32_t start, uint8_t*& out) {
-  if (x >> 20 >= frequency) {
+  if (rans_full(x, frequency)) {
     out -= 2;
     out[0] = static_cast<uint8_t>(x);
     out[1] = static_cast<uint8_t>(x >> 8);
     x >>= 16;
   }
-  return (x / frequency << 12) + x % frequency + start;
+  return rans_after(x, frequency, start);
 }
 
 enum Kind : int16_t { KIND_ZERO = -1, KIND_NAN = -2 };  // beside the classes 0, 1, ...
@@ -70,26 +72,26 @@ COMMPRESS_HD void learn(uint32_t& p, bool bit) {
     p -= p >> 5;
 }
 
+// put(byte) for each byte.
+template <class Put>
 class BinaryEncoder {
  public:
-  void bit(uint32_t& p, bool value) {
+  COMMPRESS_HD explicit BinaryEncoder(Put& put) : put_(put) {}
+  COMMPRESS_HD void bit(uint32_t& p, bool value) {
     const uint32_t middle = low_ + static_cast<uint32_t>((static_cast<uint64_t>(high_ - low_) * p) >> 16);
     (value ? high_ : low_) = value ? middle : middle + 1;
     learn(p, value);
     while (!((low_ ^ high_) >> 24)) {
-      out_.push_back(static_cast<uint8_t>(high_ >> 24));
+      put_(static_cast<uint8_t>(high_ >> 24));
       low_ <<= 8;
       high_ = high_ << 8 | 0xFF;
     }
   }
-  std::vector<uint8_t> finish() {
-    out_.push_back(static_cast<uint8_t>((low_ >> 24) + 1));
-    return std::move(out_);
-  }
+  COMMPRESS_HD void finish() { put_(static_cast<uint8_t>((low_ >> 24) + 1)); }
 
  private:
+  Put& put_;
   uint32_t low_ = 0, high_ = 0xFFFFFFFFu;
-  std::vector<uint8_t> out_;
 };
 
 class BinaryDecoder {
@@ -124,10 +126,11 @@ class BinaryDecoder {
   uint32_t left_, low_, high_, code_;
 };
 
-inline std::vector<uint8_t> encode_classes(const int16_t* kinds, int64_t n) {
-  ClassContexts c;
+// Classes of n blocks; put(byte) for each byte. What `c` held before does not matter.
+template <class Kinds, class Put>
+COMMPRESS_HD void encode_classes(const Kinds& kinds, int64_t n, ClassContexts& c, Put&& put) {
   c.begin();
-  BinaryEncoder coder;
+  BinaryEncoder<Put> coder(put);
   for (int64_t b = 0; b < n; ++b) {
     const int kind = kinds[b];
     coder.bit(c.special[c.was_special], kind < 0);
@@ -142,7 +145,7 @@ inline std::vector<uint8_t> encode_classes(const int16_t* kinds, int64_t n) {
     }
     c.moved(kind);
   }
-  return coder.finish();
+  coder.finish();
 }
 
 // The next block's; false where it is out of range.

@@ -18,6 +18,8 @@ constexpr int64_t HALF = 1 << 15;  // one half, in 2^-16 of a step
 struct Tables {
   uint32_t survival[8][289];
   uint32_t inverse[32];
+  uint32_t level[16];
+  uint16_t rate[129];
   float step_coarse[32], step_fine[64];
   uint8_t dead_zone[129];
 };
@@ -26,6 +28,8 @@ constexpr Tables made_tables() {
   for (int shape = 0; shape < 8; ++shape)
     for (int i = 0; i < 289; ++i) t.survival[shape][i] = SURVIVAL[shape][i];
   for (int i = 0; i < 32; ++i) t.inverse[i] = INVERSE[i];
+  for (int i = 0; i < 16; ++i) t.level[i] = LEVEL[i];
+  for (int i = 0; i < 129; ++i) t.rate[i] = RATE[i];
   for (int i = 0; i < 32; ++i) t.step_coarse[i] = STEP_COARSE[i];
   for (int i = 0; i < 64; ++i) t.step_fine[i] = STEP_FINE[i];
   for (int i = 0; i < 129; ++i) t.dead_zone[i] = DEAD_ZONE[i];
@@ -58,6 +62,24 @@ COMMPRESS_HD int64_t interpolated(const T (&table)[129], int64_t relative, int64
   place = place < 0 ? 0 : place > 128 * 128 - 1 ? 128 * 128 - 1 : place;
   const int64_t i = place >> 7, f = place & 127;
   return (table[i] * (128 - f) + table[i + 1] * f) * scale >> 7;
+}
+
+// Bits of a normal source in 1/4096, at a level of its mean magnitude in 1/2048 octave above the step.
+COMMPRESS_HD int64_t rate_at(int64_t relative) {
+  return interpolated(tables().rate, relative, 1) + (relative > 64 * 128 ? 2 * (relative - 64 * 128) : 0);
+}
+
+// -log2(f / 4096) in 2^-16 bit, f = 1 .. 4096.
+COMMPRESS_HD int64_t length_of(uint32_t f) {
+  const int whole = 63 - leading_zeros(f);
+  uint64_t m = static_cast<uint64_t>(f) << (30 - whole);
+  int64_t log = whole;
+  for (int i = 0; i < 16; ++i) {
+    m = m * m >> 30;
+    log = log << 1 | static_cast<int64_t>(m >> 31);
+    m >>= m >> 31;
+  }
+  return (static_cast<int64_t>(PRECISION) << 16) - log;
 }
 
 // Level of a class in 1/32 octave.

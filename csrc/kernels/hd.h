@@ -6,8 +6,10 @@
 
 #if defined(__CUDACC__)
 #define COMMPRESS_HD __host__ __device__ __forceinline__
+#define COMMPRESS_HD_SELDOM __host__ __device__ __noinline__  // on a device kept out of the way of what runs always
 #else
 #define COMMPRESS_HD inline __attribute__((always_inline))
+#define COMMPRESS_HD_SELDOM
 #endif
 
 namespace commpress {
@@ -66,6 +68,15 @@ COMMPRESS_HD int32_t round_to_int(float x) {
   return __float2int_rn(x);
 #else
   return static_cast<int32_t>(__builtin_lrintf(x));  // one instruction, unlike rintf without SSE4.1
+#endif
+}
+
+// The largest whole number that is not above x.
+COMMPRESS_HD double round_down(double x) {
+#if defined(__CUDA_ARCH__)
+  return floor(x);
+#else
+  return __builtin_floor(x);
 #endif
 }
 

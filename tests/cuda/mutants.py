@@ -1,4 +1,4 @@
-"""Mutants of the CUDA kernels: do test_kernels, test_formats, test_topk, test_bitshift and test_entropy catch bugs of the kinds that kernels have?
+"""Mutants of the CUDA kernels: do test_kernels, test_formats, test_topk, test_bitshift, test_entropy and test_entropy_encoder catch bugs of the kinds that kernels have?
 
     python tests/cuda/mutants.py [--builds plain,sanitize,threads] [--no-baseline] [NAME ...]
 
@@ -59,6 +59,11 @@ RUNS = {
         "plain": [(1, 0, 1, 5), (2, 2, 4, 1)],
         "sanitize": [(4, 0, 1, 5), (5, 2, 8, 7)],
         "threads": [(6, 0, 8, 40), (7, 2, 8, 20)],
+    },
+    "entropy_encoder": {
+        "plain": [(1, 0, 1, 5), (2, 2, 4, 1)],
+        "sanitize": [(4, 0, 1, 5), (5, 2, 4, 7)],
+        "threads": [(6, 0, 4, 20), (7, 2, 4, 10)],
     },
 }
 BUILDS = list(RUNS["kernels"])

@@ -9,6 +9,13 @@ TESTS = {
     "sparse": "test_topk",
     "trellis": "test_bitshift",
     "entropy": "test_entropy",
+    "entropy_encoder": "test_entropy_encoder",
+}
+# Of files whose names have a text, in this order, what is compiled with them.
+_EMULATED = {
+    **dict.fromkeys(("formats", "sparse", "trellis"), ""),
+    **dict.fromkeys(("ectcq", "encode_entropy", "_encoder", "_classes", "_rate", "_writer"), "entropy_encoder"),
+    "entropy": "",
 }
 
 
@@ -34,7 +41,7 @@ class Mutant:
     @property
     def emulated(self) -> str:
         """What is compiled with it, EMULATED_emulated.cpp."""
-        return next((kind for kind in ("formats", "sparse", "trellis", "entropy") if kind in self.file), "kernels")
+        return next((emulated or text for text, emulated in _EMULATED.items() if text in self.file), "kernels")
 
     @property
     def test(self) -> str:

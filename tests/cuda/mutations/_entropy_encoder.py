@@ -1,0 +1,141 @@
+"""The encoder of the entropy-coded quantisers: name, file, text, replacement and the build to try first of each."""
+
+_KERNEL, _SPACE, _CLASSES = "cuda_encode_entropy.h", "cuda_entropy_encoder.h", "cuda_entropy_classes.h"
+_RATE, _WRITER = "cuda_entropy_rate.h", "cuda_entropy_writer.h"
+
+MUTANTS = [
+    # ---- barriers ----
+    (
+        "encoder_begins_at_once",
+        _KERNEL,
+        "blockIdx.x * scratch.each);\n    __syncthreads();",
+        "blockIdx.x * scratch.each);",
+    ),
+    (
+        *("values_stored_within_warp", _CLASSES),
+        *(
+            "    __syncthreads();\n    for (int i = thread(); i < here; i += threads()) m.y",
+            "    for (int i = thread(); i < here; i += threads()) m.y",
+        ),
+    ),
+    ("values_measured_within_warp", _CLASSES, "s.any_nan = 0;\n  }\n  __syncthreads();", "s.any_nan = 0;\n  }"),
+    ("levels_counted_over_zeros", _CLASSES, "s.work[i] = 0;\n  __syncthreads();", "s.work[i] = 0;"),
+    ("levels_read_within_warp", _CLASSES, "m.at[b]), 1u);\n  __syncthreads();", "m.at[b]), 1u);"),
+    ("sums_over_those_still_read", _SPACE, "sum += s.totals[w];\n  __syncthreads();", "sum += s.totals[w];", "threads"),
+    ("scan_within_warp", _SPACE, "s.scratch[warp()] = sum;\n    __syncthreads();", "s.scratch[warp()] = sum;"),
+    (
+        "symbols_counted_over_zeros",
+        _RATE,
+        "counts[i] = 0;\n  __syncthreads();\n  const int taken",
+        "counts[i] = 0;\n  const int taken",
+    ),
+    ("costs_added_within_warp", _RATE, "fitted.cost;\n    }\n  }\n  __syncthreads();", "fitted.cost;\n    }\n  }"),
+    ("search_over_one_still_read", _RATE, "__syncthreads();  // warps may still be at the search before", ""),
+    (
+        "models_read_within_warp",
+        _KERNEL,
+        "set_step(s, j);\n  __syncthreads();\n  fill_entries",
+        "set_step(s, j);\n  fill_entries",
+        "threads",
+    ),
+    (
+        "streams_copied_at_once",
+        _WRITER,
+        "writer.escaped;\n    }\n  }\n  __syncthreads();",
+        "writer.escaped;\n    }\n  }",
+    ),
+    ("magnitudes_of_own_lane", _RATE, "magnitudes[lane()] = met;\n  __syncwarp();", "magnitudes[lane()] = met;"),
+    ("raw_bits_packed_at_once", _WRITER, "low(i, 0);\n  }\n  __syncwarp();", "low(i, 0);\n  }"),
+    # ---- warps ----
+    (
+        "words_of_lower_lanes_first",
+        _WRITER,
+        "__popc(all >> lane() >> 1))) = static_cast",
+        "__popc(all << (31 - lane()) << 1))) = static_cast",
+    ),
+    ("escapes_of_one_lane", _WRITER, "escapes -= __popc(all);", "escapes -= all ? 1 : 0;"),
+    (
+        "escapes_in_reverse",
+        _WRITER,
+        "*(escapes - (1 + __popc(all >> lane() >> 1)))",
+        "*(escapes - __popc(all << (31 - lane())))",
+    ),
+    (
+        "dithers_of_own_lane",
+        _WRITER,
+        "dithers.at(first / 32 * 32 + (first + lane()) % 32)",
+        "dithers.at((first + lane()) % 512)",
+    ),
+    ("idle_lanes_write", _WRITER, "lane() < lanes && i < n", "i < n"),
+    (
+        "sums_of_half_a_warp",
+        _SPACE,
+        "int distance = 16; distance; distance /= 2",
+        "int distance = 8; distance; distance /= 2",
+    ),
+    ("table_of_the_first_class", _KERNEL, "if (kind != current) {", "if (current < 0) {"),
+    ("counts_of_mixed_classes", _RATE, "if (kind != current) deliver();", ""),
+    # ---- bounds ----
+    ("values_beyond_the_end", _RATE, "if (i >= n) return;", "", "sanitize"),
+    ("streams_over_the_body", _WRITER, "streams + 4 * escapes > ", "streams > "),
+    (
+        "one_block_of_the_last",
+        _SPACE,
+        "return block + 1 < s.blocks ? GROUP_COORDINATES : s.last;",
+        "return GROUP_COORDINATES;",
+        "sanitize",
+    ),
+    ("shares_overlap", _KERNEL, "scratch.words + blockIdx.x * scratch.each", "scratch.words"),
+    # ---- the format ----
+    (
+        "extreme_values_as_they_are",
+        _CLASSES,
+        "const bool scales = beyond(of_values) || beyond(of_gain);",
+        "const bool scales = beyond(of_gain);",
+    ),
+    (
+        "extreme_gains_as_they_are",
+        _CLASSES,
+        "const bool scales = beyond(of_values) || beyond(of_gain);",
+        "const bool scales = beyond(of_values);",
+    ),
+    ("usual_values_are_measured", _CLASSES, "usual || finite == 0 ? 0 :", "finite == 0 ? 0 :"),
+    (
+        "unusual_values_are_not_measured",
+        _CLASSES,
+        "finite = larger(finite, a < SCALE32_INFINITY ? a : 0);",
+        "finite = larger(finite, a);",
+    ),
+    (
+        "norm_of_whole_blocks",
+        _CLASSES,
+        "square_root(static_cast<float>(size))",
+        "square_root(static_cast<float>(BLOCK))",
+    ),
+    ("rotated_as_the_first", _CLASSES, "s.index + first + start", "s.index + start"),
+    ("rows_in_one_sum", _CLASSES, "sums[pair % 2] +=", "sums[0] +="),
+    ("short_blocks_weigh_as_much", _CLASSES, "level == short_level ? GROUP_COORDINATES - s.last : 0", "0"),
+    ("last_of_equal_places", _CLASSES, "s.totals[p] > s.totals[phase]", "s.totals[p] >= s.totals[phase]"),
+    ("classes_never_flat", _CLASSES, "if (coded <= nbytes / 2 && room >= nbytes / 4) break;", "break;"),
+    ("no_samples", _RATE, "if (s.blocks >= ECSQ_SAMPLED_BLOCKS)", "if (false)"),
+    ("models_of_the_last_step", _RATE, "s.models[thread()] = s.best[thread()];", ";"),
+    ("escapes_for_nothing", _RATE, "least + 32 * static_cast<int64_t>(escapes) * 65536", "least"),
+    ("escapes_without_the_rare", _RATE, "escapes += __reduce_add_sync", "__reduce_add_sync"),
+    ("raw_bits_for_nothing", _RATE, "if (lane() == 0) raw += raw_nbytes(s, b, q.raw);", ""),
+    ("raw_bits_of_escapes", _WRITER, "ecsq_low(escaped ? 0 : value, raw)", "ecsq_low(value, raw)"),
+    ("huge_escapes_as_they_are", _WRITER, "ecsq_kept(v)", "v"),
+    ("moments_of_escapes", _KERNEL, "if (a > largest) continue;", ""),
+    ("moments_of_raw_bits", _KERNEL, "kind < 0 || s.quantisers[kind].raw", "kind < 0"),
+    ("rho_always", _KERNEL, "if (ecsq_has_rho(s.codec())) store_word", "store_word"),
+    ("gap_as_it_was", _WRITER, "i < first_stream; i += threads()) out[i] = 0;", "i < first_stream; i += threads()) ;"),
+    ("shift_forgotten", _WRITER, "j + 2048 * static_cast<int64_t>(s.shift)", "j"),
+    ("tensor_of_segment_forgotten", _KERNEL, "key.tensor += static_cast<uint32_t>(layer.tensor);", ""),
+    ("infinities_in_raw_values", _KERNEL, "else if ((bits & 0x7FFFFFFFu) >= SCALE32_INFINITY)", "else if (false)"),
+    (
+        "nan_is_zero",
+        _KERNEL,
+        "write_mode(s, s.any_nan ? ECSQ_NAN : ECSQ_ZERO, s.out)",
+        "write_mode(s, ECSQ_ZERO, s.out)",
+    ),
+    ("entries_of_no_substream", _WRITER, "store_word(before, entry(i) + 4);", "store_word(0, entry(i) + 4);"),
+]
