@@ -15,12 +15,11 @@ COMMPRESS_SELDOM bool plan_part(EntropySpace& s, Part& part) {
   for (int g = 0; g < PART_GROUPS; ++g) {  // behind the last group is nothing
     int kind = entropy::KIND_ZERO;
     if (g < groups && !next_kind(s, coder, kind)) return false;
-    const uint32_t nbytes = kind < 0 ? 0 : raw_nbytes(s, kind, group_numel(s, s.decoded_groups + g));
-    if (s.low > s.low_end || nbytes > s.low_end - s.low) return false;
     part.kind[g] = kind;
     part.low[g] = s.low;
     part.slot[g] = -1;
-    s.low += nbytes;
+    if (kind >= 0) s.low += raw_nbytes(s, kind, group_numel(s, s.decoded_groups + g));
+    if (s.low > s.low_end) return false;
   }
   s.kinds = coder;
   s.decoded_groups += groups;

@@ -199,8 +199,8 @@ COMMPRESS_SELDOM bool read_entry(EntropySpace& s, const uint8_t* in) {
   s.stream_end = s.last ? s.nbytes : word_from(next);
   s.escapes_end = s.last ? s.all_escapes : word_from(next + 4);
   s.low_end = s.last ? s.first_stream : word_from(next + 8);
-  if (s.escapes > s.escapes_end || s.stream_end > s.nbytes || s.low_end > s.first_stream || s.first_stream > s.nbytes ||
-      static_cast<uint64_t>(s.stream) + 4 * s.lanes > s.stream_end)
+  if (s.escapes > s.escapes_end || s.stream_end > s.nbytes || s.low > s.low_end || s.low_end > s.first_stream ||
+      s.first_stream > s.nbytes || static_cast<uint64_t>(s.stream) + 4 * s.lanes > s.stream_end)
     return false;
   s.escapes_at = 0;
   if (s.escapes < s.escapes_end) {

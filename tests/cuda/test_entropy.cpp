@@ -165,7 +165,7 @@ void hostile(Run& run) {
       uint32_t number;
       uint8_t* const field = bytes.data() + (noise.below(2) ? 10 : 14);
       std::memcpy(&number, field, 4);
-      number += static_cast<uint32_t>(noise.below(noise.below(2) ? 20 : 2000)) - 9;
+      number += static_cast<uint32_t>(noise.below(2) ? noise.below(20) - 10 : noise.below(4000) - 2000);
       std::memcpy(field, &number, 4);
     } else if (way == 2) {  // the other kind of segment
       bytes.data()[0] = static_cast<uint8_t>(noise.below(5));
