@@ -22,6 +22,7 @@ from commpress.collectives._device_call import DeviceCalls
 from commpress.errors import CommpressError, MismatchError, PeerError, SpecError, StateError, TensorError, WireError
 
 SPECS = ("none", "cast:bf16", "uniform:4", "lloyd:3", "hadamard+lloyd:2", "hadamard+lloyd:4.5", "uniform:1.5")
+SPECS += ("mxfp8", "topk:0.1", "bitshift:1,length=8", "hadamard+ecsq:2", "trellis:4,substream=8")
 SIZES = (0, 1, 4097, 40_001, 100_000)
 
 
@@ -186,7 +187,7 @@ def faults(rank: int, size: int) -> list:
     calls.ops.corrupt = spoil if rank == 1 else None
     calls(x, "hadamard+lloyd:4.5", key=Key(step=1))
     found.append(error(calls.calls.close))
-    for bad, spec in ((x.double(), "none"), (x, "trellis:2"), (torch.ones(2, device="meta"), "uniform:4")):
+    for bad, spec in ((x.double(), "none"), (x, "randk:0.1"), (torch.ones(2, device="meta"), "uniform:4")):
         found.append(error(lambda bad=bad, spec=spec: calls(bad, spec, key=Key())))
     calls = Calls()
     calls.ops.is_capturing = True

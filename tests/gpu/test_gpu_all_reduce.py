@@ -19,6 +19,7 @@ if not (torch.cuda.is_available() and ops.cuda_built() and dist.is_nccl_availabl
 
 WORLDS = sorted({1, min(2, torch.cuda.device_count()), torch.cuda.device_count()})
 SPECS = ("none", "cast:bf16", "uniform:4", "lloyd:3", "hadamard+lloyd:2", "hadamard+lloyd:4.5")
+SPECS += ("mxfp8", "topk:0.1", "bitshift:1,length=8", "hadamard+ecsq:2", "trellis:4,substream=8")
 
 
 def _rank(rank, size, rendezvous, name, answers):
