@@ -1,7 +1,7 @@
 // Number formats, encoded: scales -> codes, which go through shared memory, where words are put together from them. One
 // way serves every width, size and dtype.
 #pragma once
-#include "cuda_format_scales.h"
+#include "cuda_formats_scales.h"
 #include "cuda_launch.h"
 
 namespace commpress {

@@ -3,7 +3,7 @@
 from mutations._mutant import Mutant
 
 MUTANTS = [
-    Mutant("largest_of_half_a_chunk", "cuda_format_scales.h", "__shfl_xor_sync(ALL_LANES, top, 2)", "0u"),
+    Mutant("largest_of_half_a_chunk", "cuda_formats_scales.h", "__shfl_xor_sync(ALL_LANES, top, 2)", "0u"),
     Mutant(
         "scales_before_magnitudes",
         "cuda_encode_formats.h",
@@ -30,7 +30,7 @@ MUTANTS = [
     ),
     Mutant(
         "folded_before_summed",
-        "cuda_format_scales.h",
+        "cuda_formats_scales.h",
         "s.partial[item] = sum;\n    }\n    __syncthreads();",
         "s.partial[item] = sum;\n    }\n    __syncwarp();",
     ),
@@ -49,7 +49,7 @@ MUTANTS = [
     ),
     Mutant(
         "sums_of_eight_lanes",
-        "cuda_format_scales.h",
+        "cuda_formats_scales.h",
         "int width = 8; width; width /= 2) all",
         "int width = 4; width; width /= 2) all",
     ),
@@ -73,7 +73,7 @@ MUTANTS = [
         "s.codes[place_of_byte(p, n)] : 1u",
         "s.codes[place_of_byte(p, n)] : 0u",
     ),
-    Mutant("values_read_behind_the_end", "cuda_format_scales.h", "i < n ? x[i] : 0.0f", "x[i]", "sanitize"),
+    Mutant("values_read_behind_the_end", "cuda_formats_scales.h", "i < n ? x[i] : 0.0f", "x[i]", "sanitize"),
     Mutant(
         "gain_forgotten_in_care",
         "cuda_encode_formats.h",
