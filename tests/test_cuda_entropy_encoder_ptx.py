@@ -85,3 +85,12 @@ def test_trellises(states):
 @pytest.mark.parametrize(("spec", "n"), [("hadamard+trellis:0.7", 100_000), ("trellis:8,substream=8", 33_000)])
 def test_trellises_of_samples_and_substreams(spec, n):
     check(layers_of(spec, n), normal(n, 3), 8)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("spec", ["hadamard+ecsq:4,substream=64", "ecdq:2", "trellis:2,substream=64"])
+def test_many_values(spec):
+    """Slow under the executor."""
+    n = 2**20 - 5
+    check(layers_of(spec, n), patchy(n, 5), 6)
