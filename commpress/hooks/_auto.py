@@ -27,7 +27,7 @@ CODECS = ("hadamard+lloyd:4", "uniform:4", "hadamard+lloyd:2")
 BY_BUCKET = "by bucket"
 TIE = 0.03
 """Ways that the model sees no further apart are equally fast to it, and the more exact one is taken."""
-MEASURED_TIE = 0.01
+MEASURED_TIE = 0.005
 """The same of ways whose steps were timed."""
 FIRST_TRIAL = SETTLED + 2
 """DDP's buckets are settled by then, and the steps that are repacked are over."""
@@ -254,7 +254,7 @@ class Chooser:
         fastest = self._fastest(seconds)
         model = f"the model gives it {1e3 * seconds[way]:.2f} ms and {fastest} {1e3 * seconds[fastest]:.2f} ms"
         if self._times:
-            return f"steps took {1e3 * self._times[plan]:.1f} ms with it, the fastest of the plans tried or within {MEASURED_TIE:.0%} of it; {model}"
+            return f"steps took {1e3 * self._times[plan]:.1f} ms with it, the fastest of the plans tried or within {MEASURED_TIE:.1%} of it; {model}"
         if self.decided == "trial":
             return f"on trial; {model}"
         return f"fastest by the model, or the most exact within {TIE:.0%} of it; {model}"
