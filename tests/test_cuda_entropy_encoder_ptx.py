@@ -60,7 +60,7 @@ def test_one_layer_of_many_classes(spec, n):
     check(layers_of(spec, n), patchy(70_001, 1)[-n:], 7, counter=1234)
 
 
-@pytest.mark.parametrize("spec", ["hadamard+ecsq:8", pytest.param("ecdq:6", marks=NIGHTLY)])
+@pytest.mark.parametrize("spec", ["hadamard+ecsq:8", pytest.param("ecdq:8", marks=NIGHTLY)])
 def test_substreams(spec):
     layers = layers_of(f"{spec},substream=8", 17_000)
     assert Launcher(layers, key_of(0))._table.blocks > 1
