@@ -87,8 +87,10 @@ def parity(rank: int, size: int, folder: str) -> dict:
         ("hadamard+lloyd:2", torch.float32),
         ("hadamard+lloyd:3", torch.bfloat16),
         ("lloyd:3", torch.float16),
+        ("hadamard+ecsq:2", torch.bfloat16),
+        ("topk:0.1,values=4", torch.float32),
         ("cast:bf16", torch.float64),
-    )[: 6 if size < 3 else 3]:
+    )[: 8 if size < 3 else 3]:
         want = Run(codec, dtype=dtype, cpu=True).train()
         run = Run(codec, dtype=dtype)
         got = run.train()
@@ -191,7 +193,7 @@ def behaviour(rank: int, size: int) -> dict:
     found["registration"] = error(lambda: Run("uniform:4" if rank else "uniform:5"))
     options = ({"shaping": 0.5}, {"check_every": 5}, {"agreement_every": 5}, {"hierarchical": True})
     refused = [error(lambda given=given: Run(**given)) for given in options]
-    refused += [error(lambda codec=codec: Run(codec)) for codec in ("lowrank:2", "trellis:2")]
+    refused += [error(lambda codec=codec: Run(codec)) for codec in ("lowrank:2", "randk:0.1")]
     found["refused"] = [*refused, error(lambda: Run("hadamard+lloyd", bits=2.0))]
     return found
 
@@ -209,7 +211,7 @@ def test_not_finite_restarts_and_errors():
             and later.startswith("StateError: this HookState failed earlier")
         )
         assert "ranks disagree on codec" in value["registration"]
-        names = ("shaping", "check_every", "agreement_every", "hierarchical", "lowrank", "trellis")
+        names = ("shaping", "check_every", "agreement_every", "hierarchical", "lowrank", "randk")
         for text, name in zip(value["refused"], (*names, "plan= that is kept"), strict=True):
             assert text.startswith("SpecError") and name in text, (text, name)
 
